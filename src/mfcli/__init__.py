@@ -1,0 +1,35 @@
+"""mfcli classifies pictures with the MetaFormer family, from the shell (`mf`) and from Python.
+
+Public names are loaded on first use, so that importing the package costs nothing: `create_model` (the backbone in
+torch), `load_predictor` (an object that classifies pictures, without torch) and `list_variants` (the registry).
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mfcli.metaformer import create_model
+    from mfcli.predictor import load_predictor
+    from mfcli.variants import list_variants
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "create_model", "list_variants", "load_predictor"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "create_model":
+        from mfcli.metaformer import create_model
+
+        return create_model
+    if name == "load_predictor":
+        from mfcli.predictor import load_predictor
+
+        return load_predictor
+    if name == "list_variants":
+        from mfcli.variants import list_variants
+
+        return list_variants
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

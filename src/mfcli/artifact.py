@@ -1,0 +1,378 @@
+"""The self-describing ONNX artifact: made once from a variant and its weights, opened ever after without torch.
+
+One file: input `input` float32 (N, 3, H, W), output `logits` float32 (N, classes), N free; its metadata properties
+hold the preprocessing plan, the labels, where the weights came from, and the check that was run when it was made. A
+JSON sidecar holds the file's own SHA-256 and size. `ensure` is what tasks call; `build` is what makes a file.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from mfcli.errors import ModelError, OutputError
+from mfcli.preprocess import PreprocessPlan
+from mfcli.results import Label
+from mfcli.variants import Pretraining, Variant
+from mfcli.weights import bundled_file, remembered_sha256, sha256_of, write_atomically
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from mfcli.metaformer import MetaFormer
+
+FORMAT_VERSION = 1
+"""Raised whenever the graph or the metadata of an artifact changes meaning; older files are then rebuilt."""
+
+MAX_LOGIT_DIFFERENCE = 1e-4
+"""Largest difference to torch that an artifact may have, as a share of the logits' standard deviation."""
+
+_METADATA_PREFIX = "mfcli."
+_METADATA_PROPS_FIELD = 14  # ModelProto.metadata_props in onnx.proto
+
+Progress = Callable[[str], None]
+"""Told in a few words what takes long, before it begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An artifact that was opened and found right.
+
+    Attributes:
+        path: the ONNX file.
+        variant: the variant's name.
+        key: the cache key, see `cache_key`.
+        weights_sha256: digest of the checkpoint it was made from.
+        source_url: where that checkpoint is published, None if nowhere.
+        checkpoint: the checkpoint's file, for the engine that needs it; None where it is not known.
+        plan: the preprocessing.
+        labels: one per class, in head order.
+        versions: of the packages that made it.
+        check: the largest difference to torch found at each batch size, as a share of the logits' standard deviation.
+        size_bytes: of the file.
+    """
+
+    path: Path
+    variant: str
+    key: str
+    weights_sha256: str
+    source_url: str | None
+    checkpoint: Path | None
+    plan: PreprocessPlan
+    labels: tuple[Label, ...]
+    versions: dict[str, str]
+    check: dict[str, float]
+    size_bytes: int
+
+
+def ensure(
+    variant: Variant, weights_file: Path | None, cache_dir: Path, progress: Progress = lambda _: None
+) -> Artifact:
+    """Return the ready artifact of a variant, built first where there is none.
+
+    Args:
+        variant: the row.
+        weights_file: a checkpoint of the user's; None for the variant's own.
+        cache_dir: where artifacts are kept; not touched for the bundled model.
+        progress: told before something that takes long.
+
+    Raises:
+        ModelError: there are no weights, or they are not this variant's.
+        OutputError: the artifact cannot be kept in cache_dir.
+    """
+    if weights_file is None and variant.pretraining is Pretraining.BUNDLED:
+        path = bundled_file(f"{variant.name}.onnx")
+        return open_artifact(path, variant, None, path.with_suffix(".safetensors"))
+    if weights_file is None:
+        raise ModelError(
+            f"the weights of {variant.name} are not on this machine",
+            f"fetch {variant.url} and add --weights FILE",
+        )
+    digest = remembered_sha256(weights_file, cache_dir / "digests")
+    key = cache_key(variant, digest)
+    path = cache_dir / "artifacts" / f"{variant.name}-{key[:16]}.onnx"
+    try:
+        return open_artifact(path, variant, key, weights_file)
+    except ModelError:
+        _build_once(variant, weights_file, digest, path, progress)
+        return open_artifact(path, variant, key, weights_file)
+
+
+def cache_key(variant: Variant, weights_sha256: str, half_weights: bool = False) -> str:
+    """Return 64 hex digits over all that shapes an artifact: weights, format, row, options."""
+    recipe = {
+        "format_version": FORMAT_VERSION,
+        "weights_sha256": weights_sha256,
+        "variant": variant.name,
+        "architecture": asdict(variant.architecture),
+        "preprocess": [variant.input_size, variant.crop_pct, variant.interpolation, variant.mean, variant.std],
+        "half_weights": half_weights,
+    }
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Path | None) -> Artifact:
+    """Open an artifact and check that it is whole and the one that is meant.
+
+    Size, format version, variant and key are checked; the digest is checked when the file is written.
+
+    Args:
+        path: the ONNX file; its sidecar lies beside it.
+        variant: the row it must be of.
+        key: the key it must have; None for any.
+        checkpoint: the weights it was made from, where they are at hand.
+
+    Raises:
+        ModelError: it is missing, torn, foreign, or of another version, variant or key.
+    """
+    try:
+        sidecar = json.loads(path.with_suffix(".json").read_bytes())
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            metadata = dict(_metadata_props(file, size_bytes))
+        if sidecar["size_bytes"] != size_bytes:
+            raise ModelError(f"{path} has {size_bytes} bytes instead of {sidecar['size_bytes']}")
+        fields = {name: json.loads(metadata[_METADATA_PREFIX + name]) for name in _FIELDS}
+        wanted = {"format_version": FORMAT_VERSION, "variant": variant.name, "key": key or fields["key"]}
+        if different := [name for name, value in wanted.items() if fields[name] != value]:
+            raise ModelError(f"{path} is of another {different[0]}: {fields[different[0]]}")
+        return Artifact(
+            path=path,
+            variant=fields["variant"],
+            key=fields["key"],
+            weights_sha256=fields["weights_sha256"],
+            source_url=fields["source_url"],
+            checkpoint=checkpoint if checkpoint and checkpoint.is_file() else None,
+            plan=PreprocessPlan.from_json(metadata[_METADATA_PREFIX + "preprocess"]),
+            labels=tuple(Label(wnid, name) for wnid, name in fields["labels"]),
+            versions=fields["versions"],
+            check=fields["check"],
+            size_bytes=size_bytes,
+        )
+    except OSError as error:
+        raise ModelError(f"cannot read the artifact {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is torn or not an artifact of mfcli") from error
+
+
+_FIELDS = (
+    "format_version",
+    "variant",
+    "key",
+    "weights_sha256",
+    "source_url",
+    "preprocess",
+    "labels",
+    "versions",
+    "check",
+)
+
+
+def _metadata_props(file: BinaryIO, size_bytes: int) -> Iterator[tuple[str, str]]:
+    """Yield the metadata of an ONNX file without reading its weights: every other field is skipped by its length."""
+    while file.tell() < size_bytes:
+        tag = _varint(file)
+        field, wire_type = tag >> 3, tag & 7
+        if wire_type == 0:
+            _varint(file)
+            continue
+        length = _varint(file) if wire_type == 2 else 0
+        if wire_type != 2 or file.tell() + length > size_bytes:
+            raise ValueError("not an ONNX file, or cut off")
+        if field != _METADATA_PROPS_FIELD:
+            file.seek(length, os.SEEK_CUR)
+            continue
+        yield _string_pair(file, file.tell() + length)
+
+
+def _string_pair(file: BinaryIO, end: int) -> tuple[str, str]:
+    strings = {}
+    while file.tell() < end:
+        tag = _varint(file)
+        strings[tag >> 3] = file.read(_varint(file)).decode()
+    return strings.get(1, ""), strings.get(2, "")
+
+
+def _varint(file: BinaryIO) -> int:
+    value = shift = 0
+    while True:
+        byte = file.read(1)
+        if not byte or shift > 63:
+            raise ValueError("cut off")
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+        shift += 7
+
+
+def _build_once(variant: Variant, weights_file: Path, digest: str, path: Path, progress: Progress) -> None:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress(f"waiting for another process that prepares {variant.name}")
+            lock.acquire()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with lock:
+        try:
+            open_artifact(path, variant, cache_key(variant, digest), weights_file)
+        except ModelError:  # nobody else has built it meanwhile
+            progress(f"preparing {variant.name} (once for these weights)")
+            build(variant, weights_file, digest, path)
+
+
+def build(
+    variant: Variant,
+    weights_file: Path,
+    weights_sha256: str,
+    path: Path,
+    *,
+    labels: tuple[Label, ...] | None = None,
+    half_weights: bool = False,
+) -> None:
+    """Make the artifact of a checkpoint at `path`, with its sidecar; imports torch and timm.
+
+    Args:
+        variant: the row.
+        weights_file: the checkpoint.
+        weights_sha256: its digest.
+        path: the ONNX file to write; it appears whole or not at all.
+        labels: names of the classes; None for the row's, or for numbers where the head has another size.
+        half_weights: store the weights rounded to float16; the arithmetic stays float32.
+
+    Raises:
+        ModelError: the checkpoint is not this variant's, or the graph's logits differ from torch's.
+        OutputError: `path` cannot be written.
+    """
+    from mfcli.checkpoint import load_checkpoint
+    from mfcli.preprocess import plan_for
+
+    loaded = load_checkpoint(weights_file, variant)
+    if half_weights:
+        loaded.model.half().float()
+    proto = _export(loaded.model, variant, half_weights)
+    fields = {
+        "format_version": FORMAT_VERSION,
+        "variant": variant.name,
+        "key": cache_key(variant, weights_sha256, half_weights),
+        "weights_sha256": weights_sha256,
+        "source_url": variant.url,
+        "labels": [(label.wnid, label.name) for label in labels or _labels(variant, loaded.num_classes)],
+        "versions": _versions(),
+        "check": _check(proto, loaded.model, variant),
+        "preprocess": asdict(plan_for(variant)),
+    }
+    for name, value in fields.items():
+        proto.metadata_props.add(key=_METADATA_PREFIX + name, value=json.dumps(value, sort_keys=True))
+    try:
+        _write(proto, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot keep the prepared model in {path.parent}: {error.strerror or error}",
+        "name a folder that can be written: MF_CACHE_DIR=DIR",
+    )
+
+
+def _labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:
+    from mfcli.labels import imagenet_labels, numbered_labels
+
+    if num_classes != variant.num_classes:
+        return numbered_labels(num_classes)
+    if variant.pretraining is Pretraining.BUNDLED:
+        return open_artifact(bundled_file(f"{variant.name}.onnx"), variant, None, None).labels
+    return imagenet_labels(num_classes)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("mfcli", "torch", "timm", "onnx", "onnxscript", "onnxruntime")}
+
+
+def _export(model: "MetaFormer", variant: Variant, half_weights: bool) -> "ModelProto":
+    import torch
+
+    example = torch.zeros(2, *variant.input_size)  # the exporter takes a batch of 1 for a constant
+    program = torch.onnx.export(
+        model,
+        (example,),
+        dynamo=True,
+        input_names=["input"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        verbose=False,
+    )
+    assert program is not None  # it is None only when exporting to a file without dynamo
+    proto = program.model_proto
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # stack traces of the exporting machine
+        node.doc_string = ""
+    if half_weights:
+        _store_as_half(proto)
+    return proto
+
+
+def _store_as_half(proto: "ModelProto") -> None:
+    """Store float32 weights as float16 and cast them back; the runtime folds the casts when it loads the graph."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue  # a constant of the graph, not a rounded weight
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
+    for index, cast in enumerate(casts):
+        proto.graph.node.insert(index, cast)
+
+
+def _check(proto: "ModelProto", model: "MetaFormer", variant: Variant) -> dict[str, float]:
+    """Compare the graph's logits with torch's at batch 1 and 3; return the largest difference over the spread."""
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    differences = {}
+    for batch in (1, 3):
+        pixels = torch.randn(batch, *variant.input_size, generator=generator)
+        with torch.inference_mode():
+            expected = model(pixels)
+        (logits,) = session.run(["logits"], {"input": pixels.numpy()})
+        difference = float((torch.from_numpy(logits) - expected).abs().max() / expected.std())
+        if not difference <= MAX_LOGIT_DIFFERENCE:  # also when it is not a number
+            raise ModelError(
+                f"the graph of {variant.name} differs from torch by {difference:.2g} of the logits' spread at batch"
+                f" {batch}; at most {MAX_LOGIT_DIFFERENCE:g} is accepted",
+                "these weights may hold infinities or may not be trained; check the file",
+            )
+        differences[f"batch_{batch}"] = difference
+    return differences
+
+
+def _write(proto: "ModelProto", path: Path) -> None:
+    """Write graph and sidecar beside their targets and rename them, the sidecar last: it says that all is there."""
+    data = proto.SerializeToString()
+    sidecar: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    write_atomically(path, data)
+    if sha256_of(path) != sidecar["sha256"]:
+        raise OutputError(f"{path} reads back differently than it was written", "check the disk")
+    write_atomically(path.with_suffix(".json"), json.dumps(sidecar).encode())

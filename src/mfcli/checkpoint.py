@@ -1,0 +1,216 @@
+"""From a checkpoint file to a loaded backbone: read, unwrap, rename, load strictly.
+
+Nothing in a file is ever executed: pickles go through torch's weights-only reader. What does not fit is refused with
+the first names that differ and the row that would fit.
+"""
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mfcli.errors import ModelError
+from mfcli.variants import ARCHITECTURES, VARIANTS, Architecture, Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mfcli.metaformer import MetaFormer
+
+StateDict = dict[str, "Tensor"]
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net")
+"""Keys under which trainers put the state dict; averaged weights first, as they are the better ones."""
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, torch.compile and trainers put before every name."""
+
+# timm's names on the left; `stages.0.blocks.1.` becomes `stages.0.1.`, and so on.
+_TIMM_NAMES = (
+    (r"^stem\.conv\.", "downsample_layers.0.conv."),
+    (r"^stem\.norm\.", "downsample_layers.0.post_norm."),
+    (r"^stages\.(\d)\.downsample\.norm\.", r"downsample_layers.\1.pre_norm."),
+    (r"^stages\.(\d)\.downsample\.conv\.", r"downsample_layers.\1.conv."),
+    (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+    (r"^head\.norm\.", "norm."),
+    (r"^head\.fc\.", "head."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCheckpoint:
+    """A backbone with the weights of a file.
+
+    Attributes:
+        model: in eval mode, float32.
+        num_classes: outputs of the head, which the file decides.
+    """
+
+    model: "MetaFormer"
+    num_classes: int
+
+
+def load_checkpoint(path: Path, variant: Variant) -> LoadedCheckpoint:
+    """Load a checkpoint into the backbone of `variant`; the head may have another size, the rest must match strictly.
+
+    Raises:
+        ModelError: the file cannot be read, carries code, or holds other weights.
+    """
+    from mfcli.metaformer import build_model
+
+    state = to_reference_names(read_state_dict(path))
+    head = state.get("head.fc2.weight", state.get("head.weight"))
+    num_classes = variant.num_classes if head is None or head.ndim == 0 else head.shape[0]
+    model = build_model(variant.architecture, num_classes=num_classes)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state = _squeeze_1x1_convolutions(state, expected)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if shapes != expected:
+        fitting = _architectures_that_fit(shapes)
+        raise ModelError(f"{path} does not fit {variant.name}: {_difference(shapes, expected)}", _advice(fitting, state))
+    model.load_state_dict(state, strict=True)
+    return LoadedCheckpoint(model.eval(), num_classes)
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """Read the tensors of a .pth or .safetensors file, told apart by content; floating ones come as float32.
+
+    Raises:
+        ModelError: the file cannot be read, is neither, carries code, or holds no tensors.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise ModelError(f"cannot read weights from {path}: {error.strerror}") from error
+    if start[8:9] == b"{":
+        tensors: Mapping[str, Any] = _read_safetensors(path)
+    else:
+        tensors = _unwrap(path, _read_pickle(path))
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} is a damaged safetensors file: {error}", "download it again") from error
+
+
+def _read_pickle(path: Path) -> object:
+    import torch
+
+    try:
+        # A Namespace, which training scripts put beside the weights, is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) and "global" in str(error).lower():
+            raise ModelError(
+                f"{path} carries code, not only weights; nothing of it was run",
+                "save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors",
+            ) from error
+        raise ModelError(f"{path} is not a checkpoint", "expected a .pth or .safetensors file") from error
+    except Exception as error:  # a damaged file makes the readers of zip and pickle raise almost anything
+        raise ModelError(f"{path} is not a checkpoint, or a damaged one", "download it again") from error
+
+
+def _unwrap(path: Path, loaded: object) -> Mapping[str, Any]:
+    import torch
+
+    while isinstance(loaded, Mapping):
+        if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
+            return loaded
+        wrapper = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        if wrapper is None:
+            break
+        loaded = loaded[wrapper]
+    raise ModelError(f"{path} holds no state dict", "expected {name: tensor}, alone or under 'state_dict' or 'model'")
+
+
+def to_reference_names(state: StateDict) -> StateDict:
+    """Rename timm's parameter names, and those of the first PoolFormer's code, to the paper's; others stay."""
+    if "stem.conv.weight" in state:
+        return {_renamed(name, _TIMM_NAMES): tensor for name, tensor in state.items()}
+    if "patch_embed.proj.weight" in state:
+        return {_from_poolformer(name): tensor for name, tensor in state.items()}
+    return state
+
+
+def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        name, count = re.subn(pattern, replacement, name)
+        if count:
+            break
+    return name
+
+
+def _from_poolformer(name: str) -> str:
+    """`network.4.1.` is the third stage's second block, `network.3.proj` the downsampling before it."""
+    name = re.sub(r"layer_scale_(\d)$", r"layer_scale\1.scale", name.replace("patch_embed.proj", "downsample_layers.0.conv"))
+    name = re.sub(r"^network\.(\d)\.proj\.", lambda m: f"downsample_layers.{int(m[1]) // 2 + 1}.conv.", name)
+    return re.sub(r"^network\.(\d)\.", lambda m: f"stages.{int(m[1]) // 2}.", name)
+
+
+def _squeeze_1x1_convolutions(state: StateDict, expected: Mapping[str, tuple[int, ...]]) -> StateDict:
+    """Drop trailing dimensions of 1, as in 1x1 convolutions that stand for linear layers, where the row has none."""
+    return {
+        name: tensor.reshape(shape)
+        if (shape := expected.get(name)) and tuple(tensor.shape) == (*shape, 1, 1)
+        else tensor
+        for name, tensor in state.items()
+    }
+
+
+def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+    parts = []
+    if missing := [name for name in expected if name not in found]:
+        parts.append(f"{len(missing)} missing, first {missing[0]}")
+    if unexpected := [name for name in found if name not in expected]:
+        parts.append(f"{len(unexpected)} unexpected, first {unexpected[0]}")
+    if wrong := [name for name in expected if name in found and found[name] != expected[name]]:
+        first = wrong[0]
+        parts.append(f"{len(wrong)} of another shape, first {first} {found[first]} instead of {expected[first]}")
+    return "; ".join(parts)
+
+
+def _architectures_that_fit(shapes: Mapping[str, tuple[int, ...]]) -> list[Architecture]:
+    """The architectures whose tensors, but for the head's number of classes, have these names and shapes."""
+    import torch
+
+    from mfcli.metaformer import build_model
+
+    def body(all_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        # 1x1 convolutions count as linear layers, in the head the number of classes is left out
+        return {
+            name: shape[1:] if name.startswith("head.") and "fc1" not in name and "norm" not in name else _linear(shape)
+            for name, shape in all_shapes.items()
+        }
+
+    wanted, fitting = body(shapes), []
+    with torch.device("meta"):
+        for architecture in ARCHITECTURES.values():
+            state = build_model(architecture, num_classes=1).state_dict()
+            if body({name: tuple(tensor.shape) for name, tensor in state.items()}) == wanted:
+                fitting.append(architecture)
+    return fitting
+
+
+def _linear(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:-2] if len(shape) in (3, 4) and shape[-2:] == (1, 1) else shape
+
+
+def _advice(fitting: list[Architecture], state: StateDict) -> str:
+    if not fitting:
+        return "these weights fit no row of mf list-models"
+    head = state.get("head.fc2.weight", state.get("head.weight"))
+    rows = [v for v in VARIANTS.values() if v.architecture in fitting]
+    same_head = [v for v in rows if head is not None and v.num_classes == head.shape[0]]
+    return f"these weights fit --model {' or '.join(v.name for v in same_head or rows)}"

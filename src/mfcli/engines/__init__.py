@@ -1,0 +1,22 @@
+"""Engines: an artifact goes in, an object that computes logits comes out. One file each, loaded on use."""
+
+from mfcli.artifact import Artifact
+from mfcli.engines.base import Engine, EngineName
+
+
+def load_engine(name: EngineName, artifact: Artifact) -> Engine:
+    """Load a model into an engine.
+
+    Raises:
+        EngineError: the engine is not installed or refuses the model.
+        ModelError: the engine needs the checkpoint and it is not there.
+    """
+    match name:
+        case EngineName.AUTO | EngineName.ONNXRUNTIME:
+            from mfcli.engines.onnxruntime import OnnxRuntimeEngine
+
+            return OnnxRuntimeEngine(artifact)
+        case EngineName.TORCH:
+            from mfcli.engines.torch import TorchEngine
+
+            return TorchEngine(artifact)

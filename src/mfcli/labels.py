@@ -1,0 +1,75 @@
+"""Names of classes: ImageNet's from timm's ImageNetInfo while an artifact is made, others from a file.
+
+Predictions read labels from the artifact; nothing here is needed for them unless --labels is given.
+"""
+
+import csv
+from pathlib import Path
+
+from mfcli.errors import ModelError, UsageError
+from mfcli.results import Label
+
+# In timm, "imagenet-22k" is the list of 21,841 classes that these checkpoints were trained in; "imagenet-21k" is another.
+_TIMM_LISTS = {1000: "imagenet-1k", 21841: "imagenet-22k"}
+
+
+def imagenet_labels(num_classes: int) -> tuple[Label, ...]:
+    """Return the classes of ImageNet-1k (1000) or of the full ImageNet (21841) in head order; imports timm.
+
+    Raises:
+        ModelError: there is no ImageNet list of this length.
+    """
+    from timm.data import ImageNetInfo
+
+    if num_classes not in _TIMM_LISTS:
+        raise ModelError(f"no ImageNet class list has {num_classes} classes")
+    info = ImageNetInfo(_TIMM_LISTS[num_classes])
+    return tuple(Label(wnid, info.label_name_to_description(wnid)) for wnid in info.label_names())
+
+
+def labels_of_wnids(wnids: list[str]) -> tuple[Label, ...]:
+    """Return the named labels of WordNet ids, in the given order; imports timm."""
+    names = {label.wnid: label for label in imagenet_labels(21841)} | {
+        label.wnid: label for label in imagenet_labels(1000)
+    }
+    return tuple(names[wnid] for wnid in wnids)
+
+
+def numbered_labels(num_classes: int) -> tuple[Label, ...]:
+    """Return class_0, class_1, ... for a head whose classes nobody named."""
+    return tuple(Label(None, f"class_{index}") for index in range(num_classes))
+
+
+def read_labels(path: Path) -> tuple[Label, ...]:
+    """Read a labels file: one name a line, or CSV with a header that has `name` and, if known, `wnid`.
+
+    Raises:
+        UsageError: the file cannot be read, is not UTF-8 text, holds no name or an empty one.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UsageError(f"cannot read labels from {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"labels file {path} is not UTF-8 text") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    header = [cell.strip().lower() for cell in next(csv.reader(lines[:1]), [])]
+    if "name" in header and (len(header) == 1 or "wnid" in header):
+        labels = _from_csv(path, header, lines[1:])
+    else:
+        labels = tuple(Label(None, line.strip()) for line in lines)
+    if not labels or any(not label.name for label in labels):
+        raise UsageError(f"labels file {path} holds an empty name or none", "one name a line, in the head's order")
+    return labels
+
+
+def _from_csv(path: Path, header: list[str], lines: list[str]) -> tuple[Label, ...]:
+    name_at, wnid_at = header.index("name"), header.index("wnid") if "wnid" in header else None
+    labels = []
+    for row in csv.reader(lines):
+        if len(row) < len(header):
+            raise UsageError(f"labels file {path}: too few columns in {','.join(row)!r}", "columns: wnid,name")
+        wnid = row[wnid_at].strip() or None if wnid_at is not None else None
+        labels.append(Label(wnid, row[name_at].strip()))
+    return tuple(labels)

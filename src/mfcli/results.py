@@ -1,0 +1,103 @@
+"""The values that cross rooms: what was asked, what was answered, what failed.
+
+Plain frozen dataclasses without behaviour; formats/ turns them into bytes, predictor.py makes them.
+"""
+
+from dataclasses import dataclass
+
+from mfcli.errors import FailureCode
+
+PREDICT_SCHEMA = "mf.predict/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One class of a head.
+
+    Attributes:
+        wnid: the WordNet id, comparable across models; None for a head whose classes have none.
+        name: the human-readable name.
+    """
+
+    wnid: str | None
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One of the top-k answers for a picture.
+
+    Attributes:
+        rank: 1 for the most probable class.
+        class_index: index in the model's own head.
+        wnid: WordNet id or None.
+        label: the class name.
+        prob: softmax probability, 0 to 1.
+    """
+
+    rank: int
+    class_index: int
+    wnid: str | None
+    label: str
+    prob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a picture has no predictions."""
+
+    code: FailureCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PictureResult:
+    """The row of one input, in input order; it has either predictions or an error.
+
+    Attributes:
+        input: the input as given; bytes that are not UTF-8 are U+FFFD here.
+        input_b64: the exact bytes of such a name in base64, else None.
+        member: the member of an archive, else None.
+        width: pixels of the upright picture, None when it could not be opened.
+        height: pixels of the upright picture, None when it could not be opened.
+        predictions: best first; empty when there is an error.
+        error: None when the picture was classified.
+    """
+
+    input: str
+    input_b64: str | None
+    member: str | None
+    width: int | None
+    height: int | None
+    predictions: tuple[Prediction, ...]
+    error: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What shaped the answers of one run.
+
+    Attributes:
+        model: the variant's name.
+        weights_sha256: digest of the checkpoint the artifact was made from.
+        run: 16 hex digits over everything that shapes an answer; equal runs give equal answers.
+        engine: the engine's name.
+        precision: the arithmetic, "fp32".
+        top_k: number of predictions a picture.
+    """
+
+    model: str
+    weights_sha256: str
+    run: str
+    engine: str
+    precision: str
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Counts over a run."""
+
+    inputs: int
+    ok: int
+    failed: int

@@ -1,0 +1,46 @@
+"""The program's own environment variables and their defaults, read once.
+
+Nothing else in the package looks at MF_* variables. A flag beats the environment, the environment beats the
+default; `cli` and `load_predictor` are the callers.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+BUNDLED_ALIAS = "bundled"
+"""The name under which the model that ships with the package can always be asked for."""
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says.
+
+    Attributes:
+        model: the model used when none is named.
+        cache_dir: the folder that holds prepared artifacts.
+        debug: whether a failure shows its traceback.
+    """
+
+    model: str
+    cache_dir: Path
+    debug: bool
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Read MF_MODEL, MF_CACHE_DIR and MF_DEBUG; an empty variable counts as unset."""
+        cache_dir = environ.get("MF_CACHE_DIR")
+        return cls(
+            model=environ.get("MF_MODEL") or BUNDLED_ALIAS,
+            cache_dir=Path(cache_dir).expanduser() if cache_dir else _default_cache_dir(),
+            debug=environ.get("MF_DEBUG", "").lower() in _TRUE,
+        )
+
+
+def _default_cache_dir() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mfcli", appauthor=False)

@@ -1,0 +1,86 @@
+"""Where weights are: the files that ship with the package, and a user's checkpoint with its digest.
+
+Knows nothing of artifacts. The bundled files lie in the installed package, or, in a checkout, in its weights/ folder.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from mfcli.errors import ModelError
+
+_PACKAGE_DIR = Path(__file__).parent
+
+
+def bundled_file(name: str) -> Path:
+    """Return the path of a file that ships with the package.
+
+    Raises:
+        ModelError: it is in neither place, so the installation is incomplete.
+    """
+    for folder in (_PACKAGE_DIR / "weights", _PACKAGE_DIR.parent.parent / "weights"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelError(f"the bundled file {name} is missing from this installation", "pip install --force-reinstall mfcli")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hex.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise ModelError(f"no such weights file: {path}") from error
+    except OSError as error:
+        raise ModelError(f"cannot read weights from {path}: {error.strerror}") from error
+
+
+def remembered_sha256(path: Path, index_dir: Path) -> str:
+    """Return the SHA-256 of a checkpoint, hashed only when the file is new or has changed.
+
+    A small file a path in `index_dir` remembers the digest together with device, inode, size and both times of the
+    file, as git's index does; hashing 100 MB at every start would cost more than the prediction.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    path = Path(os.path.realpath(path))
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ModelError(f"cannot read weights from {path}: {error.strerror}") from error
+    identity = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    entry = index_dir / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    try:
+        known = json.loads(entry.read_bytes())
+        if known["identity"] == identity:
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not remembered, or not readable: hash it
+    digest = sha256_of(path)
+    try:
+        write_atomically(entry, json.dumps({"path": str(path), "identity": identity, "sha256": digest}).encode())
+    except OSError:
+        pass  # a cache that cannot be written costs time, not correctness
+    return digest
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` beside `path`, flush it to the disk and rename it, so that a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

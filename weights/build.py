@@ -1,0 +1,28 @@
+"""Make the bundled artifact from its checkpoint: python weights/build.py.
+
+Reads caformer_t9_64.safetensors (float16 weights under the paper's parameter names) and classes.txt (the WordNet id
+of each head index) from this folder and writes caformer_t9_64.onnx and its sidecar beside them.
+"""
+
+from pathlib import Path
+
+from mfcli.artifact import build
+from mfcli.labels import labels_of_wnids
+from mfcli.variants import find_variant
+from mfcli.weights import sha256_of
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Build the artifact in place."""
+    variant = find_variant("bundled")
+    checkpoint = HERE / f"{variant.name}.safetensors"
+    labels = labels_of_wnids((HERE / "classes.txt").read_text().split())
+    build(
+        variant, checkpoint, sha256_of(checkpoint), HERE / f"{variant.name}.onnx", labels=labels, half_weights=True
+    )
+
+
+if __name__ == "__main__":
+    main()
