@@ -19,9 +19,7 @@ def main() -> None:
     variant = find_variant("bundled")
     checkpoint = HERE / f"{variant.name}.safetensors"
     labels = labels_of_wnids((HERE / "classes.txt").read_text().split())
-    build(
-        variant, checkpoint, sha256_of(checkpoint), HERE / f"{variant.name}.onnx", labels=labels, half_weights=True
-    )
+    build(variant, checkpoint, sha256_of(checkpoint), HERE / f"{variant.name}.onnx", labels=labels, half_weights=True)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ def load_checkpoint(path: Path, variant: Variant) -> LoadedCheckpoint:
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if shapes != expected:
         fitting = _architectures_that_fit(shapes)
-        raise ModelError(f"{path} does not fit {variant.name}: {_difference(shapes, expected)}", _advice(fitting, state))
+        raise ModelError(
+            f"{path} does not fit {variant.name}: {_difference(shapes, expected)}", _advice(fitting, state)
+        )
     model.load_state_dict(state, strict=True)
     return LoadedCheckpoint(model.eval(), num_classes)
 
@@ -89,7 +91,7 @@ def read_state_dict(path: Path) -> StateDict:
         tensors: Mapping[str, Any] = _read_safetensors(path)
     else:
         tensors = _unwrap(path, _read_pickle(path))
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
+    while tensors and (prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
@@ -112,7 +114,7 @@ def _read_pickle(path: Path) -> object:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) and "global" in str(error).lower():
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise ModelError(
                 f"{path} carries code, not only weights; nothing of it was run",
                 "save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors",
@@ -154,7 +156,9 @@ def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 def _from_poolformer(name: str) -> str:
     """`network.4.1.` is the third stage's second block, `network.3.proj` the downsampling before it."""
-    name = re.sub(r"layer_scale_(\d)$", r"layer_scale\1.scale", name.replace("patch_embed.proj", "downsample_layers.0.conv"))
+    name = re.sub(
+        r"layer_scale_(\d)$", r"layer_scale\1.scale", name.replace("patch_embed.proj", "downsample_layers.0.conv")
+    )
     name = re.sub(r"^network\.(\d)\.proj\.", lambda m: f"downsample_layers.{int(m[1]) // 2 + 1}.conv.", name)
     return re.sub(r"^network\.(\d)\.", lambda m: f"stages.{int(m[1]) // 2}.", name)
 

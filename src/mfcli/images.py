@@ -4,12 +4,9 @@ Decides what every kind of picture means as RGB (orientation, 16-bit and float g
 what is broken, cut off or too large; which pixels a model then sees is preprocess.py's business.
 """
 
-import io
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -54,42 +51,26 @@ class DecodedPicture:
     height: int
 
 
-def decode_file(path: Path, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedPicture:
-    """Decode a picture file.
+def decode(file: BinaryIO, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedPicture:
+    """Decode the first frame of a picture.
+
+    Args:
+        file: binary and seekable.
+        exif: whether to turn the picture upright by its EXIF orientation.
+        max_pixels: the largest width x height that is decoded.
 
     Raises:
-        PictureError: with the code that says why there is no picture.
+        PictureError: decode, truncated, too_large or unsupported.
     """
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise PictureError(FailureCode.UNSUPPORTED, "is a folder, not a picture")
-        if not stat.S_ISREG(mode):
-            raise PictureError(FailureCode.UNSUPPORTED, "is not a regular file; pictures from a pipe: mf predict -")
-        with path.open("rb") as file:
-            return _decode(file, exif, max_pixels)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise PictureError(FailureCode.NOT_FOUND, "no such file") from error
-    except PermissionError as error:
-        raise PictureError(FailureCode.PERMISSION, "no permission to read it") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise PictureError(FailureCode.NOT_FOUND, f"cannot be read: {_one_line(error)}") from error
-
-
-def decode_bytes(data: bytes, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedPicture:
-    """Decode a picture held in memory.
-
-    Raises:
-        PictureError: with the code that says why there is no picture.
-    """
-    return _decode(io.BytesIO(data), exif, max_pixels)
+    with _pillow_errors():
+        if not file.read(1):
+            raise PictureError(FailureCode.TRUNCATED, "is empty (0 bytes)")
+        file.seek(0)
+        return _decode(file, exif, max_pixels)
 
 
 def _decode(file: BinaryIO, exif: bool, max_pixels: int) -> DecodedPicture:
-    if not file.read(1):
-        raise PictureError(FailureCode.TRUNCATED, "is empty (0 bytes)")
-    file.seek(0)
-    with _pillow_errors(), Image.open(file) as picture:
+    with Image.open(file) as picture:
         if picture.format in _PROGRAM_RUNNERS:
             raise PictureError(FailureCode.UNSUPPORTED, f"is {picture.format}, which is not decoded here")
         if picture.width * picture.height > max_pixels:

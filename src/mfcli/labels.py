@@ -9,7 +9,7 @@ from pathlib import Path
 from mfcli.errors import ModelError, UsageError
 from mfcli.results import Label
 
-# In timm, "imagenet-22k" is the list of 21,841 classes that these checkpoints were trained in; "imagenet-21k" is another.
+# timm's "imagenet-22k" is the list of 21,841 classes that these checkpoints have; its "imagenet-21k" is another.
 _TIMM_LISTS = {1000: "imagenet-1k", 21841: "imagenet-22k"}
 
 

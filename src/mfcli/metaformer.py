@@ -40,7 +40,7 @@ class LayerNormGeneral(nn.Module):
         self.normalized_dim = normalized_dim
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
-        self.register_parameter("bias", nn.Parameter(torch.zeros(dim)) if bias else None)
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised tensor, same shape as `x`."""
@@ -297,6 +297,7 @@ def _scale(dim: int, init_value: float | None) -> nn.Module:
 
 
 _norm = partial(LayerNormWithoutBias, eps=1e-6)
+_output_norm = partial(nn.LayerNorm, eps=1e-6)
 _downsampling = partial(Downsampling, kernel_size=3, stride=2, padding=1)
 _stem = partial(Downsampling, kernel_size=7, channels_first=True)
 
@@ -342,7 +343,7 @@ class MetaFormer(nn.Module):
         head_dropout: float = 0.0,
         layer_scale_init_values: Sequence[float | None] = (None,) * 4,
         res_scale_init_values: Sequence[float | None] = (None, None, 1.0, 1.0),
-        output_norm: Layer = partial(nn.LayerNorm, eps=1e-6),
+        output_norm: Layer = _output_norm,
         head_fn: Layer = LinearHead,
     ) -> None:
         super().__init__()
@@ -353,10 +354,7 @@ class MetaFormer(nn.Module):
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.stages = nn.ModuleList(
             nn.Sequential(
-                *(
-                    MetaFormerBlock(dim, mixer, mlp, norm, next(rates), layer_scale, res_scale)
-                    for _ in range(depth)
-                )
+                *(MetaFormerBlock(dim, mixer, mlp, norm, next(rates), layer_scale, res_scale) for _ in range(depth))
             )
             for depth, dim, mixer, mlp, norm, layer_scale, res_scale in zip(
                 depths,

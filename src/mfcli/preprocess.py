@@ -48,9 +48,15 @@ class PreprocessPlan:
         """
         try:
             fields: dict[str, Any] = json.loads(text)
-            plan = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+            plan = cls(
+                resize_shorter_side=int(fields["resize_shorter_side"]),
+                crop_size=(int(fields["crop_size"][0]), int(fields["crop_size"][1])),
+                interpolation=str(fields["interpolation"]),
+                mean=_triple(fields["mean"]),
+                std=_triple(fields["std"]),
+            )
             Image.Resampling[plan.interpolation.upper()]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, IndexError) as error:
             raise ModelError(f"not a preprocessing plan: {text[:80]!r}") from error
         return plan
 
@@ -74,7 +80,8 @@ class PreprocessPlan:
         if max_pixels is not None and size[0] * size[1] > max_pixels:
             raise PictureError(
                 FailureCode.TOO_LARGE,
-                f"{picture.width}x{picture.height} would be resized to {size[0]}x{size[1]}, over --max-pixels {max_pixels}",
+                f"{picture.width}x{picture.height} would be resized to {size[0]}x{size[1]}, "
+                f"over --max-pixels {max_pixels}",
             )
         if size != picture.size:
             picture = picture.resize(size, Image.Resampling[self.interpolation.upper()])

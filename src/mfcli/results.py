@@ -1,6 +1,6 @@
 """The values that cross rooms: what was asked, what was answered, what failed.
 
-Plain frozen dataclasses without behaviour; formats/ turns them into bytes, predictor.py makes them.
+Plain frozen dataclasses; formats/ turns them into bytes, predictor.py makes them.
 """
 
 from dataclasses import dataclass
@@ -71,6 +71,11 @@ class PictureResult:
     height: int | None
     predictions: tuple[Prediction, ...]
     error: Failure | None
+
+    @property
+    def status(self) -> str:
+        """`ok` or `error`."""
+        return "error" if self.error else "ok"
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ def _architectures() -> Mapping[str, Architecture]:
 
 ARCHITECTURES = _architectures()
 
-# architecture, input size, pretraining, crop_pct, params, then as published: params in M, MACs in G, top-1; timm's top-1
+# architecture, input size, pretraining, crop_pct, params; as published: params in M, MACs in G, top-1; timm's top-1
 _ROWS: tuple[tuple[str, int, str, float, int, float | None, float | None, float | None, float | None], ...] = (
     ("caformer_t9", 64, "bundled", 1.0, 3_469_536, None, None, None, None),
     ("identityformer_s12", 224, "in1k", 1.0, 11_891_712, 11.9, 1.8, 74.6, None),

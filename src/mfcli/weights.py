@@ -3,10 +3,10 @@
 Knows nothing of artifacts. The bundled files lie in the installed package, or, in a checkout, in its weights/ folder.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from mfcli.errors import ModelError
@@ -23,7 +23,9 @@ def bundled_file(name: str) -> Path:
     for folder in (_PACKAGE_DIR / "weights", _PACKAGE_DIR.parent.parent / "weights"):
         if (folder / name).is_file():
             return folder / name
-    raise ModelError(f"the bundled file {name} is missing from this installation", "pip install --force-reinstall mfcli")
+    raise ModelError(
+        f"the bundled file {name} is missing from this installation", "pip install --force-reinstall mfcli"
+    )
 
 
 def sha256_of(path: Path) -> str:
@@ -64,23 +66,21 @@ def remembered_sha256(path: Path, index_dir: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not remembered, or not readable: hash it
     digest = sha256_of(path)
-    try:
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
         write_atomically(entry, json.dumps({"path": str(path), "identity": identity, "sha256": digest}).encode())
-    except OSError:
-        pass  # a cache that cannot be written costs time, not correctness
     return digest
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` beside `path`, flush it to the disk and rename it, so that a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with partial.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        partial.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise

@@ -1,0 +1,30 @@
+"""Formats: results go in, text comes out. One file each, loaded on use."""
+
+from typing import TextIO
+
+from mfcli.formats.base import FormatName, Writer
+
+
+def open_writer(name: FormatName, stream: TextIO) -> Writer:
+    """Return the writer of a format on a text stream; the stream must not translate newlines (table excepted)."""
+    match name:
+        case FormatName.TABLE:
+            from mfcli.formats.table import TableWriter
+
+            return TableWriter(stream)
+        case FormatName.JSON:
+            from mfcli.formats.json import JsonWriter
+
+            return JsonWriter(stream)
+        case FormatName.JSONL:
+            from mfcli.formats.json import JsonLinesWriter
+
+            return JsonLinesWriter(stream)
+        case FormatName.CSV:
+            from mfcli.formats.csv import SeparatedWriter
+
+            return SeparatedWriter(stream, ",")
+        case FormatName.TSV:
+            from mfcli.formats.csv import SeparatedWriter
+
+            return SeparatedWriter(stream, "\t")

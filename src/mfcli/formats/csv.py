@@ -1,0 +1,41 @@
+"""CSV and TSV: one row a picture, the same columns in every row of a run."""
+
+import csv
+from typing import TextIO
+
+from mfcli.results import PictureResult, RunInfo, Summary
+
+
+class SeparatedWriter:
+    """Rows with a separator, quoted where a cell needs it, ended by a line feed, UTF-8 without a mark."""
+
+    def __init__(self, stream: TextIO, separator: str) -> None:
+        self._stream = stream
+        self._minimal = csv.writer(stream, delimiter=separator, lineterminator="\n")
+        self._quoting = csv.writer(stream, delimiter=separator, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+    def begin(self, run: RunInfo) -> None:
+        """Write the header."""
+        self._run = run
+        columns = ["input", "member", "status", "model", "width", "height"]
+        for rank in range(1, run.top_k + 1):
+            columns += [f"label_{rank}", f"wnid_{rank}", f"class_index_{rank}", f"prob_{rank}"]
+        self._write([*columns, "error_code", "error_message"])
+
+    def write(self, result: PictureResult) -> None:
+        """Write one row; the cells of what a picture does not have are empty."""
+        cells: list[object] = [result.input, result.member, result.status, self._run.model, result.width, result.height]
+        for prediction in result.predictions:
+            cells += [prediction.label, prediction.wnid, prediction.class_index, prediction.prob]
+        cells += [None] * (4 * (self._run.top_k - len(result.predictions)))
+        cells += [result.error.code.value, result.error.message] if result.error else [None, None]
+        self._write(cells)
+
+    def _write(self, cells: list[object]) -> None:
+        # the csv module leaves a bare carriage return unquoted, which readers take for the end of a row
+        bare_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+        (self._quoting if bare_return else self._minimal).writerow(cells)
+        self._stream.flush()
+
+    def end(self, summary: Summary) -> None:
+        """Write nothing: every row is complete."""

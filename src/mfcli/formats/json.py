@@ -1,0 +1,73 @@
+"""JSON Lines, one object a picture, and JSON, one document a run; both stream and keep full float precision."""
+
+import json
+from dataclasses import asdict
+from typing import Any, TextIO
+
+from mfcli.results import PREDICT_SCHEMA, PictureResult, RunInfo, Summary
+
+
+def row(result: PictureResult, run: RunInfo) -> dict[str, Any]:
+    """Return the object of one picture, schema mf.predict/1."""
+    return {
+        "schema": PREDICT_SCHEMA,
+        "input": result.input,
+        "input_b64": result.input_b64,
+        "member": result.member,
+        "status": result.status,
+        "model": run.model,
+        "weights_sha256": run.weights_sha256,
+        "run": run.run,
+        "width": result.width,
+        "height": result.height,
+        "predictions": [asdict(prediction) for prediction in result.predictions],
+        "error": asdict(result.error) if result.error else None,
+    }
+
+
+def dumps(value: Any) -> str:
+    """Return compact JSON on one line, non-ASCII text as it is."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+class JsonLinesWriter:
+    """One object a line, flushed line by line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def begin(self, run: RunInfo) -> None:
+        """Remember the run; nothing is written."""
+        self._run = run
+
+    def write(self, result: PictureResult) -> None:
+        """Write one line."""
+        self._stream.write(dumps(row(result, self._run)) + "\n")
+        self._stream.flush()
+
+    def end(self, summary: Summary) -> None:
+        """Write nothing: every line is complete."""
+
+
+class JsonWriter:
+    """One document: schema, run, results, and the summary last, so that it streams."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._separator = "\n"
+
+    def begin(self, run: RunInfo) -> None:
+        """Open the document."""
+        self._run = run
+        head = dumps({"schema": PREDICT_SCHEMA, "run": asdict(run)})
+        self._stream.write(head[:-1] + ',"results":[')
+
+    def write(self, result: PictureResult) -> None:
+        """Write one element of `results`."""
+        self._stream.write(self._separator + dumps(row(result, self._run)))
+        self._separator = ",\n"
+
+    def end(self, summary: Summary) -> None:
+        """Close the document."""
+        self._stream.write('\n],"summary":' + dumps(asdict(summary)) + "}\n")
+        self._stream.flush()

@@ -1,0 +1,69 @@
+"""Tables for people: one per picture, drawn with rich; a terminal's width is kept, a pipe gets every character."""
+
+from typing import TextIO
+
+from rich.box import ROUNDED
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mfcli.results import PictureResult, RunInfo, Summary
+
+_PIPE_WIDTH = 100_000  # wider than any row, so that nothing is folded
+_BAR_CELLS = 20
+_BAR_NEEDS_WIDTH = 64
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters escaped, so that a file's name cannot steer a terminal or break a row."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def make_console(stream: TextIO) -> Console:
+    """Return a console on a stream, as wide as the terminal, or as the widest row where there is none."""
+    return Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False, soft_wrap=False)
+
+
+class TableWriter:
+    """A small table a picture: rank, label, probability, and a bar where the terminal is wide enough."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = make_console(stream)
+
+    def begin(self, run: RunInfo) -> None:
+        """Write nothing."""
+
+    def write(self, result: PictureResult) -> None:
+        """Write the picture's name and its table, or why there is none."""
+        name = Text(printable(result.input), style="bold", overflow="fold")
+        if result.error:
+            self._console.print(name + Text(f": {printable(result.error.message)}", style="red"))
+        else:
+            size = Text(f"  {result.width}x{result.height}", style="dim")
+            self._console.print(name + size)
+            self._console.print(self._table(result))
+
+    def _table(self, result: PictureResult) -> Table:
+        table = Table(box=ROUNDED)
+        table.add_column("#", justify="right")
+        table.add_column("label", overflow="fold")
+        table.add_column("prob", justify="right", no_wrap=True)
+        with_bar = self._console.width >= _BAR_NEEDS_WIDTH
+        if with_bar:
+            table.add_column("", no_wrap=True, width=_BAR_CELLS)
+        for p in result.predictions:
+            row = [Text(str(p.rank)), Text(printable(p.label)), Text(f"{p.prob:.1%}")]
+            table.add_row(*row, *([Text(_bar(p.prob), style="cyan")] if with_bar else []))
+        return table
+
+    def end(self, summary: Summary) -> None:
+        """Write counts, where there were several pictures."""
+        if summary.inputs > 1:
+            failed = f", {summary.failed} failed" if summary.failed else ""
+            self._console.print(Text(f"{summary.inputs} pictures: {summary.ok} classified{failed}", style="dim"))
+
+
+def _bar(prob: float) -> str:
+    eighths = round(prob * _BAR_CELLS * 8)
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()

@@ -1,0 +1,186 @@
+"""Pictures -> batches -> logits -> probabilities -> top-k, with labels.
+
+One picture after another, each failure a row of its own. Nothing here prints or knows where results go.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mfcli.artifact import FORMAT_VERSION, Artifact, Progress, ensure
+from mfcli.engines import load_engine
+from mfcli.engines.base import Engine, EngineName
+from mfcli.errors import PictureError, UsageError
+from mfcli.images import DEFAULT_MAX_PIXELS, DecodedPicture, decode
+from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, RunInfo
+from mfcli.settings import Settings
+from mfcli.sources import Source
+from mfcli.variants import find_variant
+
+DEFAULT_TOP_K = 5
+
+
+class Predictor:
+    """A loaded model that turns pictures into ranked, labelled predictions.
+
+    Attributes:
+        artifact: what was loaded.
+        labels: the names in use, one per class in head order.
+        run: what shapes the answers.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        engine: Engine,
+        *,
+        labels: tuple[Label, ...] | None = None,
+        top_k: int = DEFAULT_TOP_K,
+        exif: bool = True,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        """Bind a model to the settings of a run.
+
+        Args:
+            artifact: preprocessing and labels.
+            engine: holds the same model.
+            labels: names to use instead of the artifact's.
+            top_k: predictions a picture.
+            exif: whether pictures are turned upright by their EXIF orientation.
+            max_pixels: the largest picture that is decoded or resized to, in pixels.
+
+        Raises:
+            UsageError: top_k, or the number of labels, does not fit the head.
+        """
+        classes = len(artifact.labels)
+        if not 1 <= top_k <= classes:
+            raise UsageError(
+                f"--top-k {top_k} is not between 1 and the {classes} classes of {artifact.variant}",
+                f"--top-k {min(max(top_k, 1), classes)}",
+            )
+        if labels is not None and len(labels) != classes:
+            raise UsageError(f"{len(labels)} labels for the {classes} classes of {artifact.variant}")
+        self.artifact = artifact
+        self.labels = labels or artifact.labels
+        self._engine = engine
+        self._exif = exif
+        self._max_pixels = max_pixels
+        self.run = self._run_info(top_k)
+
+    def _run_info(self, top_k: int) -> RunInfo:
+        shaping = {
+            "schema": PREDICT_SCHEMA,
+            "format_version": FORMAT_VERSION,
+            "model": self.artifact.variant,
+            "artifact": self.artifact.key,
+            "weights_sha256": self.artifact.weights_sha256,
+            "preprocess": dataclasses.asdict(self.artifact.plan),
+            "labels": [dataclasses.astuple(label) for label in self.labels],
+            "engine": self._engine.name,
+            "precision": self._engine.precision,
+            "top_k": top_k,
+            "exif": self._exif,
+        }
+        return RunInfo(
+            model=self.artifact.variant,
+            weights_sha256=self.artifact.weights_sha256,
+            run=hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16],
+            engine=self._engine.name,
+            precision=self._engine.precision,
+            top_k=top_k,
+        )
+
+    def predict(self, sources: Iterable[Source]) -> Iterator[PictureResult]:
+        """Yield one result per source, in order; a picture that fails has an error instead of predictions.
+
+        Raises:
+            EngineError: the engine fails, which is not a picture's fault.
+        """
+        return map(self._predict_one, sources)
+
+    def predict_file(self, path: str | Path) -> PictureResult:
+        """Return the result of one picture file."""
+        return self._predict_one(Source(str(path)))
+
+    def _predict_one(self, source: Source) -> PictureResult:
+        picture: DecodedPicture | None = None
+        try:
+            with source.open() as file:
+                picture = decode(file, exif=self._exif, max_pixels=self._max_pixels)
+            pixels = self.artifact.plan.apply(picture.rgb, self._max_pixels)
+        except PictureError as error:
+            return _result(source, picture, (), Failure(error.code, error.message))
+        logits = self._engine.logits(pixels[np.newaxis])[0]
+        return _result(source, picture, self._top_k(logits), None)
+
+    def _top_k(self, logits: NDArray[np.float32]) -> tuple[Prediction, ...]:
+        """Rank float32 logits (classes,); equal ones in head order."""
+        shifted = np.exp(logits.astype(np.float64) - logits.max())
+        probs = shifted / shifted.sum()
+        order = np.argsort(-logits, kind="stable")[: self.run.top_k]
+        return tuple(
+            Prediction(rank, int(index), self.labels[index].wnid, self.labels[index].name, float(probs[index]))
+            for rank, index in enumerate(order, start=1)
+        )
+
+
+def _result(
+    source: Source, picture: DecodedPicture | None, predictions: tuple[Prediction, ...], error: Failure | None
+) -> PictureResult:
+    return PictureResult(
+        input=source.input,
+        input_b64=source.input_b64,
+        member=None,
+        width=picture.width if picture else None,
+        height=picture.height if picture else None,
+        predictions=predictions,
+        error=error,
+    )
+
+
+def load_predictor(
+    model: str | None = None,
+    *,
+    weights: str | Path | None = None,
+    labels: tuple[Label, ...] | None = None,
+    top_k: int = DEFAULT_TOP_K,
+    engine: EngineName | str = EngineName.AUTO,
+    exif: bool = True,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    settings: Settings | None = None,
+    progress: Progress = lambda _: None,
+) -> Predictor:
+    """Load a model by name, ready to classify pictures; its artifact is built first where there is none.
+
+    Args:
+        model: any name that `mf list-models` shows; None for MF_MODEL or the bundled model.
+        weights: a checkpoint file to use instead of the published one.
+        labels: names to use instead of the model's, one per class in head order.
+        top_k: predictions a picture.
+        engine: which runtime computes the logits.
+        exif: whether pictures are turned upright by their EXIF orientation.
+        max_pixels: the largest picture that is decoded or resized to, in pixels.
+        settings: defaults; None reads the environment.
+        progress: told in a few words before something that takes long.
+
+    Raises:
+        ModelError: the name is unknown, or there are no weights that fit.
+        EngineError: the engine cannot load the model.
+        OutputError: the artifact cannot be kept.
+        UsageError: top_k, labels or engine are not possible.
+    """
+    settings = settings or Settings.from_environ()
+    variant = find_variant(model or settings.model)
+    try:
+        engine = EngineName(engine)
+    except ValueError as error:
+        raise UsageError(f"unknown engine {engine!r}", f"one of {', '.join(EngineName)}") from error
+    artifact = ensure(variant, Path(weights) if weights else None, settings.cache_dir, progress)
+    return Predictor(
+        artifact, load_engine(engine, artifact), labels=labels, top_k=top_k, exif=exif, max_pixels=max_pixels
+    )

@@ -1,0 +1,1 @@
+"""Tasks: what each command does, as plain functions that print nothing. One verb a file."""

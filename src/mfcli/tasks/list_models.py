@@ -1,0 +1,53 @@
+"""Choose rows of the registry."""
+
+import fnmatch
+from dataclasses import dataclass
+
+from mfcli.errors import ModelError
+from mfcli.variants import Family, Pretraining, Variant, list_variants
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFilter:
+    """Which rows are wanted; None, or nothing, wants all.
+
+    Attributes:
+        pattern: a glob over names and aliases; without wildcards, a part of one.
+        family: the token mixer's family.
+        input_size: height and width in pixels.
+        pretraining: what the checkpoint was trained on.
+    """
+
+    pattern: str | None = None
+    family: Family | None = None
+    input_size: int | None = None
+    pretraining: Pretraining | None = None
+
+    def wants(self, variant: Variant) -> bool:
+        """Whether a row is one of them."""
+        return (
+            self._matches(variant)
+            and self.family in (None, variant.family)
+            and self.input_size in (None, variant.input_size[1])
+            and self.pretraining in (None, variant.pretraining)
+        )
+
+    def _matches(self, variant: Variant) -> bool:
+        if self.pattern is None:
+            return True
+        pattern = self.pattern.lower()
+        if not any(wildcard in pattern for wildcard in "*?["):
+            pattern = f"*{pattern}*"
+        return any(fnmatch.fnmatchcase(name, pattern) for name in (variant.name, *variant.aliases))
+
+
+def list_models(wanted: ModelFilter) -> tuple[Variant, ...]:
+    """Return the rows that are wanted, in the registry's order.
+
+    Raises:
+        ModelError: there is none.
+    """
+    found = tuple(variant for variant in list_variants() if wanted.wants(variant))
+    if not found:
+        raise ModelError("no model matches", "all of them: mf list-models")
+    return found

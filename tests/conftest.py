@@ -1,0 +1,113 @@
+"""Fixtures: a network guard, a cache of the test's own, generated weights, and trial data where it is at hand."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mfcli.cli import main
+
+CHECKOUT = Path(__file__).parent.parent
+TRIAL_DATA = Path(os.environ.get("MFCLI_TRIAL_DATA", CHECKOUT.parent / "shared"))
+"""Pictures and reference values that some tests use where they are there; the suite is complete without them."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to anywhere but this machine fails the test that tries it."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):  # type: ignore[index]
+            raise AssertionError(f"a test tried to reach {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty cache, and no settings of the user's."""
+    for name in [name for name in os.environ if name.startswith("MF_")]:
+        monkeypatch.delenv(name)
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("MF_CACHE_DIR", str(cache))
+    return cache
+
+
+@pytest.fixture
+def mf(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run a command line in this process."""
+
+    def run(*arguments: str | Path) -> Ran:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def mf_process() -> Callable[..., Ran]:
+    """Run a command line in a process of its own."""
+
+    def run(*arguments: str | Path | bytes, stdin: bytes = b"", **environment: str) -> Ran:
+        done = subprocess.run(
+            [sys.executable, "-m", "mfcli", *arguments],
+            input=stdin,
+            capture_output=True,
+            env=os.environ | environment,
+            timeout=300,
+            check=False,
+        )
+        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated checkpoint of the smallest architecture, in the paper's layout, with a head of 7 classes."""
+    import torch
+
+    from deterministic import fill
+    from mfcli import create_model
+
+    path = tmp_path_factory.mktemp("weights") / "seven.pth"
+    torch.save(fill(create_model("bundled", num_classes=7)).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def coffee(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real photo of a cup of espresso, from scikit-image."""
+    from PIL import Image
+    from skimage import data
+
+    path = tmp_path_factory.mktemp("photos") / "coffee.jpg"
+    Image.fromarray(data.coffee()).save(path, quality=90)
+    return path
+
+
+@pytest.fixture
+def trial_photos() -> Path:
+    """The folder of ImageNet trial pictures with labels.csv; skips where it is absent."""
+    folder = TRIAL_DATA / "data" / "photos"
+    if not folder.is_dir():
+        pytest.skip("no trial photos here")
+    return folder

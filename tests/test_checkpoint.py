@@ -1,0 +1,218 @@
+"""Checkpoints: every layout loads to the same logits; what does not fit, or carries code, is refused with advice."""
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from deterministic import fill, pixels
+from parity import to_reference_names_of
+
+from mfcli import create_model
+from mfcli.checkpoint import load_checkpoint, read_state_dict
+from mfcli.errors import ModelError
+from mfcli.variants import find_variant
+
+State = dict[str, torch.Tensor]
+
+
+def state_of(name: str, **options: Any) -> State:
+    return dict(fill(create_model(name, **options)).state_dict())
+
+
+def in_timm_layout(name: str, state: State, num_classes: int) -> State:
+    import timm
+
+    twin = timm.create_model(find_variant(name).timm_name, pretrained=False, num_classes=num_classes)
+    names, shapes = to_reference_names_of(twin), twin.state_dict()
+    return {names[ours]: tensor.reshape(shapes[names[ours]].shape).clone() for ours, tensor in state.items()}
+
+
+def in_first_poolformer_layout(state: State) -> State:
+    """The layout of the first PoolFormer's code: one flat `network`, 1x1 convolutions, bare layer scales."""
+    renamed = {}
+    for name, tensor in state.items():
+        kind, index, *rest = name.split(".")
+        if kind == "downsample_layers":
+            place = "patch_embed.proj" if index == "0" else f"network.{2 * int(index) - 1}.proj"
+            renamed[".".join([place, rest[-1]])] = tensor
+        elif kind == "stages":
+            new = ".".join(["network", str(2 * int(index)), *rest])
+            new = new.replace("layer_scale1.scale", "layer_scale_1").replace("layer_scale2.scale", "layer_scale_2")
+            renamed[new] = tensor[..., None, None] if "mlp" in new and tensor.ndim == 2 else tensor
+        else:
+            renamed[name] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("name", ["caformer_s18", "convformer_s18", "poolformerv2_s12", "poolformer_s12"])
+def test_both_layouts_load_to_the_same_logits(name: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = state_of(name, num_classes=10)
+    torch.save(state, tmp_path / "paper.pth")
+    save_file(in_timm_layout(name, state, 10), tmp_path / "timm.safetensors")
+    batch = pixels(1, 64)
+    logits = []
+    for file in ("paper.pth", "timm.safetensors"):
+        loaded = load_checkpoint(tmp_path / file, find_variant(name))
+        assert loaded.num_classes == 10
+        assert not loaded.model.training
+        with torch.inference_mode():
+            logits.append(loaded.model(batch))
+    assert torch.equal(*logits)
+    assert logits[0].std() > 0.1
+
+
+def test_the_first_poolformers_layout_loads(tmp_path: Path) -> None:
+    state = state_of("poolformer_s12")
+    torch.save(in_first_poolformer_layout(state), tmp_path / "old.pth.tar")
+    loaded = load_checkpoint(tmp_path / "old.pth.tar", find_variant("poolformer_s12")).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def wrapped(wrapper: str, state: State) -> Any:
+    other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    return {
+        "state_dict": {"state_dict": state, "epoch": 3},
+        "model": {"model": state, "optimizer": {"lr": 0.1}},
+        "averaged weights first": {"state_dict": other, "state_dict_ema": state, "metric": 80.1},
+        "DataParallel": {f"module.{name}": tensor for name, tensor in state.items()},
+        "torch.compile in a wrapper": {"model": {f"_orig_mod.{name}": tensor for name, tensor in state.items()}},
+        "both prefixes": {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
+        "a trainer's arguments": {"arch": "x", "args": argparse.Namespace(lr=0.1, opt="adamw"), "state_dict": state},
+        "half precision": {name: tensor.half() for name, tensor in state.items()},
+    }[wrapper]
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        "state_dict",
+        "model",
+        "averaged weights first",
+        "DataParallel",
+        "torch.compile in a wrapper",
+        "both prefixes",
+        "a trainer's arguments",
+        "half precision",
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_wrappers_are_taken_off(wrapper: str, zipped: bool, tmp_path: Path) -> None:
+    state = state_of("bundled")
+    torch.save(wrapped(wrapper, state), tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    loaded = load_checkpoint(tmp_path / "x.pth", find_variant("bundled")).model.state_dict()
+    for name, tensor in state.items():
+        assert loaded[name].dtype == torch.float32
+        assert torch.allclose(loaded[name], tensor, atol=1e-3 if wrapper == "half precision" else 0), name
+
+
+class Planted:
+    """A pickle of this writes a file when it is loaded without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (f"touch {self.path}",))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_carries_code_is_refused_and_nothing_runs(zipped: bool, tmp_path: Path) -> None:
+    trace, file = tmp_path / "trace", tmp_path / "evil.pth"
+    torch.save({"state_dict": {}, "x": Planted(trace)}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ModelError, match="carries code, not only weights; nothing of it was run"):
+        read_state_dict(file)
+    assert not trace.exists()
+    torch.load(file, weights_only=False)  # the plant works: without care it would have run
+    assert trace.exists()
+
+
+def test_a_plain_pickle_that_carries_code_is_refused(tmp_path: Path) -> None:
+    trace, file = tmp_path / "trace", tmp_path / "evil.pth"
+    file.write_bytes(pickle.dumps(Planted(trace)))
+    with pytest.raises(ModelError):
+        read_state_dict(file)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello, I am text\n", "is not a checkpoint"),
+        (b"", "is not a checkpoint"),
+        (b"PK\x03\x04 torn", "is not a checkpoint"),
+        (b"\xff" * 8 + b'{"a": 1}', "is a damaged safetensors file"),
+        (b"\x08" + b"\x00" * 7 + b"{      }", "does not fit"),
+    ],
+)
+def test_what_is_no_checkpoint(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.pth"
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_checkpoint(file, find_variant("bundled"))
+    assert caught.value.exit_code == 4
+    assert caught.value.hint
+
+
+def test_what_holds_no_tensors(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="holds no state dict"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+def test_a_truncated_checkpoint(tmp_path: Path) -> None:
+    torch.save(state_of("bundled"), tmp_path / "x.pth")
+    data = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelError, match="not a checkpoint, or a damaged one"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+def test_a_mismatch_names_the_first_tensors_and_the_row_that_fits(tmp_path: Path) -> None:
+    torch.save(state_of("caformer_s18"), tmp_path / "x.pth")
+    with pytest.raises(ModelError) as caught:
+        load_checkpoint(tmp_path / "x.pth", find_variant("convformer_s18"))
+    assert caught.value.message == (
+        f"{tmp_path / 'x.pth'} does not fit convformer_s18: "
+        "60 missing, first stages.2.0.token_mixer.pwconv1.weight; "
+        "24 unexpected, first stages.2.0.token_mixer.qkv.weight"
+    )
+    assert caught.value.hint == (
+        "these weights fit --model caformer_s18 or caformer_s18_384 or caformer_s18_in21ft1k "
+        "or caformer_s18_384_in21ft1k"
+    )
+
+
+def test_a_mismatch_of_shapes_in_timms_layout(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = in_timm_layout("poolformerv2_s12", state_of("poolformerv2_s12"), 1000)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError) as caught:
+        load_checkpoint(tmp_path / "x.safetensors", find_variant("poolformerv2_m36"))
+    assert "of another shape, first downsample_layers.0.conv.weight (64, 3, 7, 7) instead of (96, 3, 7, 7)" in str(
+        caught.value
+    )
+    assert caught.value.hint == "these weights fit --model identityformer_s12 or poolformerv2_s12"
+
+
+def test_weights_that_fit_nothing(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(2, 2)}, tmp_path / "resnet.pth")
+    with pytest.raises(ModelError) as caught:
+        load_checkpoint(tmp_path / "resnet.pth", find_variant("caformer_s18"))
+    assert caught.value.hint == "these weights fit no row of mf list-models"
+
+
+def test_only_the_head_may_have_another_size(tmp_path: Path) -> None:
+    state = state_of("caformer_t9_64", num_classes=7)
+    torch.save(state, tmp_path / "seven.pth")
+    assert load_checkpoint(tmp_path / "seven.pth", find_variant("caformer_t9_64")).num_classes == 7
+    state["norm.weight"] = torch.ones(255)
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(ModelError, match=r"1 of another shape, first norm.weight \(255,\) instead of \(256,\)"):
+        load_checkpoint(tmp_path / "bad.pth", find_variant("caformer_t9_64"))

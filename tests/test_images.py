@@ -1,0 +1,203 @@
+"""Decoding: what each kind of picture means as RGB, and what is refused with which code."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from deterministic import picture
+from PIL import Image, ImageDraw
+
+from mfcli.errors import FailureCode, PictureError
+from mfcli.images import DecodedPicture, decode
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    file.seek(0)
+    return file
+
+
+def pixels_of(decoded: DecodedPicture) -> np.ndarray:
+    assert decoded.rgb.mode == "RGB"
+    assert decoded.rgb.size == (decoded.width, decoded.height)
+    return np.asarray(decoded.rgb)
+
+
+def failure_of(data: bytes, **options: Any) -> PictureError:
+    with pytest.raises(PictureError) as caught:
+        decode(io.BytesIO(data), **options)
+    return caught.value
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "RGBA", "LA"])
+def test_opaque_pictures_are_what_pillow_makes_of_them(mode: str) -> None:
+    image = picture(40, 30, mode)
+    format = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
+    file = encoded(image, format)
+    with Image.open(file) as opened:
+        expected = np.asarray(opened.convert("RGB"))
+    file.seek(0)
+    assert np.array_equal(pixels_of(decode(file)), expected)
+
+
+def test_sixteen_bit_grey_is_scaled_by_257() -> None:
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    for format in ("PNG", "TIFF"):
+        grey = pixels_of(decode(encoded(Image.fromarray(values), format)))[..., 0]
+        assert np.array_equal(grey, np.arange(256).reshape(16, 16))
+    assert pixels_of(decode(encoded(Image.fromarray(np.full((2, 2), 65535, np.uint16)))))[0, 0].tolist() == [255] * 3
+
+
+def test_integer_grey_is_scaled_by_257_and_clipped() -> None:
+    values = np.array([[0, 257, 65535], [70_000, -5, 300]], np.int32)
+    grey = pixels_of(decode(encoded(Image.fromarray(values), "TIFF")))[..., 0]
+    assert grey.tolist() == [[0, 1, 255], [255, 0, 1]]
+
+
+def test_float_grey_is_stretched_over_its_range() -> None:
+    values = np.array([[-1, 0, 1], [np.nan, np.inf, -np.inf]], np.float32)
+    grey = pixels_of(decode(encoded(Image.fromarray(values), "TIFF")))[..., 0]
+    assert grey.tolist() == [[0, 128, 255], [0, 255, 0]]
+    constant = encoded(Image.fromarray(np.full((2, 2), 7, np.float32)), "TIFF")
+    assert not pixels_of(decode(constant)).any()
+
+
+def test_transparency_is_composited_on_white() -> None:
+    rgba = Image.new("RGBA", (3, 1), (200, 0, 0, 255))
+    rgba.putpixel((1, 0), (200, 0, 0, 0))
+    rgba.putpixel((2, 0), (0, 0, 0, 51))
+    assert pixels_of(decode(encoded(rgba)))[0].tolist() == [[200, 0, 0], [255, 255, 255], [204, 204, 204]]
+    grey_alpha = Image.new("LA", (1, 1), (0, 0))
+    assert pixels_of(decode(encoded(grey_alpha)))[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_transparent_colour_is_white(mode: str) -> None:
+    image = Image.new(mode, (2, 1), 0)
+    transparent: Any = (0, 0, 0) if mode == "RGB" else 0
+    image.putpixel((1, 0), (9, 9, 9) if mode == "RGB" else 1)
+    if mode == "P":
+        image.putpalette([10, 20, 30, 40, 50, 60])
+    found = pixels_of(decode(encoded(image, transparency=transparent)))[0].tolist()
+    assert found == [[255, 255, 255], {"P": [40, 50, 60], "L": [1, 1, 1], "RGB": [9, 9, 9]}[mode]]
+
+
+def test_a_transparent_level_of_sixteen_bit_grey_is_white() -> None:
+    file = io.BytesIO(sixteen_bit_png_with_transparent_level())
+    assert pixels_of(decode(file))[0].tolist() == [[255] * 3, [2] * 3]
+
+
+def sixteen_bit_png_with_transparent_level() -> bytes:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 0, 0, 0, 0)
+    body = zlib.compress(b"\0" + struct.pack(">HH", 257, 514))
+    chunks = (chunk(b"IHDR", header), chunk(b"tRNS", struct.pack(">H", 257)), chunk(b"IDAT", body), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_lab_is_converted() -> None:
+    lab = Image.frombytes("LAB", (1, 1), bytes([255, 0, 0]))
+    assert pixels_of(decode(encoded(lab, "TIFF")))[0, 0].min() >= 250
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for format in ("GIF", "WEBP", "PNG", "TIFF"):
+        options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
+        file = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        assert pixels_of(decode(file))[0, 0].tolist() == [255, 0, 0] if format != "GIF" else True
+        file.seek(0)
+        assert np.abs(pixels_of(decode(file))[0, 0].astype(int) - [255, 0, 0]).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation(orientation: int, format: str) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = picture(48, 32)
+    file = encoded(image, format, exif=exif)
+    with Image.open(file) as opened:
+        stored = np.asarray(opened.convert("RGB"))
+        upright = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    file.seek(0)
+    assert np.array_equal(pixels_of(decode(file)), upright)
+    file.seek(0)
+    assert np.array_equal(pixels_of(decode(file, exif=False)), stored)
+    assert (upright.shape != stored.shape) == (orientation > 4)
+
+
+def test_damaged_exif_turns_nothing() -> None:
+    file = encoded(picture(48, 32), "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff")
+    assert pixels_of(decode(file)).shape == (32, 48, 3)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_jpeg_is_an_error_wherever_it_ends(progressive: bool) -> None:
+    data = encoded(picture(300, 200), "JPEG", quality=80, progressive=progressive).getvalue()
+    for share in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99):
+        error = failure_of(data[: int(len(data) * share)])
+        assert error.code in (FailureCode.TRUNCATED, FailureCode.DECODE), share
+    assert failure_of(data[: len(data) // 2]).code is FailureCode.TRUNCATED
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "TIFF"])
+def test_other_truncated_formats_are_errors(format: str) -> None:
+    data = encoded(picture(300, 200), format).getvalue()
+    assert failure_of(data[: len(data) // 2]).code in (FailureCode.TRUNCATED, FailureCode.DECODE)
+
+
+def test_empty_and_foreign_bytes() -> None:
+    assert failure_of(b"").code is FailureCode.TRUNCATED
+    assert failure_of(b"").message == "is empty (0 bytes)"
+    for data in (b"hello\n", b"<html></html>", b"\0" * 1000, b"%PDF-1.4\n"):
+        assert failure_of(data).code is FailureCode.UNSUPPORTED
+
+
+def test_damaged_bytes_never_escape_as_another_exception() -> None:
+    whole = encoded(picture(64, 64), "PNG").getvalue()
+    generator = np.random.RandomState(0)
+    outcomes = set()
+    for _ in range(200):
+        data = bytearray(whole)
+        for position in generator.randint(8, len(data), 4):
+            data[position] ^= generator.randint(1, 256)
+        try:
+            decode(io.BytesIO(bytes(data)))
+            outcomes.add("decoded")
+        except PictureError as error:
+            outcomes.add(error.code.value)
+    assert outcomes & {"decode", "truncated", "unsupported"}
+
+
+def test_postscript_is_not_handed_to_another_program() -> None:
+    image = Image.new("RGB", (8, 8))
+    ImageDraw.Draw(image).line((0, 0, 7, 7))
+    error = failure_of(encoded(image, "EPS").getvalue())
+    assert (error.code, error.message) == (FailureCode.UNSUPPORTED, "is EPS, which is not decoded here")
+
+
+def test_pixel_cap() -> None:
+    data = encoded(picture(20, 10)).getvalue()
+    assert pixels_of(decode(io.BytesIO(data), max_pixels=200)).shape == (10, 20, 3)
+    error = failure_of(data, max_pixels=199)
+    assert (error.code, error.message) == (FailureCode.TOO_LARGE, "20x10 is over --max-pixels 199")
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    bomb = bytearray(encoded(Image.new("1", (8, 8))).getvalue())
+    import struct
+    import zlib
+
+    bomb[16:24] = struct.pack(">II", 60_000, 60_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bytes(bomb[12:29])))
+    assert failure_of(bytes(bomb)).message == "60000x60000 is over --max-pixels 178956970"
