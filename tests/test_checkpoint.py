@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from deterministic import fill, pixels
-from parity import to_reference_names_of
 
+from deterministic import fill, pixels
 from mfcli import create_model
 from mfcli.checkpoint import load_checkpoint, read_state_dict
 from mfcli.errors import ModelError
 from mfcli.variants import find_variant
+from parity import to_reference_names_of
 
 State = dict[str, torch.Tensor]
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deterministic import picture
 from PIL import Image, ImageDraw
 
+from deterministic import picture
 from mfcli.errors import FailureCode, PictureError
 from mfcli.images import DecodedPicture, decode
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deterministic import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deterministic import picture
 from mfcli.errors import FailureCode, ModelError, PictureError
 from mfcli.preprocess import PreprocessPlan, plan_for, plan_from_timm
 from mfcli.variants import list_variants

@@ -1,10 +1,14 @@
 """Engines: an artifact goes in, an object that computes logits comes out. One file each, loaded on use."""
 
-from mfcli.artifact import Artifact
+from typing import TYPE_CHECKING
+
 from mfcli.engines.base import Engine, EngineName
 
+if TYPE_CHECKING:
+    from mfcli.artifact import Artifact
 
-def load_engine(name: EngineName, artifact: Artifact) -> Engine:
+
+def load_engine(name: EngineName, artifact: "Artifact") -> Engine:
     """Load a model into an engine.
 
     Raises:

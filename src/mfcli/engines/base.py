@@ -1,10 +1,11 @@
 """What an engine is: something that turns a float32 batch into float32 logits."""
 
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class EngineName(StrEnum):
@@ -26,7 +27,7 @@ class Engine(Protocol):
     name: EngineName
     precision: str
 
-    def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def logits(self, batch: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """Map normalised pictures, float32 (N, 3, H, W), to logits, float32 (N, classes).
 
         Raises:

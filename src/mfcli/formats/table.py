@@ -20,9 +20,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the error through, as every other stream does; rich would end the program."""
+        raise
+
+
 def make_console(stream: TextIO) -> Console:
     """Return a console on a stream, as wide as the terminal, or as the widest row where there is none."""
-    return Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False, soft_wrap=False)
+    return _Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False, soft_wrap=False)
 
 
 class TableWriter:

@@ -12,7 +12,7 @@ class ModelFilter:
     """Which rows are wanted; None, or nothing, wants all.
 
     Attributes:
-        pattern: a glob over names and aliases; without wildcards, a part of one.
+        pattern: a part of a name or alias; with wildcards, a glob over names, or, with a dot in it, over timm's.
         family: the token mixer's family.
         input_size: height and width in pixels.
         pretraining: what the checkpoint was trained on.
@@ -37,8 +37,9 @@ class ModelFilter:
             return True
         pattern = self.pattern.lower()
         if not any(wildcard in pattern for wildcard in "*?["):
-            pattern = f"*{pattern}*"
-        return any(fnmatch.fnmatchcase(name, pattern) for name in (variant.name, *variant.aliases))
+            return any(pattern in name for name in (variant.name, *variant.aliases))
+        name = variant.timm_name if "." in pattern else variant.name
+        return name is not None and fnmatch.fnmatchcase(name, pattern)
 
 
 def list_models(wanted: ModelFilter) -> tuple[Variant, ...]:

@@ -1,0 +1,321 @@
+"""The command line: exit codes, streams, messages, for good and for bad input."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import CHECKOUT, Ran
+from deterministic import picture
+from mfcli import __version__
+
+Mf = Callable[..., Ran]
+NOTE = "note: answered by the small bundled model, which knows 200 classes"
+
+
+@pytest.fixture
+def bad(tmp_path: Path, coffee: Path) -> dict[str, Path]:
+    """One file of every kind of bad picture, by the code of its row."""
+    files = {name: tmp_path / f"{name}.jpg" for name in ("truncated", "unsupported", "decode", "too_large", "empty")}
+    files["truncated"].write_bytes(coffee.read_bytes()[:20_000])
+    files["unsupported"].write_text("hello")
+    picture(30, 30).save(tmp_path / "x.png")
+    data = bytearray((tmp_path / "x.png").read_bytes())
+    data[60:80] = bytes(20)
+    files["decode"].write_bytes(data)
+    picture(1, 60_000).save(tmp_path / "strip.png")
+    (tmp_path / "strip.png").rename(files["too_large"])
+    files["empty"].write_bytes(b"")
+    files["not_found"] = tmp_path / "none.jpg"
+    return files
+
+
+def test_a_table_and_a_note(mf: Mf, coffee: Path) -> None:
+    ran = mf("predict", coffee)
+    assert ran.code == 0
+    assert ran.out.startswith(f"{coffee}  600x400\n╭")
+    assert "│ 1 │ espresso " in ran.out
+    assert ran.err.startswith(NOTE)
+    assert "--model caformer_s18" in ran.err
+
+
+def test_quiet_says_nothing(mf: Mf, coffee: Path) -> None:
+    assert mf("predict", coffee, "-q").err == ""
+
+
+def test_jsonl(mf: Mf, coffee: Path) -> None:
+    ran = mf("predict", coffee, "-q", "-k", "2", "--format", "jsonl")
+    row = json.loads(ran.out)
+    assert (row["schema"], row["input"], row["status"]) == ("mf.predict/1", str(coffee), "ok")
+    assert [p["label"] for p in row["predictions"]][0] == "espresso"
+    assert len(row["predictions"]) == 2
+
+
+def test_standard_input(mf_process: Mf, coffee: Path) -> None:
+    ran = mf_process("predict", "-", "-q", "--format", "jsonl", stdin=coffee.read_bytes())
+    row = json.loads(ran.out)
+    assert (ran.code, row["input"], row["predictions"][0]["label"]) == (0, "-", "espresso")
+    empty = mf_process("predict", "-", "-q", "--format", "jsonl")
+    assert (empty.code, json.loads(empty.out)["error"]["message"]) == (6, "is empty (0 bytes)")
+
+
+def test_every_bad_picture_is_a_row_and_the_rest_are_answered(mf: Mf, bad: dict[str, Path], coffee: Path) -> None:
+    inputs = [coffee, *bad.values(), bad["empty"].parent, coffee]
+    ran = mf("predict", *inputs, "-q", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(ran.out)))
+    assert ran.code == 5
+    assert ran.err == ""
+    assert [row["input"] for row in rows] == [str(path) for path in inputs]
+    assert [row["error_code"] for row in rows] == [
+        "",
+        "truncated",
+        "unsupported",
+        "decode",
+        "too_large",
+        "truncated",
+        "not_found",
+        "unsupported",
+        "",
+    ]
+    assert rows[0]["label_1"] == rows[-1]["label_1"] == "espresso"
+    assert all(bool(row["label_1"]) != bool(row["error_message"]) for row in rows)
+
+
+@pytest.mark.parametrize("format", ["table", "json", "jsonl", "csv", "tsv"])
+def test_exit_codes_count_failures(mf: Mf, bad: dict[str, Path], coffee: Path, format: str) -> None:
+    assert mf("predict", coffee, "--format", format).code == 0
+    assert mf("predict", coffee, bad["empty"], "--format", format).code == 5
+    assert mf("predict", bad["empty"], bad["not_found"], "--format", format).code == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["predict"], 2, "Missing argument 'INPUT...'"),
+        (["predict", "x.jpg", "--nonsense"], 2, "No such option"),
+        (["predict", "x.jpg", "--format", "xml"], 2, "'xml' is not one of"),
+        (["predict", "x.jpg", "-k", "0"], 2, "--top-k 0 is not between 1 and the 200 classes"),
+        (["predict", "x.jpg", "-k", "201"], 2, "--top-k 201 is not between 1 and the 200 classes"),
+        (["predict", "x.jpg", "-k", "many"], 2, "Invalid value for '--top-k'"),
+        (["predict", "x.jpg", "--max-pixels", "0"], 2, "Invalid value for '--max-pixels'"),
+        (["predict", "x.jpg", "--labels", "none.txt"], 2, "cannot read labels from none.txt"),
+        (["predict", "-", "-"], 2, "can be given once"),
+        (["predict", "x.jpg", "-m", "caformer_s81"], 4, "unknown model 'caformer_s81'"),
+        (["predict", "x.jpg", "-m", "caformer_s18"], 4, "the weights of caformer_s18 are not on this machine"),
+        (["predict", "x.jpg", "--weights", "none.pth"], 4, "cannot read weights from"),
+        (["info", "resnet50"], 4, "unknown model 'resnet50'"),
+        (["list-models", "resnet*"], 4, "no model matches"),
+        (["list-models", "--family", "resnet"], 2, "'resnet' is not one of"),
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+    ],
+)
+def test_errors(mf: Mf, arguments: list[str], code: int, message: str) -> None:
+    ran = mf(*arguments)
+    assert ran.code == code
+    assert ran.out == ""
+    lines = ran.err.splitlines()
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert all(line.startswith("hint: ") for line in lines[1:])
+
+
+def test_no_command_shows_help(mf: Mf) -> None:
+    ran = mf()
+    assert "Usage: mf" in ran.out + ran.err
+    assert ran.code == 2
+
+
+def test_a_file_that_is_no_checkpoint(mf: Mf, coffee: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_text("hello")
+    ran = mf("predict", coffee, "-m", "caformer_s18", "--weights", tmp_path / "x.pth")
+    assert ran.code == 4
+    assert "is not a checkpoint" in ran.err
+
+
+def test_weights_without_a_model_name_the_row_that_fits(mf: Mf, coffee: Path, tmp_path: Path) -> None:
+    import torch
+
+    from mfcli import create_model
+
+    torch.save(create_model("poolformer_s12").state_dict(), tmp_path / "x.pth")
+    ran = mf("predict", coffee, "--weights", tmp_path / "x.pth")
+    assert ran.code == 4
+    assert "does not fit caformer_t9_64" in ran.err
+    assert "hint: these weights fit --model poolformer_s12" in ran.err
+
+
+def test_own_weights_and_labels(mf: Mf, coffee: Path, small_weights: Path, tmp_path: Path) -> None:
+    command = ("predict", coffee, "-m", "bundled", "--weights", small_weights, "-k", "7", "--format", "jsonl")
+    first = mf(*command)
+    assert first.code == 0
+    assert "note: preparing caformer_t9_64 (once for these weights)" in first.err
+    assert f"note: the head of {small_weights} has 7 classes without names; name them: --labels FILE" in first.err
+    assert NOTE not in first.err
+    (tmp_path / "names.txt").write_text("".join(f"thing {i}\n" for i in range(7)))
+    second = mf(*command, "--labels", tmp_path / "names.txt")
+    assert second.err == ""
+    found = [json.loads(ran.out)["predictions"] for ran in (first, second)]
+    assert [p["label"].replace("class_", "thing ") for p in found[0]] == [p["label"] for p in found[1]]
+    assert [p["prob"] for p in found[0]] == [p["prob"] for p in found[1]]
+    assert {p["wnid"] for p in found[0]} == {None}
+    short = mf(*command, "--labels", CHECKOUT / "LICENSE")
+    assert short.code == 2
+
+
+def test_exif_can_be_ignored(mf: Mf, tmp_path: Path) -> None:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(40, 20).save(tmp_path / "x.jpg", exif=exif)
+    sizes = [
+        [json.loads(mf("predict", tmp_path / "x.jpg", "--format", "jsonl", *flag).out)[k] for k in ("width", "height")]
+        for flag in ([], ["--no-exif"])
+    ]
+    assert sizes == [[20, 40], [40, 20]]
+
+
+def test_max_pixels(mf: Mf, coffee: Path) -> None:
+    ran = mf("predict", coffee, "--max-pixels", "239999", "--format", "jsonl")
+    assert ran.code == 6
+    assert json.loads(ran.out)["error"] == {"code": "too_large", "message": "600x400 is over --max-pixels 239999"}
+
+
+def test_an_unwritable_cache(mf: Mf, coffee: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MF_CACHE_DIR", "/dev/null/x")
+    ran = mf("predict", coffee, "-m", "bundled", "--weights", small_weights)
+    assert ran.code == 8
+    assert "error: cannot keep the prepared model in /dev/null/x/artifacts: Not a directory" in ran.err
+    assert "hint: name a folder that can be written: MF_CACHE_DIR=DIR" in ran.err
+
+
+def test_a_damaged_artifact_of_the_right_size(mf: Mf, coffee: Path, small_weights: Path, own_cache: Path) -> None:
+    command = ("predict", coffee, "-m", "bundled", "--weights", small_weights, "-q", "-k", "1")
+    assert mf(*command).code == 0
+    (path,) = (own_cache / "artifacts").glob("*.onnx")
+    data = bytearray(path.read_bytes())
+    data[100:5000] = b"\xff" * 4900
+    path.write_bytes(data)
+    ran = mf(*command)
+    assert ran.code in (0, 7)
+    assert ran.code == 0 or f"rm {path}" in ran.err
+
+
+def test_a_name_that_is_not_utf8(mf_process: Mf, coffee: Path, tmp_path: Path) -> None:
+    name = os.path.join(os.fsencode(tmp_path), b"caf\xe9\n.jpg")
+    with open(name, "wb") as file:
+        file.write(coffee.read_bytes())
+    row = json.loads(mf_process("predict", name, "-q", "--format", "jsonl").out)
+    import base64
+
+    assert row["input"] == f"{tmp_path}/caf\ufffd\n.jpg"
+    assert base64.b64decode(row["input_b64"]) == name
+    for format in ("csv", "table"):
+        assert mf_process("predict", name, "-q", "--format", format, PYTHONIOENCODING="ascii").code == 0
+
+
+def test_list_models(mf: Mf) -> None:
+    rows = json.loads(mf("list-models", "--format", "json").out)
+    assert len(rows) == 61
+    assert rows[0]["name"] == "caformer_t9_64"
+    named = json.loads(mf("list-models", "caformer_*_384", "--format", "json").out)
+    assert [row["name"] for row in named] == [f"caformer_{size}_384" for size in ("s18", "s36", "m36", "b36")]
+    assert len(json.loads(mf("list-models", "caformer_s18.*", "--format", "json").out)) == 5
+    chosen = mf("list-models", "s18", "--family", "convformer", "--pretraining", "in21ft1k", "--format", "csv").out
+    assert [row["name"] for row in csv.DictReader(io.StringIO(chosen))] == [
+        "convformer_s18_in21ft1k",
+        "convformer_s18_384_in21ft1k",
+    ]
+    table = mf("list-models", "--input-size", "64").out.splitlines()
+    assert [line.split() for line in table] == [
+        ["name", "input_size", "pretraining", "classes", "params_m", "macs_g", "top1"],
+        ["caformer_t9_64", "64", "bundled", "200", "3.5"],
+    ]
+
+
+def test_info(mf: Mf) -> None:
+    fields = json.loads(mf("info", "caformer_s18.sail_in1k", "--format", "json").out)[0]
+    assert (fields["name"], fields["depths"], fields["published_top1"]) == ("caformer_s18", "3-3-9-3", 83.6)
+    bundled = json.loads(mf("info", "bundled", "--format", "json").out)[0]
+    assert Path(bundled["artifact"]).is_file()
+    assert bundled["resize_shorter_side"] == 64
+    assert "caformer_s18" in mf("info", "caformer_s18").out
+
+
+def test_version_and_help(mf: Mf) -> None:
+    assert mf("--version").out == f"mf {__version__}\n"
+    for arguments in (["--help"], ["-h"], ["predict", "-h"], ["list-models", "-h"], ["info", "--help"]):
+        ran = mf(*arguments)
+        assert (ran.code, ran.err) == (0, "")
+        assert "Usage: mf" in ran.out
+
+
+def run_with_stdout(stdout: Any, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(
+        [sys.executable, "-m", "mfcli", *arguments], stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=120
+    )
+
+
+def test_a_full_disk(coffee: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = run_with_stdout(full, "predict", str(coffee), "-q", "--format", "jsonl")
+    assert done.returncode == 8
+    assert done.stderr.decode().startswith("error: cannot write the results: No space left on device")
+
+
+@pytest.mark.parametrize("command", [["predict", "-q", "--format", "csv"], ["predict", "-q"], ["list-models"]])
+def test_a_broken_pipe_ends_quietly(command: list[str], coffee: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run_with_stdout(writing, *command, *([str(coffee)] if command[0] == "predict" else []))
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_closed_standard_output(coffee: Path) -> None:
+    command = f"{sys.executable} -m mfcli predict {coffee} -q --format csv >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False, timeout=120)
+    assert done.returncode == 8
+    assert b"Traceback" not in done.stderr
+
+
+def test_an_interrupt_leaves_valid_output(coffee: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    with out.open("wb") as stream:
+        command = [sys.executable, "-m", "mfcli", "predict", "-q", "--format", "json", *[str(coffee)] * 3000]
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while out.stat().st_size < 10_000 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    document = json.loads(out.read_text())
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert 0 < len(document["results"]) < 3000
+    assert document["summary"]["inputs"] == len(document["results"])
+
+
+def test_a_bug_is_reported_as_one(mf: Mf, coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mfcli.tasks import predict as task
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(task, "predict", broken)
+    ran = mf("predict", coffee, "-q")
+    assert ran.code == 1
+    assert ran.err == (
+        "error: unexpected ZeroDivisionError: oops\nhint: this is a bug; MF_DEBUG=1 shows where it happened\n"
+    )
+    monkeypatch.setenv("MF_DEBUG", "1")
+    assert "Traceback" in mf("predict", coffee, "-q").err

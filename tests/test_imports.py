@@ -1,0 +1,61 @@
+"""What a command may import: no torch where there is an artifact, nothing heavy for help."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "timm", "torchvision", "onnx", "onnxscript", "safetensors", "requests")
+
+
+def modules_after(*arguments: str) -> set[str]:
+    program = (
+        "import sys; from mfcli.cli import main; code = main(sys.argv[1:]);"
+        "print(code, *sys.modules, sep='\\n', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    code, *modules = done.stderr.splitlines()[-5000:]
+    assert code == "0", done.stderr
+    return set(modules)
+
+
+def test_the_guard_sees_an_import() -> None:
+    program = "import torch, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "True\n"
+
+
+@pytest.mark.parametrize("format", ["table", "json", "jsonl", "csv", "tsv"])
+def test_predict_imports_neither_torch_nor_timm(format: str, coffee: Path) -> None:
+    modules = modules_after("predict", str(coffee), "--format", format, "-q")
+    assert "onnxruntime" in modules
+    assert not modules & set(HEAVY)
+    assert ("rich" in modules) == (format == "table")
+
+
+def test_a_cached_artifact_needs_no_torch(coffee: Path, small_weights: Path) -> None:
+    command = ("predict", str(coffee), "-m", "bundled", "--weights", str(small_weights), "-q", "-k", "7")
+    assert "torch" in modules_after(*command)
+    assert not modules_after(*command) & set(HEAVY)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "--help"], ["list-models"]])
+def test_help_and_lists_import_no_engine(arguments: list[str]) -> None:
+    assert not modules_after(*arguments) & {*HEAVY, "onnxruntime", "numpy", "PIL"}
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    program = "import sys, mfcli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert {name for name in modules if name.startswith("mfcli")} == {"mfcli"}
+    assert not modules & {*HEAVY, "typer", "rich", "numpy", "PIL"}
+
+
+def test_public_names() -> None:
+    import mfcli
+
+    assert {"create_model", "load_predictor", "list_variants", "__version__"} <= set(dir(mfcli))
+    assert all(getattr(mfcli, name) for name in mfcli.__all__)
+    with pytest.raises(AttributeError):
+        _ = mfcli.nothing

@@ -1,0 +1,22 @@
+"""Settings: what the environment says, and what holds where it says nothing."""
+
+from pathlib import Path
+
+from mfcli.settings import Settings
+
+
+def test_defaults(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert Settings.from_environ({}) == Settings(model="bundled", cache_dir=Path("/somewhere/mfcli"), debug=False)
+
+
+def test_the_environment_beats_the_defaults() -> None:
+    environ = {"MF_MODEL": "caformer_s18", "MF_CACHE_DIR": "~/mf", "MF_DEBUG": "1"}
+    assert Settings.from_environ(environ) == Settings("caformer_s18", Path("~/mf").expanduser(), True)
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    settings = Settings.from_environ({"MF_MODEL": "", "MF_CACHE_DIR": "", "MF_DEBUG": ""})
+    assert settings.model == "bundled"
+    assert settings.cache_dir.name == "mfcli"
+    assert not settings.debug
