@@ -1,5 +1,6 @@
 """Artifacts: built once, self-describing, checked against torch, and never trusted when torn, foreign or stale."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -21,7 +22,8 @@ from mfcli.engines import load_engine
 from mfcli.engines.base import EngineName
 from mfcli.errors import ModelError, OutputError
 from mfcli.labels import numbered_labels
-from mfcli.variants import find_variant
+from mfcli.metaformer import build_model
+from mfcli.variants import Family, find_variant, list_variants
 from mfcli.weights import bundled_file, sha256_of
 
 BUNDLED = find_variant("bundled")
@@ -239,6 +241,22 @@ def test_a_graph_that_is_wrong_is_refused(small_weights: Path, tmp_path: Path, m
     assert not (tmp_path / "x.onnx").exists()
 
 
+@pytest.mark.parametrize("family", Family)
+def test_every_family_exports(family: Family, tmp_path: Path) -> None:
+    """A narrow model of each family with one block a stage; building checks the graph against torch."""
+    row = next(v for v in list_variants() if v.family is family and v.input_size[1] == 224)
+    small = dataclasses.replace(row.architecture, depths=(1, 1, 1, 1), dims=(8, 16, 32, 32))
+    row = dataclasses.replace(row, architecture=small)
+    state = fill(build_model(small, num_classes=1000)).state_dict()
+    torch.save(state, tmp_path / "x.pth")
+    artifact = ensure(row, tmp_path / "x.pth", tmp_path)
+    assert max(artifact.check.values()) <= 1e-4
+    assert artifact.labels[0].wnid == "n01440764"
+    logits = load_engine(EngineName.ONNXRUNTIME, artifact).logits(pixels(2, 224).numpy())
+    assert logits.shape == (2, 1000)
+    assert logits.std() > 0.1
+
+
 def test_weights_of_a_row_that_is_not_here() -> None:
     with pytest.raises(ModelError) as caught:
         ensure(find_variant("caformer_s18"), None, Path("never touched"))
@@ -258,7 +276,8 @@ def test_a_cache_that_cannot_be_written(small_weights: Path, tmp_path: Path) -> 
 def test_two_processes_build_it_once(small_weights: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from mfcli.artifact import ensure; from mfcli.variants import *;"
-        "a = ensure(find_variant('bundled'), Path(sys.argv[1]), Path(sys.argv[2]), print); print(a.path.stat().st_mtime_ns)"
+        "a = ensure(find_variant('bundled'), Path(sys.argv[1]), Path(sys.argv[2]), print);"
+        "print(a.path.stat().st_mtime_ns)"
     )
     command = [sys.executable, "-W", "ignore", "-c", program, str(small_weights), str(tmp_path)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

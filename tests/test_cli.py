@@ -56,7 +56,7 @@ def test_jsonl(mf: Mf, coffee: Path) -> None:
     ran = mf("predict", coffee, "-q", "-k", "2", "--format", "jsonl")
     row = json.loads(ran.out)
     assert (row["schema"], row["input"], row["status"]) == ("mf.predict/1", str(coffee), "ok")
-    assert [p["label"] for p in row["predictions"]][0] == "espresso"
+    assert row["predictions"][0]["label"] == "espresso"
     assert len(row["predictions"]) == 2
 
 

@@ -121,7 +121,8 @@ HEADER = [
     "error_message",
 ]
 CELLS = [
-    'a "b",\tc\n\r.jpg||ok|caformer_s18|640|480|tabby, tabby cat|n02123045|281|0.30000000000000004|\u00e9t\u00e9||0|1e-20||',
+    'a "b",\tc\n\r.jpg||ok|caformer_s18|640|480|tabby, tabby cat|n02123045|281|0.30000000000000004'
+    "|\u00e9t\u00e9||0|1e-20||",
     'caf\ufffd||error|caformer_s18|||||||||||decode|broken "here"',
 ]
 

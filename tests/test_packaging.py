@@ -1,0 +1,92 @@
+"""Packaging: wheel, sdist and editable installations all carry the bundled model and answer with it."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from conftest import CHECKOUT
+
+SHIPPED = {
+    f"mfcli/weights/{name}"
+    for name in ("caformer_t9_64.onnx", "caformer_t9_64.json", "caformer_t9_64.safetensors", "README.md")
+}
+
+
+def build(folder: Path, source: Path, kind: str) -> Path:
+    program = "import sys; from hatchling import build; print(getattr(build, sys.argv[2])(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), f"build_{kind}"],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return folder / done.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("wheel"), CHECKOUT, "wheel")
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("sdist"), CHECKOUT, "sdist")
+
+
+def answers(path: Path, tmp_path: Path) -> None:
+    """`path` on PYTHONPATH makes a package that answers, with its own files and nothing of the checkout's."""
+    program = (
+        "import sys, mfcli; from mfcli.weights import bundled_file; from mfcli.cli import main;"
+        "print(mfcli.__file__, bundled_file('caformer_t9_64.onnx'), sep='\\n', file=sys.stderr);"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "predict", str(CHECKOUT / "examples" / "orange.jpg"), "-q", "--format", "csv"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert all(line.startswith(str(path)) for line in done.stderr.splitlines()), done.stderr
+    assert ",ok,caformer_t9_64,448,448,orange,n07747607," in done.stdout
+
+
+def test_the_wheel_carries_the_model_and_answers(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    assert names >= SHIPPED
+    assert "mfcli/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "shared"))]
+    answers(tmp_path / "site", tmp_path)
+
+
+def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert (source / "README.md").is_file()
+    assert (source / "tests" / "golden" / "logits.json").is_file()
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(build(tmp_path, source, "wheel")) as other:
+        assert sorted(one.namelist()) == sorted(other.namelist())
+        assert {i.filename: i.CRC for i in one.infolist()} == {i.filename: i.CRC for i in other.infolist()}
+
+
+def test_an_editable_installation_finds_the_checkouts_weights(tmp_path: Path) -> None:
+    program = "from mfcli.weights import bundled_file; print(bundled_file('caformer_t9_64.onnx'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT / "src")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(done.stdout.strip()) == CHECKOUT / "weights" / "caformer_t9_64.onnx"
