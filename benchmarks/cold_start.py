@@ -73,22 +73,27 @@ def measure(command: list[str], environment: dict[str, str]) -> tuple[float, flo
     return elapsed, usage.ru_maxrss / 1024
 
 
+PREPARE_SCRIPT = """
+import sys
+import timm, torch
+from mfcli import create_model
+from mfcli.checkpoint import to_reference_names
+torch.manual_seed(0)
+model = create_model("caformer_s18")
+state = {k: torch.randn_like(v) * v[0].numel() ** -0.5 if v.ndim > 1 else v for k, v in model.state_dict().items()}
+torch.save(state, sys.argv[1])
+twin = timm.create_model("caformer_s18").state_dict()
+names = zip(twin, to_reference_names(dict(twin)), strict=True)
+torch.save({theirs: state[ours].reshape(twin[theirs].shape) for theirs, ours in names}, sys.argv[2])
+"""
+"""Writes generated weights of caformer_s18 under the paper's names and under timm's; in a process of its own, because a
+child's peak memory counts what it shared with a large parent before it became another program."""
+
+
 def prepare(folder: Path) -> tuple[Path, Path]:
-    """Write generated weights of caformer_s18 in both layouts; return the paper's and timm's."""
-    import timm
-    import torch
-
-    from mfcli import create_model
-    from mfcli.checkpoint import to_reference_names
-
-    torch.manual_seed(0)
-    model = create_model("caformer_s18")
-    state = {k: torch.randn_like(v) * v[0].numel() ** -0.5 if v.ndim > 1 else v for k, v in model.state_dict().items()}
+    """Write generated weights of caformer_s18; return the paper's layout and timm's."""
     ours, theirs = folder / "caformer_s18.pth", folder / "caformer_s18_timm.pth"
-    torch.save(state, ours)
-    twin = timm.create_model("caformer_s18").state_dict()
-    names = zip(twin, to_reference_names(dict(twin)), strict=True)
-    torch.save({theirs_: state[ours_].reshape(twin[theirs_].shape) for theirs_, ours_ in names}, theirs)
+    subprocess.run([sys.executable, "-c", PREPARE_SCRIPT, str(ours), str(theirs)], check=True)
     return ours, theirs
 
 

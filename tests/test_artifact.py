@@ -23,17 +23,22 @@ from mfcli.engines.base import EngineName
 from mfcli.errors import ModelError, OutputError
 from mfcli.labels import numbered_labels
 from mfcli.metaformer import build_model
+from mfcli.settings import Settings
 from mfcli.variants import Family, find_variant, list_variants
 from mfcli.weights import bundled_file, sha256_of
 
 BUNDLED = find_variant("bundled")
 
 
+def kept_in(cache: Path) -> Settings:
+    return Settings(model="bundled", named_cache_dir=cache, debug=False)
+
+
 @pytest.fixture(scope="module")
 def built(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that holds the artifact of the small weights."""
     cache = tmp_path_factory.mktemp("built")
-    ensure(BUNDLED, small_weights, cache)
+    ensure(BUNDLED, small_weights, kept_in(cache))
     return cache
 
 
@@ -53,7 +58,7 @@ def forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_second_start_builds_nothing(cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_building(monkeypatch)
     told: list[str] = []
-    artifact = ensure(BUNDLED, small_weights, cache, told.append)
+    artifact = ensure(BUNDLED, small_weights, kept_in(cache), told.append)
     assert not told
     assert artifact.variant == "caformer_t9_64"
     assert artifact.weights_sha256 == sha256_of(small_weights)
@@ -94,7 +99,7 @@ def test_what_the_file_says_of_itself(cache: Path) -> None:
 
 
 def test_logits_equal_torch_at_any_batch_size(cache: Path, small_weights: Path) -> None:
-    artifact = ensure(BUNDLED, small_weights, cache)
+    artifact = ensure(BUNDLED, small_weights, kept_in(cache))
     batch = pixels(5, 64).numpy()
     runtime = load_engine(EngineName.ONNXRUNTIME, artifact)
     expected = load_engine(EngineName.TORCH, artifact).logits(batch)
@@ -105,7 +110,7 @@ def test_logits_equal_torch_at_any_batch_size(cache: Path, small_weights: Path) 
 
 
 def test_the_bundled_artifact_is_small_and_true() -> None:
-    artifact = ensure(BUNDLED, None, Path("never touched"))
+    artifact = ensure(BUNDLED, None, kept_in(Path("never touched")))
     assert artifact.size_bytes <= 12_000_000
     assert artifact.key == cache_key(BUNDLED, artifact.weights_sha256, half_weights=True)
     assert artifact.checkpoint is not None
@@ -121,7 +126,7 @@ def test_the_bundled_artifact_is_small_and_true() -> None:
 
 
 def test_every_class_of_the_bundled_model_has_a_name() -> None:
-    labels = ensure(BUNDLED, None, Path("never touched")).labels
+    labels = ensure(BUNDLED, None, kept_in(Path("never touched"))).labels
     assert len(labels) == len({label.wnid for label in labels}) == 200
     assert all(label.name and label.name != label.wnid for label in labels)
     assert labels[0].name == "goldfish, Carassius auratus"
@@ -190,7 +195,7 @@ def test_a_bad_artifact_is_built_again(damage: Any, cache: Path, small_weights: 
     with pytest.raises(ModelError):
         open_artifact(path, BUNDLED, cache_key(BUNDLED, sha256_of(small_weights)), None)
     told: list[str] = []
-    ensure(BUNDLED, small_weights, cache, told.append)
+    ensure(BUNDLED, small_weights, kept_in(cache), told.append)
     assert told == ["preparing caformer_t9_64 (once for these weights)"]
     assert json.loads(path.with_suffix(".json").read_text())["sha256"] == sha256_of(path)
     assert len(good) == 64
@@ -199,9 +204,9 @@ def test_a_bad_artifact_is_built_again(damage: Any, cache: Path, small_weights: 
 def test_changed_weights_at_the_same_path_make_another_artifact(cache: Path, tmp_path: Path) -> None:
     weights = tmp_path / "mine.pth"
     torch.save(fill(create_model("bundled", num_classes=3)).state_dict(), weights)
-    first = ensure(BUNDLED, weights, cache)
+    first = ensure(BUNDLED, weights, kept_in(cache))
     torch.save(create_model("bundled", num_classes=4).state_dict(), weights)
-    second = ensure(BUNDLED, weights, cache)
+    second = ensure(BUNDLED, weights, kept_in(cache))
     assert first.key != second.key
     assert (len(first.labels), len(second.labels)) == (3, 4)
 
@@ -222,7 +227,7 @@ def test_weights_with_infinities_are_refused(tmp_path: Path) -> None:
     state["head.bias"][0] = float("nan")
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(ModelError, match="differs from torch by nan"):
-        ensure(BUNDLED, tmp_path / "x.pth", tmp_path / "cache")
+        ensure(BUNDLED, tmp_path / "x.pth", kept_in(tmp_path / "cache"))
     assert not list((tmp_path / "cache").rglob("*.onnx"))
 
 
@@ -249,7 +254,7 @@ def test_every_family_exports(family: Family, tmp_path: Path) -> None:
     row = dataclasses.replace(row, architecture=small)
     state = fill(build_model(small, num_classes=1000)).state_dict()
     torch.save(state, tmp_path / "x.pth")
-    artifact = ensure(row, tmp_path / "x.pth", tmp_path)
+    artifact = ensure(row, tmp_path / "x.pth", kept_in(tmp_path))
     assert max(artifact.check.values()) <= 1e-4
     assert artifact.labels[0].wnid == "n01440764"
     logits = load_engine(EngineName.ONNXRUNTIME, artifact).logits(pixels(2, 224).numpy())
@@ -259,7 +264,7 @@ def test_every_family_exports(family: Family, tmp_path: Path) -> None:
 
 def test_weights_of_a_row_that_is_not_here() -> None:
     with pytest.raises(ModelError) as caught:
-        ensure(find_variant("caformer_s18"), None, Path("never touched"))
+        ensure(find_variant("caformer_s18"), None, kept_in(Path("never touched")))
     assert caught.value.message == "the weights of caformer_s18 are not on this machine"
     assert "https://huggingface.co/sail/dl/resolve/main/caformer/caformer_s18.pth" in (caught.value.hint or "")
 
@@ -268,7 +273,7 @@ def test_a_cache_that_cannot_be_written(small_weights: Path, tmp_path: Path) -> 
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     with pytest.raises(OutputError, match="cannot keep the prepared model in") as caught:
-        ensure(BUNDLED, small_weights, in_the_way)
+        ensure(BUNDLED, small_weights, kept_in(in_the_way))
     assert caught.value.hint == "name a folder that can be written: MF_CACHE_DIR=DIR"
     assert caught.value.exit_code == 8
 
@@ -276,7 +281,8 @@ def test_a_cache_that_cannot_be_written(small_weights: Path, tmp_path: Path) -> 
 def test_two_processes_build_it_once(small_weights: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from mfcli.artifact import ensure; from mfcli.variants import *;"
-        "a = ensure(find_variant('bundled'), Path(sys.argv[1]), Path(sys.argv[2]), print);"
+        "from mfcli.settings import Settings; settings = Settings('bundled', Path(sys.argv[2]), False);"
+        "a = ensure(find_variant('bundled'), Path(sys.argv[1]), settings, print);"
         "print(a.path.stat().st_mtime_ns)"
     )
     command = [sys.executable, "-W", "ignore", "-c", program, str(small_weights), str(tmp_path)]

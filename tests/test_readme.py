@@ -70,10 +70,11 @@ def test_bilinear_and_bicubic_answers_are_those_of_the_table() -> None:
 
     from mfcli.artifact import ensure
     from mfcli.checkpoint import load_checkpoint
+    from mfcli.settings import Settings
     from mfcli.variants import find_variant
 
     variant = find_variant("bundled")
-    artifact = ensure(variant, None, CHECKOUT)
+    artifact = ensure(variant, None, Settings.from_environ())
     assert artifact.checkpoint is not None
     model = load_checkpoint(artifact.checkpoint, variant).model
     rows = re.findall(r"^\| .*create_transform.*\| orange ([\d.]+) % \| lemon ([\d.]+) % \|$", README, re.MULTILINE)

@@ -7,7 +7,9 @@ from mfcli.settings import Settings
 
 def test_defaults(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert Settings.from_environ({}) == Settings(model="bundled", cache_dir=Path("/somewhere/mfcli"), debug=False)
+    settings = Settings.from_environ({})
+    assert settings == Settings(model="bundled", named_cache_dir=None, debug=False)
+    assert settings.cache_dir == Path("/somewhere/mfcli")
 
 
 def test_the_environment_beats_the_defaults() -> None:

@@ -1,8 +1,6 @@
 """python -m mfcli, the same as mf."""
 
-import sys
-
-from mfcli.cli import main
+from mfcli.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from mfcli.errors import ModelError, OutputError
 from mfcli.preprocess import PreprocessPlan
 from mfcli.results import Label
+from mfcli.settings import Settings
 from mfcli.variants import Pretraining, Variant
 from mfcli.weights import bundled_file, remembered_sha256, sha256_of, write_atomically
 
@@ -69,19 +70,19 @@ class Artifact:
 
 
 def ensure(
-    variant: Variant, weights_file: Path | None, cache_dir: Path, progress: Progress = lambda _: None
+    variant: Variant, weights_file: Path | None, settings: Settings, progress: Progress = lambda _: None
 ) -> Artifact:
     """Return the ready artifact of a variant, built first where there is none.
 
     Args:
         variant: the row.
         weights_file: a checkpoint of the user's; None for the variant's own.
-        cache_dir: where artifacts are kept; not touched for the bundled model.
+        settings: say where artifacts are kept; that folder is not touched for the bundled model.
         progress: told before something that takes long.
 
     Raises:
         ModelError: there are no weights, or they are not this variant's.
-        OutputError: the artifact cannot be kept in cache_dir.
+        OutputError: the artifact cannot be kept.
     """
     if weights_file is None and variant.pretraining is Pretraining.BUNDLED:
         path = bundled_file(f"{variant.name}.onnx")
@@ -91,6 +92,7 @@ def ensure(
             f"the weights of {variant.name} are not on this machine",
             f"fetch {variant.url} and add --weights FILE",
         )
+    cache_dir = settings.cache_dir
     digest = remembered_sha256(weights_file, cache_dir / "digests")
     key = cache_key(variant, digest)
     path = cache_dir / "artifacts" / f"{variant.name}-{key[:16]}.onnx"

@@ -180,7 +180,7 @@ def load_predictor(
         engine = EngineName(engine)
     except ValueError as error:
         raise UsageError(f"unknown engine {engine!r}", f"one of {', '.join(EngineName)}") from error
-    artifact = ensure(variant, Path(weights) if weights else None, settings.cache_dir, progress)
+    artifact = ensure(variant, Path(weights) if weights else None, settings, progress)
     return Predictor(
         artifact, load_engine(engine, artifact), labels=labels, top_k=top_k, exif=exif, max_pixels=max_pixels
     )

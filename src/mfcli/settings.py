@@ -21,13 +21,22 @@ class Settings:
 
     Attributes:
         model: the model used when none is named.
-        cache_dir: the folder that holds prepared artifacts.
+        named_cache_dir: the folder that holds prepared artifacts, where one is named.
         debug: whether a failure shows its traceback.
     """
 
     model: str
-    cache_dir: Path
+    named_cache_dir: Path | None
     debug: bool
+
+    @property
+    def cache_dir(self) -> Path:
+        """The folder that holds prepared artifacts: the named one, else the platform's (XDG_CACHE_HOME on Linux)."""
+        if self.named_cache_dir is not None:
+            return self.named_cache_dir
+        from platformdirs import user_cache_path
+
+        return user_cache_path("mfcli", appauthor=False)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -35,12 +44,6 @@ class Settings:
         cache_dir = environ.get("MF_CACHE_DIR")
         return cls(
             model=environ.get("MF_MODEL") or BUNDLED_ALIAS,
-            cache_dir=Path(cache_dir).expanduser() if cache_dir else _default_cache_dir(),
+            named_cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             debug=environ.get("MF_DEBUG", "").lower() in _TRUE,
         )
-
-
-def _default_cache_dir() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("mfcli", appauthor=False)

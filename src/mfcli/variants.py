@@ -6,7 +6,6 @@ Rows are data, readable without torch. Depths, dims and the published figures ar
 Vision" (CVPR 2022) as timm hosts it. `timm_top1` is timm's own measurement (results-imagenet.csv, 1.0.x).
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -274,6 +273,8 @@ def find_variant(name: str) -> Variant:
     key = name.strip().lower().removeprefix("hf-hub:").removeprefix("timm/")
     variant = VARIANTS.get(_ALIASES.get(key, key))
     if variant is None:
+        import difflib
+
         near = difflib.get_close_matches(key, [*VARIANTS, *_ALIASES], n=3, cutoff=0.5)
         did_you_mean = f"did you mean {' or '.join(near)}? " if near else ""
         raise ModelError(f"unknown model {name!r}", f"{did_you_mean}All names: mf list-models")

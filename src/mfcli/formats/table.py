@@ -28,7 +28,7 @@ class _Console(Console):
 
 def make_console(stream: TextIO) -> Console:
     """Return a console on a stream, as wide as the terminal, or as the widest row where there is none."""
-    return _Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False, soft_wrap=False)
+    return _Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False, emoji=False)
 
 
 class TableWriter:
