@@ -84,6 +84,9 @@ def wrapped(wrapper: str, state: State) -> Any:
         "torch.compile in a wrapper": {"model": {f"_orig_mod.{name}": tensor for name, tensor in state.items()}},
         "both prefixes": {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
         "a trainer's arguments": {"arch": "x", "args": argparse.Namespace(lr=0.1, opt="adamw"), "state_dict": state},
+        "an empty average": {"state_dict_ema": {}, "ema": {"decay": 0.9, "updates": 3}, "state_dict": state},
+        "other things beside": {**state, "epoch": 3},
+        "AveragedModel": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in state.items()}},
         "half precision": {name: tensor.half() for name, tensor in state.items()},
     }[wrapper]
 
@@ -98,6 +101,9 @@ def wrapped(wrapper: str, state: State) -> Any:
         "torch.compile in a wrapper",
         "both prefixes",
         "a trainer's arguments",
+        "an empty average",
+        "other things beside",
+        "AveragedModel",
         "half precision",
     ],
 )
@@ -125,7 +131,7 @@ class Planted:
 def test_a_pickle_that_carries_code_is_refused_and_nothing_runs(zipped: bool, tmp_path: Path) -> None:
     trace, file = tmp_path / "trace", tmp_path / "evil.pth"
     torch.save({"state_dict": {}, "x": Planted(trace)}, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ModelError, match="carries code, not only weights; nothing of it was run"):
+    with pytest.raises(ModelError, match="carries code or objects, not only weights; nothing of it was run"):
         read_state_dict(file)
     assert not trace.exists()
     torch.load(file, weights_only=False)  # the plant works: without care it would have run
@@ -163,6 +169,34 @@ def test_what_holds_no_tensors(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "x.pth")
     with pytest.raises(ModelError, match="holds no state dict"):
         read_state_dict(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(3, dtype=torch.int32), torch.zeros(3, dtype=torch.complex64), torch.eye(3).to_sparse()],
+    ids=["int32", "complex64", "sparse"],
+)
+def test_weights_that_are_no_numbers(tensor: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"head.weight": tensor}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="weights are floating numbers"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+def test_keys_that_are_no_names(tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(2)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="holds no state dict"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+def test_a_head_that_does_not_fit_itself(tmp_path: Path) -> None:
+    state = state_of("bundled")
+    torch.save({**state, "head.bias": torch.zeros(7)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="head.bias \\(7,\\) instead of \\(200,\\)") as caught:
+        load_checkpoint(tmp_path / "x.pth", find_variant("bundled"))
+    assert caught.value.hint == "these weights fit no row of mf list-models"
+    torch.save({**state, "head.bias": torch.zeros(0), "head.weight": torch.zeros(0, 256)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="does not fit"):
+        load_checkpoint(tmp_path / "x.pth", find_variant("bundled"))
 
 
 def test_a_truncated_checkpoint(tmp_path: Path) -> None:

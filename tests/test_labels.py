@@ -36,7 +36,8 @@ def test_numbers() -> None:
     [
         ("cat\ndog\n", [(None, "cat"), (None, "dog")]),
         ("\ufeffcat, tabby\r\ndog\r\n\r\n", [(None, "cat, tabby"), (None, "dog")]),
-        ("wnid,name\nn1,cat\n,dog\n", [("n1", "cat"), (None, "dog")]),
+        ("wnid,name\nn1,cat\n\n,dog\n", [("n1", "cat"), (None, "dog")]),
+        ("a\u2028b\nc\x0cd\n", [(None, "a\u2028b"), (None, "c\x0cd")]),
         ('name,wnid\n"cat, tabby",n1\n', [("n1", "cat, tabby")]),
         ("name\n", None),
         ("name\ncat\n", [(None, "cat")]),
@@ -59,7 +60,9 @@ def test_files(text: str, labels: list[tuple[str | None, str]] | None, tmp_path:
         (b"", "holds an empty name or none"),
         (b"cat\n\ndog\n", "holds an empty name or none"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
-        (b"wnid,name\nn1\n", "too few columns in 'n1'"),
+        (b"wnid,name\nn1\n", "1 columns instead of 2 in 'n1'"),
+        (b"wnid,name\nn1,tabby, tabby cat\n", "3 columns instead of 2"),
+        (b"wnid,name\nn1," + b"x" * 200_000, "is not UTF-8 text"),
     ],
 )
 def test_bad_files(content: bytes, message: str, tmp_path: Path) -> None:

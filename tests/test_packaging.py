@@ -80,13 +80,12 @@ def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Pat
 
 
 def test_an_editable_installation_finds_the_checkouts_weights(tmp_path: Path) -> None:
-    program = "from mfcli.weights import bundled_file; print(bundled_file('caformer_t9_64.onnx'))"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT / "src")},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
+    with zipfile.ZipFile(build(tmp_path, CHECKOUT, "editable")) as archive:
+        archive.extractall(tmp_path / "site")
+    program = (
+        "import site, sys; sys.path.pop(0); site.addsitedir(sys.argv[1]); sys.path.reverse();"
+        "from mfcli.weights import bundled_file; print(bundled_file('caformer_t9_64.onnx'))"
     )
+    command = [sys.executable, "-c", program, str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()) == CHECKOUT / "weights" / "caformer_t9_64.onnx"

@@ -14,7 +14,8 @@ def test_defaults(monkeypatch) -> None:  # type: ignore[no-untyped-def]
 
 def test_the_environment_beats_the_defaults() -> None:
     environ = {"MF_MODEL": "caformer_s18", "MF_CACHE_DIR": "~/mf", "MF_DEBUG": "1"}
-    assert Settings.from_environ(environ) == Settings("caformer_s18", Path("~/mf").expanduser(), True)
+    assert Settings.from_environ(environ) == Settings("caformer_s18", Path("~/mf"), True)
+    assert Settings.from_environ(environ).cache_dir == Path.home() / "mf"
 
 
 def test_an_empty_variable_counts_as_unset() -> None:

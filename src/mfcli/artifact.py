@@ -5,6 +5,7 @@ hold the preprocessing plan, the labels, where the weights came from, and the ch
 JSON sidecar holds the file's own SHA-256 and size. `ensure` is what tasks call; `build` is what makes a file.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,6 +31,9 @@ FORMAT_VERSION = 1
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 """Largest difference to torch that an artifact may have, as a share of the logits' standard deviation."""
+
+# Reaches a user for the bundled model alone: any other artifact is built again.
+_REINSTALL = "pip install --force-reinstall mfcli"
 
 _METADATA_PREFIX = "mfcli."
 _METADATA_PROPS_FIELD = 14  # ModelProto.metadata_props in onnx.proto
@@ -103,6 +107,18 @@ def ensure(
         return open_artifact(path, variant, key, weights_file)
 
 
+def prepared_artifacts(variant: Variant, settings: Settings) -> list[Artifact]:
+    """Return the good artifacts of a variant on this machine: the bundled one, and those in the cache by name."""
+    bundled = variant.pretraining is Pretraining.BUNDLED
+    paths = [bundled_file(f"{variant.name}.onnx")] if bundled else []
+    paths += sorted((settings.cache_dir / "artifacts").glob(f"{variant.name}-{'[0-9a-f]' * 16}.onnx"))
+    found = []
+    for path in paths:
+        with contextlib.suppress(ModelError):
+            found.append(open_artifact(path, variant, None, None))
+    return found
+
+
 def cache_key(variant: Variant, weights_sha256: str, half_weights: bool = False) -> str:
     """Return 64 hex digits over all that shapes an artifact: weights, format, row, options."""
     recipe = {
@@ -136,11 +152,11 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
             size_bytes = os.fstat(file.fileno()).st_size
             metadata = dict(_metadata_props(file, size_bytes))
         if sidecar["size_bytes"] != size_bytes:
-            raise ModelError(f"{path} has {size_bytes} bytes instead of {sidecar['size_bytes']}")
+            raise ModelError(f"{path} has {size_bytes} bytes instead of {sidecar['size_bytes']}", _REINSTALL)
         fields = {name: json.loads(metadata[_METADATA_PREFIX + name]) for name in _FIELDS}
         wanted = {"format_version": FORMAT_VERSION, "variant": variant.name, "key": key or fields["key"]}
         if different := [name for name, value in wanted.items() if fields[name] != value]:
-            raise ModelError(f"{path} is of another {different[0]}: {fields[different[0]]}")
+            raise ModelError(f"{path} is of another {different[0]}: {fields[different[0]]}", _REINSTALL)
         return Artifact(
             path=path,
             variant=fields["variant"],
@@ -155,9 +171,9 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
             size_bytes=size_bytes,
         )
     except OSError as error:
-        raise ModelError(f"cannot read the artifact {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is torn or not an artifact of mfcli") from error
+        raise ModelError(f"cannot read the artifact {path}: {error.strerror}", _REINSTALL) from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ModelError(f"{path} is torn or not an artifact of mfcli", _REINSTALL) from error
 
 
 _FIELDS = (
@@ -193,8 +209,10 @@ def _metadata_props(file: BinaryIO, size_bytes: int) -> Iterator[tuple[str, str]
 def _string_pair(file: BinaryIO, end: int) -> tuple[str, str]:
     strings = {}
     while file.tell() < end:
-        tag = _varint(file)
-        strings[tag >> 3] = file.read(_varint(file)).decode()
+        tag, length = _varint(file), _varint(file)
+        if tag & 7 != 2 or file.tell() + length > end:
+            raise ValueError("not an ONNX file, or cut off")
+        strings[tag >> 3] = file.read(length).decode()
     return strings.get(1, ""), strings.get(2, "")
 
 
@@ -223,12 +241,13 @@ def _build_once(variant: Variant, weights_file: Path, digest: str, path: Path, p
             lock.acquire()
     except OSError as error:
         raise _unwritable(path, error) from error
-    with lock:
-        try:
-            open_artifact(path, variant, cache_key(variant, digest), weights_file)
-        except ModelError:  # nobody else has built it meanwhile
-            progress(f"preparing {variant.name} (once for these weights)")
-            build(variant, weights_file, digest, path)
+    try:
+        open_artifact(path, variant, cache_key(variant, digest), weights_file)
+    except ModelError:  # nobody else has built it meanwhile
+        progress(f"preparing {variant.name} (once for these weights)")
+        build(variant, weights_file, digest, path)
+    finally:
+        lock.release()
 
 
 def build(
@@ -359,12 +378,18 @@ def _check(proto: "ModelProto", model: "MetaFormer", variant: Variant) -> dict[s
         with torch.inference_mode():
             expected = model(pixels)
         (logits,) = session.run(["logits"], {"input": pixels.numpy()})
-        difference = float((torch.from_numpy(logits) - expected).abs().max() / expected.std())
-        if not difference <= MAX_LOGIT_DIFFERENCE:  # also when it is not a number
+        if not expected.isfinite().all():
+            raise ModelError(
+                f"with these weights {variant.name} computes infinities or what is no number",
+                "the file may be damaged, or its training may have diverged",
+            )
+        spread = max(float(expected.std(correction=0)), 0.01 * float(expected.abs().mean()), 1e-6)
+        difference = float((torch.from_numpy(logits) - expected).abs().max()) / spread
+        if difference > MAX_LOGIT_DIFFERENCE:
             raise ModelError(
                 f"the graph of {variant.name} differs from torch by {difference:.2g} of the logits' spread at batch"
                 f" {batch}; at most {MAX_LOGIT_DIFFERENCE:g} is accepted",
-                "these weights may hold infinities or may not be trained; check the file",
+                "please report it with what mf --version says and the versions of torch and onnxruntime",
             )
         differences[f"batch_{batch}"] = difference
     return differences

@@ -27,6 +27,9 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "modul
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and trainers put before every name."""
 
+_COUNTERS = frozenset({"n_averaged"})
+"""Tensors beside the weights that are none: torch's AveragedModel counts its updates."""
+
 # timm's names on the left; `stages.0.blocks.1.` becomes `stages.0.1.`, and so on.
 _TIMM_NAMES = (
     (r"^stem\.conv\.", "downsample_layers.0.conv."),
@@ -62,7 +65,7 @@ def load_checkpoint(path: Path, variant: Variant) -> LoadedCheckpoint:
 
     state = to_reference_names(read_state_dict(path))
     head = state.get("head.fc2.weight", state.get("head.weight"))
-    num_classes = variant.num_classes if head is None or head.ndim == 0 else head.shape[0]
+    num_classes = variant.num_classes if head is None or head.ndim == 0 else max(head.shape[0], 1)
     model = build_model(variant.architecture, num_classes=num_classes)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state = _squeeze_1x1_convolutions(state, expected)
@@ -93,17 +96,27 @@ def read_state_dict(path: Path) -> StateDict:
         tensors = _unwrap(path, _read_pickle(path))
     while tensors and (prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return {name: _as_float32(path, name, tensor) for name, tensor in tensors.items()}
+
+
+def _as_float32(path: Path, name: str, tensor: "Tensor") -> "Tensor":
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.is_meta or not tensor.is_floating_point():
+        raise ModelError(
+            f"{path} holds {name} as {tensor.dtype} on {tensor.device}, {tensor.layout}; weights are floating numbers",
+            "save the weights alone: torch.save(model.state_dict(), FILE)",
+        )
+    return tensor.float()
 
 
 def _read_safetensors(path: Path) -> StateDict:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} is a damaged safetensors file: {error}", "download it again") from error
+    except Exception as error:  # SafetensorError, and whatever torch says of a dtype it does not know
+        raise ModelError(f"{path} is a damaged safetensors file: {error}", "get the file again") from error
 
 
 def _read_pickle(path: Path) -> object:
@@ -116,25 +129,33 @@ def _read_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise ModelError(
-                f"{path} carries code, not only weights; nothing of it was run",
+                f"{path} carries code or objects, not only weights; nothing of it was run",
                 "save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors",
             ) from error
         raise ModelError(f"{path} is not a checkpoint", "expected a .pth or .safetensors file") from error
     except Exception as error:  # a damaged file makes the readers of zip and pickle raise almost anything
-        raise ModelError(f"{path} is not a checkpoint, or a damaged one", "download it again") from error
+        raise ModelError(f"{path} is not a checkpoint, or a damaged one", "get the file again") from error
 
 
 def _unwrap(path: Path, loaded: object) -> Mapping[str, Any]:
+    found = _find_state_dict(loaded)
+    if not found:
+        hint = "expected {name: tensor}, alone or under 'state_dict' or 'model'"
+        raise ModelError(f"{path} holds no state dict", hint)
+    return found
+
+
+def _find_state_dict(loaded: object) -> StateDict:
+    """The tensors under the first wrapper that has some, else those at this level, without counters."""
     import torch
 
-    while isinstance(loaded, Mapping):
-        if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
-            return loaded
-        wrapper = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if wrapper is None:
-            break
-        loaded = loaded[wrapper]
-    raise ModelError(f"{path} holds no state dict", "expected {name: tensor}, alone or under 'state_dict' or 'model'")
+    if not isinstance(loaded, Mapping):
+        return {}
+    for key in _WRAPPERS:
+        if found := _find_state_dict(loaded.get(key)):
+            return found
+    tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    return {name: tensor for name, tensor in tensors.items() if name not in _COUNTERS}
 
 
 def to_reference_names(state: StateDict) -> StateDict:
@@ -186,28 +207,25 @@ def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tup
 
 
 def _architectures_that_fit(shapes: Mapping[str, tuple[int, ...]]) -> list[Architecture]:
-    """The architectures whose tensors, but for the head's number of classes, have these names and shapes."""
+    """The architectures whose tensors have these names and shapes, with a head of as many classes."""
     import torch
 
     from mfcli.metaformer import build_model
 
-    def body(all_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        # 1x1 convolutions count as linear layers, in the head the number of classes is left out
-        return {
-            name: shape[1:] if name.startswith("head.") and "fc1" not in name and "norm" not in name else _linear(shape)
-            for name, shape in all_shapes.items()
-        }
-
-    wanted, fitting = body(shapes), []
+    head = shapes.get("head.fc2.weight", shapes.get("head.weight"))
+    if not head or head[0] == 0:
+        return []
+    wanted, fitting = {name: _linear(shape) for name, shape in shapes.items()}, []
     with torch.device("meta"):
         for architecture in ARCHITECTURES.values():
-            state = build_model(architecture, num_classes=1).state_dict()
-            if body({name: tuple(tensor.shape) for name, tensor in state.items()}) == wanted:
+            state = build_model(architecture, num_classes=head[0]).state_dict()
+            if {name: tuple(tensor.shape) for name, tensor in state.items()} == wanted:
                 fitting.append(architecture)
     return fitting
 
 
 def _linear(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the linear layer that a 1x1 convolution stands for; other shapes stay."""
     return shape[:-2] if len(shape) in (3, 4) and shape[-2:] == (1, 1) else shape
 
 

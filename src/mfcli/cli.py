@@ -8,7 +8,8 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn, TextIO
 
@@ -19,7 +20,7 @@ from mfcli.engines.base import EngineName
 from mfcli.errors import ExitCode, MfError, OutputError
 from mfcli.formats.base import FormatName
 from mfcli.results import Summary
-from mfcli.settings import Settings
+from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 from mfcli.variants import Family, Pretraining, Variant, find_variant
 
 app = typer.Typer(
@@ -31,15 +32,19 @@ app = typer.Typer(
     help="Classify pictures with the MetaFormer family: IdentityFormer, RandFormer, PoolFormer, ConvFormer, CAFormer.",
 )
 
+
+class InfoFormat(StrEnum):
+    """The formats of one record."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
 Format = Annotated[FormatName, typer.Option("--format", help="How results are written.")]
-DEFAULT_TOP_K = 5
-DEFAULT_MAX_PIXELS = 178_956_970
 
 
-class _ReaderGoneError(MfError):
+class _ReaderGoneError(Exception):
     """Whoever read our output has stopped reading; that is no failure."""
-
-    exit_code = ExitCode.OK
 
 
 def _version(wanted: bool) -> None:
@@ -93,7 +98,7 @@ def predict(
     from mfcli.sources import from_arguments
     from mfcli.tasks import predict as task
 
-    sources = from_arguments(inputs, sys.stdin.buffer)
+    sources = from_arguments(inputs, None if sys.stdin is None else sys.stdin.buffer)
     predictor = load_predictor(
         model,
         weights=weights,
@@ -115,7 +120,7 @@ def _say_what_the_model_cannot_do(variant: Variant, weights: Path | None, classe
     if weights is None and variant.pretraining is Pretraining.BUNDLED:
         _note(
             f"answered by the small bundled model, which knows {classes} classes and can name nothing else; "
-            "one that knows 1000: --model caformer_s18"
+            "one that knows 1000: --model caformer_s18 --weights FILE"
         )
     elif classes != variant.num_classes and labels is None:
         _note(f"the head of {weights} has {classes} classes without names; name them: --labels FILE")
@@ -144,104 +149,112 @@ def list_models(
     from mfcli.tasks import list_models as task
 
     variants = task.list_models(task.ModelFilter(pattern, family, input_size, pretraining))
-    columns = ("name", "input_size", "pretraining", "classes", "params_m", "macs_g", "top1")
+    in_brief = format is FormatName.TABLE
     with _stdout() as stream:
-        write_records(format, stream, [_record(variant) for variant in variants], columns)
+        write_records(format, stream, [_brief(v) if in_brief else v.as_record() for v in variants])
 
 
-def _record(variant: Variant) -> dict[str, str | int | float | None]:
+def _brief(variant: Variant) -> dict[str, str | int | float | None]:
     return {
         "name": variant.name,
-        "family": variant.family.value,
         "input_size": variant.input_size[1],
         "pretraining": variant.pretraining.value,
         "classes": variant.num_classes,
-        "crop_pct": variant.crop_pct,
         "params_m": round(variant.params / 1e6, 1),
         "macs_g": variant.published_macs_g,
         "top1": variant.published_top1,
-        "timm_top1": variant.timm_top1,
-        "timm_name": variant.timm_name,
-        "url": variant.url,
     }
 
 
 @app.command()
 def info(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from mf list-models.")],
-    format: Format = FormatName.TABLE,
+    format: Annotated[InfoFormat, typer.Option("--format", help="How it is written.")] = InfoFormat.TABLE,
 ) -> None:
-    """Show everything about one model: its row, where its weights are, how pictures are prepared for it."""
+    """Show everything about one model: its row, how pictures are prepared for it, and its artifacts on this machine."""
+    from mfcli.formats.json import indented
     from mfcli.formats.records import write_records
     from mfcli.tasks.info import describe
 
-    fields = describe(find_variant(model))
+    fields = describe(find_variant(model), Settings.from_environ())
     with _stdout() as stream:
-        if format is FormatName.TABLE:
-            rows = [{"field": name, "value": value} for name, value in fields.items() if value is not None]
-            write_records(format, stream, rows, ("field", "value"))
-        else:
-            write_records(format, stream, [fields], ())
+        if format is InfoFormat.JSON:
+            stream.write(indented(fields))
+            return
+        artifacts = fields.pop("artifacts")
+        fields |= {f"artifact_{key}": value for artifact in artifacts[:1] for key, value in artifact.items()}
+        fields["other_artifacts"] = [artifact["path"] for artifact in artifacts[1:]]
+        rows = [{"field": name, "value": value} for name, value in fields.items() if value not in (None, [])]
+        write_records(FormatName.TABLE, stream, rows)
 
 
 @contextmanager
 def _stdout() -> Iterator[TextIO]:
     """Standard output as UTF-8; a reader that went away ends the program quietly, a full disk with exit code 8."""
     if sys.stdout is None:
-        raise OutputError("standard output is closed")
+        raise OutputError("standard output is closed", "send it to a file: mf ... > FILE")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
     try:
         yield sys.stdout
         sys.stdout.flush()
+    except BrokenPipeError as error:
+        _drop_stdout()
+        raise _ReaderGoneError from error
     except OSError as error:
-        # what is still buffered can go nowhere: without this, the interpreter tries again at exit and complains
+        _drop_stdout()
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write the results: {reason}", "free some space, or send them elsewhere") from error
+    except SystemExit as error:  # typer's way to end when the reader of the help has gone
+        _drop_stdout()
+        raise _ReaderGoneError from error
+
+
+def _drop_stdout() -> None:
+    """What is still buffered can go nowhere: without this, it is tried again at exit, with a complaint."""
+    with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise _ReaderGoneError("the reader of the output is gone") from error
-        raise OutputError(f"cannot write the results: {error.strerror or error}") from error
+
+
+def _say(line: str) -> None:
+    """Write a line to stderr, if there is one."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(line, file=sys.stderr, flush=True)
 
 
 def _note(message: str) -> None:
-    print(f"note: {message}", file=sys.stderr, flush=True)
+    _say(f"note: {message}")
 
 
 def _fail(message: str, hint: str | None = None) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    _say(f"error: {message}")
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        _say(f"hint: {hint}")
 
 
 def _print_traceback() -> None:
     import traceback
 
-    traceback.print_exc()
+    _say(traceback.format_exc())
 
 
 def run() -> NoReturn:
     """Run `main` as a program: everything is written, so leave at once; taking the interpreter down costs 40 ms."""
-    code = main()
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-    except BrokenPipeError:
-        pass
-    except OSError:
-        code = ExitCode.OUTPUT
-    os._exit(code)
+    os._exit(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors become `error:` and `hint:` lines on stderr."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries warn about things a user of the command cannot change
-    debug = Settings.from_environ().debug
+    debug = False
     try:
-        returned = app(args=argv, prog_name="mf", standalone_mode=False)
-        return int(returned or ExitCode.OK)
-    except _ReaderGoneError as error:
-        return error.exit_code
+        debug = Settings.from_environ().debug
+        with _stdout():  # help and version too
+            return _ran(app(args=argv, prog_name="mf", standalone_mode=False))
+    except _ReaderGoneError:
+        return ExitCode.OK
     except typer.TyperException as error:
         _fail(error.format_message(), "mf --help")
         return ExitCode.USAGE
@@ -257,3 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_traceback()
         _fail(f"unexpected {type(error).__name__}: {error}", "this is a bug; MF_DEBUG=1 shows where it happened")
         return ExitCode.BUG
+
+
+def _ran(returned: object) -> int:
+    return int(returned) if isinstance(returned, int) else ExitCode.OK

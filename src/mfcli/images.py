@@ -4,6 +4,8 @@ Decides what every kind of picture means as RGB (orientation, 16-bit and float g
 what is broken, cut off or too large; which pixels a model then sees is preprocess.py's business.
 """
 
+import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mfcli.errors import FailureCode, PictureError
-
-DEFAULT_MAX_PIXELS = 178_956_970
-"""Twice Pillow's own warning level: 0.5 GB as RGB."""
-
-# Pillow's own cap is a global that warns at one size and raises at another; the caps here replace it.
-Image.MAX_IMAGE_PIXELS = None
+from mfcli.settings import DEFAULT_MAX_PIXELS
 
 _PROGRAM_RUNNERS = frozenset({"EPS"})
 """Formats that Pillow decodes by starting another program (Ghostscript) on the file."""
@@ -34,6 +31,13 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns a picture upright, by the value of its EXIF orientation."""
+_INVERSE = {6: 8, 8: 6}
+"""The orientations whose turning another one undoes; the rest undo themselves."""
+
+_EIGHT_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
+"""The 8-bit level of each 16-bit one."""
+_FLAT_LEVELS = 3
+_cap_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +74,75 @@ def decode(file: BinaryIO, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_P
 
 
 def _decode(file: BinaryIO, exif: bool, max_pixels: int) -> DecodedPicture:
-    with Image.open(file) as picture:
+    with _open(file) as picture:
         if picture.format in _PROGRAM_RUNNERS:
             raise PictureError(FailureCode.UNSUPPORTED, f"is {picture.format}, which is not decoded here")
         if picture.width * picture.height > max_pixels:
             raise PictureError(
                 FailureCode.TOO_LARGE, f"{picture.width}x{picture.height} is over --max-pixels {max_pixels}"
             )
+        if picture.format == "PNG":
+            _check_png(file)
+        orientation = _orientation(picture)
         picture.load()
-        rgb = _to_rgb(_upright(picture) if exif else picture)
+        if picture.format == "JPEG" and _is_cut_and_closed(file, picture):
+            raise PictureError(FailureCode.TRUNCATED, "is truncated: its data ends before its last row")
+        rgb = _to_rgb(_turned(picture, orientation, exif))
         return DecodedPicture(rgb, rgb.width, rgb.height)
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turn by the EXIF orientation; metadata that cannot be read turns nothing."""
+def _open(file: BinaryIO) -> Image.Image:
+    """Open without decoding, and without Pillow's own cap, which is a global of the whole program."""
+    file.seek(0)
+    with _cap_lock:
+        cap, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = cap
+
+
+def _check_png(file: BinaryIO) -> None:
+    """Check the checksums of all chunks, which decoding passes over: a tail of zeros would be a picture otherwise."""
+    position = file.tell()
+    file.seek(0)
+    Image.open(io.BytesIO(file.read()), formats=["PNG"]).verify()
+    file.seek(position)
+
+
+def _is_cut_and_closed(file: BinaryIO, picture: Image.Image) -> bool:
+    """Whether a JPEG's data ends early although an end marker follows, which the decoder fills up with grey.
+
+    Bytes put before the end marker change nothing in a whole picture and change one that still waits for data. Only a
+    picture that may be cut is decoded again: a progressive one, or one whose last block is flat.
+    """
+    left, top = (picture.width - 1) // 8 * 8, (picture.height - 1) // 8 * 8
+    last_block = np.asarray(picture.crop((left, top, picture.width, picture.height)).convert("L"))
+    if not picture.info.get("progressive") and np.ptp(last_block) > _FLAT_LEVELS:
+        return False
+    file.seek(0)
+    data = file.read()
+    end = data.rfind(b"\xff\xd9")
+    if end < 0:
+        return False
+    with Image.open(io.BytesIO(data[:end] + b"\x55" * 64 + data[end:]), formats=["JPEG"]) as longer:
+        return longer.tobytes() != picture.tobytes()
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; metadata that cannot be read turns nothing."""
     try:
-        method = _UPRIGHT.get(picture.getexif().get(_ORIENTATION_TAG, 1))
+        return int(picture.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # damaged metadata raises almost anything, and says nothing about the pixels
-        method = None
+        return 1
+
+
+def _turned(picture: Image.Image, orientation: int, exif: bool) -> Image.Image:
+    """The picture upright, or, without exif, as stored; Pillow has turned a TIFF upright already."""
+    if picture.format == "TIFF":
+        method = None if exif else _UPRIGHT.get(_INVERSE.get(orientation, orientation))
+    else:
+        method = _UPRIGHT.get(orientation) if exif else None
     return picture if method is None else picture.transpose(method)
 
 
@@ -116,8 +171,10 @@ def _one_line(error: BaseException) -> str:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data or picture.mode in ("RGBa", "La"):
         return _on_white(picture)
-    if picture.mode.startswith("I"):
-        return _grey(np.asarray(picture, np.float64) / 257)
+    if picture.mode.startswith("I;16"):
+        return _grey(_EIGHT_BITS[np.asarray(picture).astype(np.uint16, copy=False)])
+    if picture.mode == "I":
+        return _grey(_EIGHT_BITS[np.asarray(picture).clip(0, 65535)])
     if picture.mode == "F":
         return _grey(_stretched(np.asarray(picture, np.float64)))
     if picture.mode == "LAB":
@@ -127,25 +184,24 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 def _on_white(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16-bit grey with one transparent level
-        level = picture.info["transparency"]
-        values = np.asarray(picture, np.float64)
-        return _grey(np.where(values == level, 255, values / 257))
+        values = np.asarray(picture)
+        return _grey(np.where(values == picture.info["transparency"], np.uint8(255), _EIGHT_BITS[values]))
     rgba = picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")
 
 
 def _grey(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8), "L").convert("RGB")
+    return Image.fromarray(values).convert("RGB")
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:
-    """Map the range of the finite values to 0..255; what is not finite goes to the nearer end, NaN to black."""
+    """Map the range of the finite values to uint8 0..255; what is not finite goes to the nearer end, NaN to black."""
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     scale = 255 / (high - low) if high > low else 0.0
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    return (values - low) * scale
+    return np.rint((values - low) * scale).astype(np.uint8)
 
 
 def _lab_to_rgb(picture: Image.Image) -> Image.Image:

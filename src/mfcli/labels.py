@@ -4,10 +4,13 @@ Predictions read labels from the artifact; nothing here is needed for them unles
 """
 
 import csv
+import io
 from pathlib import Path
 
 from mfcli.errors import ModelError, UsageError
 from mfcli.results import Label
+
+_EXPECTED = "expected: one name a line in the head's order, or CSV with the columns wnid and name"
 
 # timm's "imagenet-22k" is the list of 21,841 classes that these checkpoints have; its "imagenet-21k" is another.
 _TIMM_LISTS = {1000: "imagenet-1k", 21841: "imagenet-22k"}
@@ -47,29 +50,32 @@ def read_labels(path: Path) -> tuple[Label, ...]:
         UsageError: the file cannot be read, is not UTF-8 text, holds no name or an empty one.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
+        header = [cell.strip().lower() for cell in next(csv.reader(io.StringIO(text)), [])]
+        if "name" in header and (len(header) == 1 or "wnid" in header):
+            labels = _from_csv(path, header, text)
+        else:
+            labels = tuple(Label(None, line.strip()) for line in text.rstrip().split("\n"))
     except OSError as error:
-        raise UsageError(f"cannot read labels from {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"labels file {path} is not UTF-8 text") from error
-    while lines and not lines[-1].strip():
-        lines.pop()
-    header = [cell.strip().lower() for cell in next(csv.reader(lines[:1]), [])]
-    if "name" in header and (len(header) == 1 or "wnid" in header):
-        labels = _from_csv(path, header, lines[1:])
-    else:
-        labels = tuple(Label(None, line.strip()) for line in lines)
-    if not labels or any(not label.name for label in labels):
-        raise UsageError(f"labels file {path} holds an empty name or none", "one name a line, in the head's order")
+        raise UsageError(f"cannot read labels from {path}: {error.strerror}", _EXPECTED) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"labels file {path} is not UTF-8 text", _EXPECTED) from error
+    if any(not label.name for label in labels):
+        raise UsageError(f"labels file {path} holds an empty name or none", _EXPECTED)
     return labels
 
 
-def _from_csv(path: Path, header: list[str], lines: list[str]) -> tuple[Label, ...]:
+def _from_csv(path: Path, header: list[str], text: str) -> tuple[Label, ...]:
     name_at, wnid_at = header.index("name"), header.index("wnid") if "wnid" in header else None
     labels = []
-    for row in csv.reader(lines):
-        if len(row) < len(header):
-            raise UsageError(f"labels file {path}: too few columns in {','.join(row)!r}", "columns: wnid,name")
+    for row in filter(None, list(csv.reader(io.StringIO(text)))[1:]):
+        if len(row) != len(header):
+            raise UsageError(
+                f"labels file {path}: {len(row)} columns instead of {len(header)} in {','.join(row)!r}",
+                "a name with a comma in it goes between double quotes",
+            )
         wnid = row[wnid_at].strip() or None if wnid_at is not None else None
         labels.append(Label(wnid, row[name_at].strip()))
+    if not labels:
+        raise UsageError(f"labels file {path} holds an empty name or none", _EXPECTED)
     return tuple(labels)

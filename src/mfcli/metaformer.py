@@ -122,6 +122,8 @@ class Downsampling(nn.Module):
         post_norm: Layer | None = None,
     ) -> None:
         super().__init__()
+        if channels_first and pre_norm is not None:
+            raise ValueError("norms take channels last: a layer that takes channels first has none before it")
         self.channels_first = channels_first
         self.pre_norm = pre_norm(in_dim) if pre_norm else nn.Identity()
         self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding)

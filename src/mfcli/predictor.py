@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from mfcli.artifact import FORMAT_VERSION, Artifact, Progress, ensure
 from mfcli.engines import load_engine
 from mfcli.engines.base import Engine, EngineName
-from mfcli.errors import PictureError, UsageError
-from mfcli.images import DEFAULT_MAX_PIXELS, DecodedPicture, decode
+from mfcli.errors import FailureCode, PictureError, UsageError
+from mfcli.images import DecodedPicture, decode
 from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, RunInfo
-from mfcli.settings import Settings
+from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 from mfcli.sources import Source
 from mfcli.variants import find_variant
-
-DEFAULT_TOP_K = 5
 
 
 class Predictor:
@@ -64,7 +62,10 @@ class Predictor:
                 f"--top-k {min(max(top_k, 1), classes)}",
             )
         if labels is not None and len(labels) != classes:
-            raise UsageError(f"{len(labels)} labels for the {classes} classes of {artifact.variant}")
+            raise UsageError(
+                f"{len(labels)} labels for the {classes} classes of {artifact.variant}",
+                f"the labels file must hold {classes} names, in the head's order",
+            )
         self.artifact = artifact
         self.labels = labels or artifact.labels
         self._engine = engine
@@ -113,6 +114,8 @@ class Predictor:
             with source.open() as file:
                 picture = decode(file, exif=self._exif, max_pixels=self._max_pixels)
             pixels = self.artifact.plan.apply(picture.rgb, self._max_pixels)
+        except MemoryError:
+            return _result(source, picture, (), Failure(FailureCode.TOO_LARGE, "does not fit into memory"))
         except PictureError as error:
             return _result(source, picture, (), Failure(error.code, error.message))
         logits = self._engine.logits(pixels[np.newaxis])[0]

@@ -5,7 +5,7 @@ its steps down as a `PreprocessPlan`; applying a plan needs Pillow and NumPy alo
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -35,13 +35,9 @@ class PreprocessPlan:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def to_json(self) -> str:
-        """Return the plan as a JSON object with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
-
     @classmethod
     def from_json(cls, text: str) -> "PreprocessPlan":
-        """Read what `to_json` wrote.
+        """Read the plan's fields from a JSON object.
 
         Raises:
             ModelError: the text is not a plan of this version.

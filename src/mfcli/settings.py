@@ -9,8 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mfcli.errors import UsageError
+
 BUNDLED_ALIAS = "bundled"
 """The name under which the model that ships with the package can always be asked for."""
+
+DEFAULT_TOP_K = 5
+DEFAULT_MAX_PIXELS = 178_956_970
+"""Twice the size at which Pillow begins to warn: 0.5 GB as RGB."""
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 
@@ -31,9 +37,18 @@ class Settings:
 
     @property
     def cache_dir(self) -> Path:
-        """The folder that holds prepared artifacts: the named one, else the platform's (XDG_CACHE_HOME on Linux)."""
+        """The folder that holds prepared artifacts: the named one, else the platform's (XDG_CACHE_HOME on Linux).
+
+        Raises:
+            UsageError: the named one begins with the home folder of somebody who has none.
+        """
         if self.named_cache_dir is not None:
-            return self.named_cache_dir
+            try:
+                return self.named_cache_dir.expanduser()
+            except RuntimeError as error:
+                raise UsageError(
+                    f"MF_CACHE_DIR={self.named_cache_dir}: {error}", "name a folder by its path"
+                ) from error
         from platformdirs import user_cache_path
 
         return user_cache_path("mfcli", appauthor=False)
@@ -44,6 +59,6 @@ class Settings:
         cache_dir = environ.get("MF_CACHE_DIR")
         return cls(
             model=environ.get("MF_MODEL") or BUNDLED_ALIAS,
-            named_cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+            named_cache_dir=Path(cache_dir) if cache_dir else None,
             debug=environ.get("MF_DEBUG", "").lower() in _TRUE,
         )

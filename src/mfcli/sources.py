@@ -17,6 +17,8 @@ from mfcli.errors import FailureCode, NoInputsError, PictureError, UsageError
 STDIN = "-"
 """The argument that stands for the bytes of one picture on standard input."""
 
+_FROM_STDIN = "mf predict - < PICTURE"
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -47,10 +49,10 @@ class Source:
         Raises:
             PictureError: not_found, permission, or unsupported for what is not a regular file.
         """
-        if self.stream is not None:
-            return io.BytesIO(self.stream.read())
         path = Path(self.argument)
         try:
+            if self.stream is not None:
+                return io.BytesIO(self.stream.read())
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode):
                 raise PictureError(FailureCode.UNSUPPORTED, "is a folder, not a picture")
@@ -66,22 +68,23 @@ class Source:
             raise PictureError(FailureCode.NOT_FOUND, f"cannot be opened: {reason}") from error
 
 
-def from_arguments(arguments: Iterable[str], stdin: BinaryIO) -> Iterator[Source]:
+def from_arguments(arguments: Iterable[str], stdin: BinaryIO | None) -> Iterator[Source]:
     """Return the pictures that the arguments name, in their order.
 
     Args:
         arguments: paths, or `-` for the bytes of one picture on standard input.
-        stdin: standard input.
+        stdin: standard input, None where there is none.
 
     Raises:
         NoInputsError: there are none.
-        UsageError: standard input is named twice, or is a keyboard.
+        UsageError: standard input is named twice, is a keyboard, or is not there.
     """
     arguments = list(arguments)
     if not arguments:
         raise NoInputsError("nothing to classify", "mf predict PICTURE...")
     if arguments.count(STDIN) > 1:
-        raise UsageError("'-' stands for one picture on standard input and can be given once")
-    if STDIN in arguments and stdin.isatty():
-        raise UsageError("'-' reads a picture from standard input, which is a keyboard", "mf predict - < PICTURE")
+        raise UsageError("'-' stands for one picture on standard input and can be given once", _FROM_STDIN)
+    if STDIN in arguments and (stdin is None or stdin.isatty()):
+        what = "closed" if stdin is None else "a keyboard"
+        raise UsageError(f"'-' reads a picture from standard input, which is {what}", _FROM_STDIN)
     return (Source(a, stdin) if a == STDIN else Source(a) for a in arguments)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 from mfcli.errors import ModelError
 from mfcli.settings import BUNDLED_ALIAS
@@ -101,6 +102,29 @@ class Variant:
     def family(self) -> Family:
         """The architecture's family."""
         return self.architecture.family
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the row as a record of plain values, sequences as lists."""
+        return {
+            "name": self.name,
+            "aliases": list(self.aliases),
+            "family": self.family.value,
+            "depths": list(self.architecture.depths),
+            "dims": list(self.architecture.dims),
+            "pretraining": self.pretraining.value,
+            "num_classes": self.num_classes,
+            "params": self.params,
+            "published_params_m": self.published_params_m,
+            "published_macs_g": self.published_macs_g,
+            "published_top1": self.published_top1,
+            "timm_top1": self.timm_top1,
+            "url": self.url,
+            "input_size": list(self.input_size),
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
     @cached_property
     def aliases(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 
 from mfcli.errors import ModelError
@@ -37,10 +38,12 @@ def sha256_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise ModelError(f"no such weights file: {path}") from error
     except OSError as error:
-        raise ModelError(f"cannot read weights from {path}: {error.strerror}") from error
+        raise _unreadable(path, error.strerror) from error
+
+
+def _unreadable(path: Path, reason: str | None) -> ModelError:
+    return ModelError(f"cannot read weights from {path}: {reason}", "expected a .pth or .safetensors file")
 
 
 def remembered_sha256(path: Path, index_dir: Path) -> str:
@@ -56,7 +59,9 @@ def remembered_sha256(path: Path, index_dir: Path) -> str:
     try:
         status = path.stat()
     except OSError as error:
-        raise ModelError(f"cannot read weights from {path}: {error.strerror}") from error
+        raise _unreadable(path, error.strerror) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise _unreadable(path, "not a regular file")
     identity = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     entry = index_dir / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     try:

@@ -190,21 +190,28 @@ def test_a_narrow_terminal_loses_nothing(columns: int, monkeypatch: pytest.Monke
     assert label.replace(" ", "") in shown
 
 
+def test_records_keep_their_types_in_json() -> None:
+    stream = io.StringIO()
+    write_records(FormatName.JSONL, stream, [{"depths": (3, 9), "params": 12}])
+    write_records(FormatName.CSV, stream, [{"depths": (3, 9), "params": 12}])
+    assert stream.getvalue() == '{"depths":[3,9],"params":12}\ndepths,params\n3-9,12\n'
+
+
 def test_records() -> None:
-    records = [{"name": "a", "value": 1.5}, {"name": "b,c", "value": None}]
+    records: list[dict[str, Any]] = [{"name": "a", "value": 1.5}, {"name": "[b],c", "value": None}]
 
     def text(name: FormatName, rows: list[Any]) -> str:
         stream = io.StringIO()
-        write_records(name, stream, rows, ("name", "value"))
+        write_records(name, stream, rows)
         return stream.getvalue()
 
     assert json.loads(text(FormatName.JSON, records)) == records
     assert [json.loads(line) for line in text(FormatName.JSONL, records).splitlines()] == records
-    assert text(FormatName.CSV, records) == 'name,value\na,1.5\n"b,c",\n'
-    assert text(FormatName.TSV, records) == "name\tvalue\na\t1.5\nb,c\t\n"
+    assert text(FormatName.CSV, records) == 'name,value\na,1.5\n"[b],c",\n'
+    assert text(FormatName.TSV, records) == "name\tvalue\na\t1.5\n[b],c\t\n"
     assert text(FormatName.CSV, []) == ""
     assert [line.split() for line in text(FormatName.TABLE, records).splitlines()] == [
         ["name", "value"],
         ["a", "1.5"],
-        ["b,c"],
+        ["[b],c"],
     ]

@@ -30,6 +30,11 @@ def dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+def indented(value: Any) -> str:
+    """Return JSON for people and programs, over several lines."""
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+
+
 class JsonLinesWriter:
     """One object a line, flushed line by line."""
 

@@ -1,48 +1,43 @@
-"""Flat records, such as rows of the registry, in every format; the columns are the same in all of them."""
+"""Records, such as rows of the registry, in every format."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from mfcli.formats.base import FormatName
+from mfcli.formats.json import dumps, indented
 
-Cell = str | int | float | bool | None
-Record = Mapping[str, Cell]
+Record = Mapping[str, Any]
+"""Names to strings, numbers, None, or sequences of them."""
 
 
-def write_records(name: FormatName, stream: TextIO, records: Sequence[Record], table_columns: Sequence[str]) -> None:
-    """Write records that have the same keys.
+def write_records(name: FormatName, stream: TextIO, records: Sequence[Record]) -> None:
+    """Write records that have the same keys; JSON keeps their types, the others write sequences with `-` between.
 
     Args:
         name: the format.
         stream: text, without translation of newlines.
         records: what to write.
-        table_columns: the keys that the table for people shows; the other formats show all.
     """
     match name:
         case FormatName.TABLE:
-            _table(stream, records, table_columns)
+            from mfcli.formats.table import write_table
+
+            write_table(stream, [{key: _text(value) for key, value in record.items()} for record in records])
         case FormatName.JSON:
-            stream.write(json.dumps(list(records), ensure_ascii=False, indent=1) + "\n")
+            stream.write(indented(list(records)))
         case FormatName.JSONL:
-            stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            stream.writelines(dumps(record) + "\n" for record in records)
         case FormatName.CSV | FormatName.TSV:
             separator = "," if name is FormatName.CSV else "\t"
             writer = csv.writer(stream, delimiter=separator, lineterminator="\n")
-            writer.writerows([list(records[0]), *(record.values() for record in records)] if records else [])
+            writer.writerows(
+                [list(records[0]), *(map(_text, record.values()) for record in records)] if records else []
+            )
     stream.flush()
 
 
-def _table(stream: TextIO, records: Sequence[Record], columns: Sequence[str]) -> None:
-    from rich.table import Table
-
-    from mfcli.formats.table import make_console
-
-    table = Table(box=None, header_style="bold")
-    for column in columns:
-        number = any(isinstance(record[column], int | float) for record in records)
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    for record in records:
-        table.add_row(*("" if record[column] is None else str(record[column]) for column in columns))
-    make_console(stream).print(table)
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

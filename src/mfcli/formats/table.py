@@ -1,5 +1,6 @@
-"""Tables for people: one per picture, drawn with rich; a terminal's width is kept, a pipe gets every character."""
+"""Tables for people, drawn with rich; a terminal's width is kept, a pipe gets every character."""
 
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from rich.box import ROUNDED
@@ -73,3 +74,18 @@ class TableWriter:
 def _bar(prob: float) -> str:
     eighths = round(prob * _BAR_CELLS * 8)
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def write_table(stream: TextIO, records: Sequence[Mapping[str, str]]) -> None:
+    """Write records with the same keys as one table; columns of numbers are aligned to the right."""
+    table = Table(box=None, header_style="bold")
+    for column in records[0] if records else ():
+        cells = [record[column] for record in records]
+        table.add_column(column, justify="right" if all(map(_is_number, cells)) else "left", overflow="fold")
+    for record in records:
+        table.add_row(*(Text(printable(cell)) for cell in record.values()))
+    make_console(stream).print(table)
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell.replace(".", "", 1).isdigit()

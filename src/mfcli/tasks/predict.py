@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from mfcli.errors import MfError
 from mfcli.formats.base import Writer
 from mfcli.predictor import Predictor
 from mfcli.results import Summary
@@ -11,7 +12,7 @@ from mfcli.sources import Source
 def predict(predictor: Predictor, sources: Iterable[Source], writer: Writer) -> Summary:
     """Write a row for every source, in order, and return the counts.
 
-    An interrupt leaves what was written complete in its format, then goes on to the caller.
+    An interrupt, or an engine that fails, leaves what was written complete in its format, then goes on to the caller.
 
     Raises:
         EngineError: the engine fails.
@@ -24,7 +25,7 @@ def predict(predictor: Predictor, sources: Iterable[Source], writer: Writer) -> 
             writer.write(result)
             inputs += 1
             failed += result.error is not None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, MfError):
         writer.end(Summary(inputs, inputs - failed, failed))
         raise
     summary = Summary(inputs, inputs - failed, failed)
