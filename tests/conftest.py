@@ -28,7 +28,7 @@ class Ran:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection to anywhere but this machine fails the test that tries it."""
+    """A connection to anywhere but this machine, or a look-up of a name, fails the test that tries it."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: object) -> None:
@@ -36,7 +36,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
             raise AssertionError(f"a test tried to reach {address}")
         connect(self, address)  # type: ignore[arg-type]
 
+    look_up = socket.getaddrinfo
+
+    def guarded_look_up(host: object, *arguments: object, **options: object) -> object:
+        if host not in (None, "127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test tried to look up {host!r}")
+        return look_up(host, *arguments, **options)  # type: ignore[arg-type]
+
     monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # for processes that a test starts: nobody answers there
 
 
 @pytest.fixture(autouse=True)

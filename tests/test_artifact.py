@@ -21,11 +21,12 @@ from mfcli.artifact import build, cache_key, ensure, open_artifact
 from mfcli.engines import load_engine
 from mfcli.engines.base import EngineName
 from mfcli.errors import ModelError, OutputError
+from mfcli.files import sha256_of
 from mfcli.labels import numbered_labels
 from mfcli.metaformer import build_model
 from mfcli.settings import Settings
 from mfcli.variants import Family, find_variant, list_variants
-from mfcli.weights import bundled_file, sha256_of
+from mfcli.weights import bundled_file
 
 BUNDLED = find_variant("bundled")
 
@@ -270,19 +271,12 @@ def test_every_family_exports(family: Family, tmp_path: Path) -> None:
     assert logits.std() > 0.1
 
 
-def test_weights_of_a_row_that_is_not_here() -> None:
-    with pytest.raises(ModelError) as caught:
-        ensure(find_variant("caformer_s18"), None, kept_in(Path("never touched")))
-    assert caught.value.message == "the weights of caformer_s18 are not on this machine"
-    assert "https://huggingface.co/sail/dl/resolve/main/caformer/caformer_s18.pth" in (caught.value.hint or "")
-
-
 def test_a_cache_that_cannot_be_written(small_weights: Path, tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
-    with pytest.raises(OutputError, match="cannot keep the prepared model in") as caught:
+    with pytest.raises(OutputError, match="cannot write to the cache") as caught:
         ensure(BUNDLED, small_weights, kept_in(in_the_way))
-    assert caught.value.hint == "name a folder that can be written: MF_CACHE_DIR=DIR"
+    assert "MF_CACHE_DIR=DIR" in (caught.value.hint or "")
     assert caught.value.exit_code == 8
 
 

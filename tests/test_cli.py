@@ -113,7 +113,7 @@ def test_exit_codes_count_failures(mf: Mf, bad: dict[str, Path], coffee: Path, f
         (["predict", "x.jpg", "--labels", "none.txt"], 2, "cannot read labels from none.txt"),
         (["predict", "-", "-"], 2, "can be given once"),
         (["predict", "x.jpg", "-m", "caformer_s81"], 4, "unknown model 'caformer_s81'"),
-        (["predict", "x.jpg", "-m", "caformer_s18"], 4, "the weights of caformer_s18 are not on this machine"),
+        (["predict", "x.jpg", "-m", "caformer_s18", "--offline"], 4, "weights of caformer_s18 are not on this machine"),
         (["predict", "x.jpg", "--weights", "none.pth"], 4, "cannot read weights from"),
         (["info", "resnet50"], 4, "unknown model 'resnet50'"),
         (["list-models", "resnet*"], 4, "no model matches"),
@@ -198,8 +198,8 @@ def test_an_unwritable_cache(mf: Mf, coffee: Path, small_weights: Path, monkeypa
     monkeypatch.setenv("MF_CACHE_DIR", "/dev/null/x")
     ran = mf("predict", coffee, "-m", "bundled", "--weights", small_weights)
     assert ran.code == 8
-    assert "error: cannot keep the prepared model in /dev/null/x/artifacts: Not a directory" in ran.err
-    assert "hint: name a folder that can be written: MF_CACHE_DIR=DIR" in ran.err
+    assert "error: cannot write to the cache /dev/null/x/artifacts: Not a directory" in ran.err
+    assert "or name another folder: MF_CACHE_DIR=DIR" in ran.err
 
 
 def test_a_damaged_artifact_of_the_right_size(mf: Mf, coffee: Path, small_weights: Path, own_cache: Path) -> None:
@@ -243,8 +243,8 @@ def test_list_models(mf: Mf) -> None:
     ]
     table = mf("list-models", "--input-size", "64").out.splitlines()
     assert [line.split() for line in table] == [
-        ["name", "input_size", "pretraining", "classes", "params_m", "macs_g", "top1"],
-        ["caformer_t9_64", "64", "bundled", "200", "3.5"],
+        ["name", "input_size", "pretraining", "classes", "params_m", "macs_g", "top1", "here_mb"],
+        ["caformer_t9_64", "64", "bundled", "200", "3.5", "7.0"],
     ]
 
 

@@ -8,13 +8,20 @@ from mfcli.settings import Settings
 def test_defaults(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     settings = Settings.from_environ({})
-    assert settings == Settings(model="bundled", named_cache_dir=None, debug=False)
+    assert settings == Settings(
+        model="bundled",
+        named_cache_dir=None,
+        debug=False,
+        hub_cache_dir=Path("~/.cache/huggingface/hub"),
+        torch_hub_dir=Path("~/.cache/torch/hub/checkpoints"),
+    )
     assert settings.cache_dir == Path("/somewhere/mfcli")
 
 
 def test_the_environment_beats_the_defaults() -> None:
     environ = {"MF_MODEL": "caformer_s18", "MF_CACHE_DIR": "~/mf", "MF_DEBUG": "1"}
-    assert Settings.from_environ(environ) == Settings("caformer_s18", Path("~/mf"), True)
+    settings = Settings.from_environ(environ)
+    assert (settings.model, settings.named_cache_dir, settings.debug) == ("caformer_s18", Path("~/mf"), True)
     assert Settings.from_environ(environ).cache_dir == Path.home() / "mf"
 
 
@@ -23,3 +30,21 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert settings.model == "bundled"
     assert settings.cache_dir.name == "mfcli"
     assert not settings.debug
+
+
+def test_the_programs_own_names_come_before_the_ecosystems() -> None:
+    assert Settings.from_environ({"HF_ENDPOINT": "a", "MF_ENDPOINT": "b"}).endpoint == "b"
+    assert Settings.from_environ({"HF_ENDPOINT": "a"}).endpoint == "a"
+    assert [Settings.from_environ({name: "1"}).offline for name in ("MF_OFFLINE", "HF_HUB_OFFLINE", "X")] == [
+        True,
+        True,
+        False,
+    ]
+    assert Settings.from_environ({}, offline=True).offline
+
+
+def test_other_programs_caches() -> None:
+    named = Settings.from_environ({"HF_HUB_CACHE": "/a", "TORCH_HOME": "/t"})
+    assert (named.hub_cache_dir, named.torch_hub_dir) == (Path("/a"), Path("/t/hub/checkpoints"))
+    assert Settings.from_environ({"HF_HOME": "/h"}).hub_cache_dir == Path("/h/hub")
+    assert Settings.from_environ({"XDG_CACHE_HOME": "/x"}).hub_cache_dir == Path("/x/huggingface/hub")

@@ -1,16 +1,65 @@
-"""Weights on disk: where the bundled files are, digests that are remembered, writes that are whole or not there."""
+"""Weights: where they are looked for, in which order they are fetched, and what is never used."""
 
+import dataclasses
+import hashlib
 import json
-import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from mfcli import weights
-from mfcli.errors import ModelError
-from mfcli.weights import bundled_file, remembered_sha256, sha256_of, write_atomically
+from deterministic import fill
+from hub import Behaviour, Hub
+from mfcli import create_model, remote
+from mfcli.artifact import ensure
+from mfcli.errors import ModelError, OutputError
+from mfcli.settings import Settings
+from mfcli.variants import HUB, Pretraining, Variant, WeightsSource, find_variant
+from mfcli.weights import PLAIN_WISH, Wish, bundled_file, obtain, place_by_hand, read_sidecar, stored
 
-HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+PAPER, TIMM = "/sail/dl/resolve/main/tiny/tiny.pth", "/timm/tiny/resolve/main/model.safetensors"
+TINY = dataclasses.replace(
+    find_variant("bundled"),
+    name="tiny",
+    pretraining=Pretraining.IN1K,
+    num_classes=1000,
+    sources=(WeightsSource(HUB + PAPER), WeightsSource(HUB + TIMM)),
+)
+ONE, OTHER = b"paper" * 50_000, b"timm" * 50_000
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "BACKOFF_S", 0.001)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub({PAPER: ONE, TIMM: OTHER}) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(hub: Hub, tmp_path: Path) -> Settings:
+    return Settings(
+        model="bundled",
+        named_cache_dir=tmp_path / "cache",
+        debug=False,
+        endpoint=hub.endpoint,
+        hub_cache_dir=tmp_path / "huggingface" / "hub",
+        torch_hub_dir=tmp_path / "torch" / "hub" / "checkpoints",
+    )
+
+
+def get(settings: Settings, wish: Wish = PLAIN_WISH, *, row: Variant = TINY, told: list[Any] | None = None) -> Any:
+    return obtain(row, settings, (lambda _: None) if told is None else told.append, wish)
 
 
 def test_bundled_files_are_found() -> None:
@@ -19,51 +68,161 @@ def test_bundled_files_are_found() -> None:
         bundled_file("none.onnx")
 
 
-def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, index = tmp_path / "w.pth", tmp_path / "index"
-    path.write_bytes(b"hello")
-    assert remembered_sha256(path, index) == HELLO
-    with monkeypatch.context() as patch:
-        patch.setattr(weights, "sha256_of", lambda _: pytest.fail("hashed again"))
-        assert remembered_sha256(path, index) == HELLO
-    status = path.stat()
-    path.write_bytes(b"HELLO")
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
-    assert remembered_sha256(path, index) == sha256_of(path) != HELLO
+def test_the_papers_host_comes_first_and_once(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+    have = get(settings)
+    assert have.path == tmp_path / "cache" / "checkpoints" / "tiny" / "tiny.pth"
+    assert have.path.read_bytes() == ONE
+    assert (have.sha256, have.size_bytes, have.commit) == (sha256(ONE), len(ONE), "c0ffee")
+    assert have.url == hub.endpoint + PAPER
+    assert read_sidecar(have.path.with_name("tiny.pth.json")) == have == stored(TINY, settings)
+    assert get(settings) == have
+    assert len(hub.gets) == 1
 
 
-def test_a_damaged_memory_is_not_trusted(tmp_path: Path) -> None:
-    path, index = tmp_path / "w.pth", tmp_path / "index"
-    path.write_bytes(b"hello")
-    remembered_sha256(path, index)
-    (entry,) = index.iterdir()
-    for damage in ("", "[]", json.dumps({"identity": None})):
-        entry.write_text(damage)
-        assert remembered_sha256(path, index) == HELLO
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_refusal_goes_to_the_next_source(status: int, hub: Hub, settings: Settings) -> None:
+    hub.behaviour = Behaviour(busy=1, busy_status=status)
+    told: list[Any] = []
+    have = get(settings, told=told)
+    assert have.path.name == "model.safetensors"
+    assert have.path.read_bytes() == OTHER
+    assert any(f"answers {status}" in event for event in told if isinstance(event, str))
 
 
-def test_a_memory_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
-    path = tmp_path / "w.pth"
-    path.write_bytes(b"hello")
-    assert remembered_sha256(path, path / "index") == HELLO
+def test_a_pin_belongs_to_its_source(settings: Settings) -> None:
+    wrong = WeightsSource(HUB + PAPER, "0" * 64)
+    row = dataclasses.replace(TINY, sources=(wrong, WeightsSource(HUB + TIMM, sha256(OTHER))))
+    told: list[Any] = []
+    assert get(settings, row=row, told=told).path.read_bytes() == OTHER
+    assert any("but this release says 000" in event for event in told if isinstance(event, str))
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot read weights from .*: No such file"):
-        remembered_sha256(tmp_path / "none.pth", tmp_path)
-    with pytest.raises(ModelError, match="cannot read weights from .*: No such file"):
-        sha256_of(tmp_path / "none.pth")
+def test_a_server_that_lies_about_the_digest(hub: Hub, settings: Settings) -> None:
+    hub.behaviour = Behaviour(digest="0" * 64)
+    with pytest.raises(ModelError, match="no source delivers tiny: .*X-Linked-Etag says 000.*; .*X-Linked") as caught:
+        get(settings)
+    assert caught.value.hint == "carry the file by hand: mf download tiny --from FILE"
+    assert stored(TINY, settings) is None
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.json"
-    write_atomically(path, b"old")
+def test_without_anybody_who_vouches_the_first_digest_counts(hub: Hub, settings: Settings) -> None:
+    hub.behaviour = Behaviour(linked=False)
+    get(settings)
+    hub.files[PAPER] = b"changed" * 30_000
+    told: list[Any] = []
+    have = get(settings, Wish(force=True), told=told)
+    assert have.path.read_bytes() == OTHER
+    assert any("but the first download says" in event for event in told if isinstance(event, str))
+    accepted = get(settings, Wish(force=True, expect_sha256=sha256(hub.files[PAPER])))
+    assert accepted.path.read_bytes() == hub.files[PAPER]
 
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["x.json"]
+def test_the_digest_that_was_asked_for(hub: Hub, settings: Settings) -> None:
+    with pytest.raises(ModelError, match="but --expect-sha256 says 111"):
+        get(settings, Wish(expect_sha256="1" * 64))
+    assert hub.sent == 0
+    assert get(settings, Wish(expect_sha256=sha256(OTHER).upper())).path.read_bytes() == OTHER
+    with pytest.raises(ModelError, match="but --expect-sha256 says 111") as caught:
+        get(settings, Wish(expect_sha256="1" * 64))
+    assert caught.value.hint == "fetch it again: add --force"
+
+
+def test_force_fetches_again(hub: Hub, settings: Settings) -> None:
+    get(settings)
+    get(settings, Wish(force=True))
+    assert len(hub.gets) == 2
+
+
+def test_a_file_or_a_mirror_instead(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+    carried = tmp_path / "carried.bin"
+    carried.write_bytes(OTHER)
+    have = get(settings, Wish(origin=str(carried)))
+    assert (have.path.name, have.url, have.sha256) == ("tiny.pth", None, sha256(OTHER))
+    carried.unlink()
+    assert get(settings).path.read_bytes() == OTHER
+    hub.files["/mirror/.x;y.pth"] = ONE
+    mirrored = get(settings, Wish(origin=f"{hub.endpoint}/mirror/.x;y.pth"))
+    assert mirrored.path.parent == have.path.parent
+    assert mirrored.path.read_bytes() == ONE
+    assert not have.path.exists()
+    with pytest.raises(ModelError, match="cannot read weights from"):
+        get(settings, Wish(origin=str(carried)))
+
+
+def test_offline_opens_no_socket(hub: Hub, settings: Settings) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    with pytest.raises(ModelError) as caught:
+        get(offline)
+    assert caught.value.message == "the weights of tiny are not on this machine, and offline none are fetched"
+    place = place_by_hand(TINY, settings)
+    assert caught.value.hint == f"with a network: mf download tiny; or place the file at {place}"
+    assert not hub.log
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(ONE)
+    assert get(offline).sha256 == sha256(ONE)
+
+
+def test_a_checkpoint_that_was_damaged_is_fetched_again(settings: Settings) -> None:
+    have = get(settings)
+    have.path.write_bytes(ONE[:-1])
+    assert not have.is_here
+    told: list[Any] = []
+    assert get(settings, told=told).path.read_bytes() == ONE
+    assert any(event.startswith("not used: ") for event in told if isinstance(event, str))
+
+
+def test_the_hub_clients_cache_is_used(hub: Hub, settings: Settings) -> None:
+    assert settings.hub_cache_dir is not None
+    repository = settings.hub_cache_dir / "models--sail--dl"
+    blob, link = repository / "blobs" / sha256(ONE), repository / "snapshots" / "c0ffee" / "tiny" / "tiny.pth"
+    for path in (blob, link):
+        path.parent.mkdir(parents=True)
+    blob.write_bytes(ONE)
+    link.symlink_to(blob)
+    assert get(settings).path.read_bytes() == ONE
+    assert not hub.log
+    shutil.rmtree(settings.cache_dir)
+    blob.write_bytes(ONE[:-1])  # damaged: its name says so
+    assert get(settings).path.read_bytes() == ONE
+    assert hub.gets
+
+
+def test_torch_hubs_cache_is_used_if_its_checksums_hold(hub: Hub, settings: Settings) -> None:
+    assert settings.torch_hub_dir is not None
+    settings.torch_hub_dir.mkdir(parents=True)
+    torch.save({"x": torch.zeros(9)}, settings.torch_hub_dir / "tiny.pth")
+    whole = (settings.torch_hub_dir / "tiny.pth").read_bytes()
+    assert get(settings).path.read_bytes() == whole
+    assert not hub.log
+    shutil.rmtree(settings.cache_dir)
+    (settings.torch_hub_dir / "tiny.pth").write_bytes(whole[:-40])
+    assert get(settings).path.read_bytes() == ONE
+
+
+def test_a_cache_that_cannot_be_written(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write to the cache"):
+        get(dataclasses.replace(settings, named_cache_dir=tmp_path / "file"))
+
+
+def test_a_downloaded_checkpoint_becomes_an_artifact_that_outlives_it(
+    hub: Hub, settings: Settings, tmp_path: Path
+) -> None:
+    torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
+    hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()
+    artifact = ensure(TINY, None, settings)
+    assert artifact.source_url == HUB + PAPER
+    assert artifact.labels[0].wnid == "n01440764"
+    have = stored(TINY, settings)
+    assert have is not None
+    assert artifact.checkpoint == have.path
+    requests = len(hub.log)
+    assert ensure(TINY, None, settings) == artifact
+    have.path.unlink()
+    assert ensure(TINY, None, settings) == dataclasses.replace(artifact, checkpoint=None)
+    assert len(hub.log) == requests
+    sidecar = json.loads(have.path.with_name("tiny.pth.json").read_text())
+    assert sidecar["sha256"] == artifact.weights_sha256
+    artifact.path.unlink()
+    assert ensure(TINY, None, settings) == artifact
+    assert len(hub.log) > requests

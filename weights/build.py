@@ -7,9 +7,9 @@ of each head index) from this folder and writes caformer_t9_64.onnx and its side
 from pathlib import Path
 
 from mfcli.artifact import build
+from mfcli.files import sha256_of
 from mfcli.labels import labels_of_wnids
 from mfcli.variants import find_variant
-from mfcli.weights import sha256_of
 
 HERE = Path(__file__).parent
 

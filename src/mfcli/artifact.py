@@ -9,17 +9,30 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mfcli.errors import ModelError, OutputError
+from mfcli.files import remembered_sha256, sha256_of, write_atomically
 from mfcli.preprocess import PreprocessPlan
-from mfcli.results import Label
+from mfcli.results import Label, Progress
 from mfcli.settings import Settings
 from mfcli.variants import Pretraining, Variant
-from mfcli.weights import bundled_file, remembered_sha256, sha256_of, write_atomically
+from mfcli.weights import (
+    PLAIN_WISH,
+    StoredWeights,
+    Wish,
+    artifact_files,
+    bundled_file,
+    discard,
+    is_address,
+    lock,
+    obtain,
+    stored,
+    unwritable,
+)
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -37,9 +50,6 @@ _REINSTALL = "pip install --force-reinstall mfcli"
 
 _METADATA_PREFIX = "mfcli."
 _METADATA_PROPS_FIELD = 14  # ModelProto.metadata_props in onnx.proto
-
-Progress = Callable[[str], None]
-"""Told in a few words what takes long, before it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +84,51 @@ class Artifact:
 
 
 def ensure(
-    variant: Variant, weights_file: Path | None, settings: Settings, progress: Progress = lambda _: None
+    variant: Variant,
+    weights_file: Path | None,
+    settings: Settings,
+    progress: Progress = lambda _: None,
+    wish: Wish = PLAIN_WISH,
 ) -> Artifact:
-    """Return the ready artifact of a variant, built first where there is none.
+    """Return the ready artifact of a variant: looked up, else built, its weights downloaded first where needed.
 
     Args:
         variant: the row.
         weights_file: a checkpoint of the user's; None for the variant's own.
         settings: say where artifacts are kept; that folder is not touched for the bundled model.
-        progress: told before something that takes long.
+        progress: told before something that takes long, and how far a download is.
+        wish: how the variant's own checkpoint is wanted.
 
     Raises:
-        ModelError: there are no weights, or they are not this variant's.
+        ModelError: there are no weights and none can be had, or they are not this variant's.
         OutputError: the artifact cannot be kept.
     """
     if weights_file is None and variant.pretraining is Pretraining.BUNDLED:
         path = bundled_file(f"{variant.name}.onnx")
         return open_artifact(path, variant, None, path.with_suffix(".safetensors"))
-    if weights_file is None:
-        raise ModelError(
-            f"the weights of {variant.name} are not on this machine",
-            f"fetch {variant.url} and add --weights FILE",
-        )
-    cache_dir = settings.cache_dir
-    digest = remembered_sha256(weights_file, cache_dir / "digests")
+    if weights_file is not None:
+        digest = remembered_sha256(weights_file, settings.cache_dir / "digests")
+    else:
+        have = stored(variant, settings)
+        if wish == PLAIN_WISH and have and (ready := _opened(variant, have, settings)):
+            return ready
+        if wish.origin and not is_address(wish.origin):
+            ensure(variant, Path(wish.origin), settings, progress)  # what is not this model's never gets into the cache
+        have = obtain(variant, settings, progress, wish)
+        weights_file, digest = have.path, have.sha256
+    path = artifact_path(variant, digest, settings)
+    if wish.force:  # without its sidecar an artifact counts as torn
+        path.with_suffix(".json").unlink(missing_ok=True)
+    try:
+        return _open_or_build(variant, weights_file, digest, path, progress)
+    except ModelError:
+        if wish.origin:
+            discard(variant, settings)
+        raise
+
+
+def _open_or_build(variant: Variant, weights_file: Path, digest: str, path: Path, progress: Progress) -> Artifact:
     key = cache_key(variant, digest)
-    path = cache_dir / "artifacts" / f"{variant.name}-{key[:16]}.onnx"
     try:
         return open_artifact(path, variant, key, weights_file)
     except ModelError:
@@ -107,11 +136,24 @@ def ensure(
         return open_artifact(path, variant, key, weights_file)
 
 
+def _opened(variant: Variant, have: StoredWeights, settings: Settings) -> Artifact | None:
+    """The good artifact of a checkpoint, which itself may have been pruned."""
+    with contextlib.suppress(ModelError):
+        key = cache_key(variant, have.sha256)
+        return open_artifact(artifact_path(variant, have.sha256, settings), variant, key, have.path)
+    return None
+
+
+def artifact_path(variant: Variant, weights_sha256: str, settings: Settings) -> Path:
+    """Return where the artifact of a checkpoint is kept."""
+    return settings.cache_dir / "artifacts" / f"{variant.name}-{cache_key(variant, weights_sha256)[:16]}.onnx"
+
+
 def prepared_artifacts(variant: Variant, settings: Settings) -> list[Artifact]:
     """Return the good artifacts of a variant on this machine: the bundled one, and those in the cache by name."""
     bundled = variant.pretraining is Pretraining.BUNDLED
     paths = [bundled_file(f"{variant.name}.onnx")] if bundled else []
-    paths += sorted((settings.cache_dir / "artifacts").glob(f"{variant.name}-{'[0-9a-f]' * 16}.onnx"))
+    paths += [path for name, path in artifact_files(settings) if name == variant.name]
     found = []
     for path in paths:
         with contextlib.suppress(ModelError):
@@ -229,25 +271,12 @@ def _varint(file: BinaryIO) -> int:
 
 
 def _build_once(variant: Variant, weights_file: Path, digest: str, path: Path, progress: Progress) -> None:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with lock(path.with_suffix(".lock"), f"another process that prepares {variant.name}", progress):
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress(f"waiting for another process that prepares {variant.name}")
-            lock.acquire()
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    try:
-        open_artifact(path, variant, cache_key(variant, digest), weights_file)
-    except ModelError:  # nobody else has built it meanwhile
-        progress(f"preparing {variant.name} (once for these weights)")
-        build(variant, weights_file, digest, path)
-    finally:
-        lock.release()
+            open_artifact(path, variant, cache_key(variant, digest), weights_file)
+        except ModelError:  # nobody else has built it meanwhile
+            progress(f"preparing {variant.name} (once for these weights)")
+            build(variant, weights_file, digest, path)
 
 
 def build(
@@ -296,14 +325,7 @@ def build(
     try:
         _write(proto, path)
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"cannot keep the prepared model in {path.parent}: {error.strerror or error}",
-        "name a folder that can be written: MF_CACHE_DIR=DIR",
-    )
+        raise unwritable(path.parent, error) from error
 
 
 def _labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.artifact import FORMAT_VERSION, Artifact, Progress, ensure
+from mfcli.artifact import FORMAT_VERSION, Artifact, ensure
 from mfcli.engines import load_engine
 from mfcli.engines.base import Engine, EngineName
 from mfcli.errors import FailureCode, PictureError, UsageError
 from mfcli.images import DecodedPicture, decode
-from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, RunInfo
+from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, Progress, RunInfo
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 from mfcli.sources import Source
 from mfcli.variants import find_variant
@@ -169,7 +169,7 @@ def load_predictor(
         exif: whether pictures are turned upright by their EXIF orientation.
         max_pixels: the largest picture that is decoded or resized to, in pixels.
         settings: defaults; None reads the environment.
-        progress: told in a few words before something that takes long.
+        progress: told before something that takes long, and how far a download is.
 
     Raises:
         ModelError: the name is unknown, or there are no weights that fit.

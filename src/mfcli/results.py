@@ -3,6 +3,7 @@
 Plain frozen dataclasses; formats/ turns them into bytes, predictor.py makes them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mfcli.errors import FailureCode
@@ -106,3 +107,22 @@ class Summary:
     inputs: int
     ok: int
     failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A download under way.
+
+    Attributes:
+        name: what is fetched.
+        done_bytes: how much of it is here.
+        total_bytes: its size, None where it is not known.
+    """
+
+    name: str
+    done_bytes: int
+    total_bytes: int | None
+
+
+Progress = Callable[[str | Transfer], None]
+"""Told what takes long: in a few words before it begins, and how far a download is."""

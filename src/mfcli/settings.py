@@ -29,11 +29,19 @@ class Settings:
         model: the model used when none is named.
         named_cache_dir: the folder that holds prepared artifacts, where one is named.
         debug: whether a failure shows its traceback.
+        offline: whether no connection may be opened.
+        endpoint: stands for https://huggingface.co in every address, None for that itself.
+        hub_cache_dir: where Hugging Face's own client keeps files.
+        torch_hub_dir: where torch.hub keeps checkpoints.
     """
 
     model: str
     named_cache_dir: Path | None
     debug: bool
+    offline: bool = False
+    endpoint: str | None = None
+    hub_cache_dir: Path | None = None
+    torch_hub_dir: Path | None = None
 
     @property
     def cache_dir(self) -> Path:
@@ -54,11 +62,37 @@ class Settings:
         return user_cache_path("mfcli", appauthor=False)
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
-        """Read MF_MODEL, MF_CACHE_DIR and MF_DEBUG; an empty variable counts as unset."""
+    def from_environ(cls, environ: Mapping[str, str] = os.environ, *, offline: bool = False) -> "Settings":
+        """Read MF_MODEL, MF_CACHE_DIR, MF_DEBUG, MF_OFFLINE, MF_ENDPOINT, and what the ecosystem has of the same kind.
+
+        `offline` is the flag, which beats the environment. An empty variable counts as unset; the program's own name
+        comes before the ecosystem's.
+        """
         cache_dir = environ.get("MF_CACHE_DIR")
         return cls(
             model=environ.get("MF_MODEL") or BUNDLED_ALIAS,
             named_cache_dir=Path(cache_dir) if cache_dir else None,
-            debug=environ.get("MF_DEBUG", "").lower() in _TRUE,
+            debug=_is_true(environ, "MF_DEBUG"),
+            offline=offline or _is_true(environ, "MF_OFFLINE") or _is_true(environ, "HF_HUB_OFFLINE"),
+            endpoint=environ.get("MF_ENDPOINT") or environ.get("HF_ENDPOINT") or None,
+            hub_cache_dir=_hub_cache_dir(environ),
+            torch_hub_dir=_torch_hub_dir(environ),
         )
+
+
+def _is_true(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, "").lower() in _TRUE
+
+
+def _user_cache(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache")
+
+
+def _hub_cache_dir(environ: Mapping[str, str]) -> Path:
+    if named := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(named)
+    return Path(environ.get("HF_HOME") or _user_cache(environ) / "huggingface") / "hub"
+
+
+def _torch_hub_dir(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("TORCH_HOME") or _user_cache(environ) / "torch") / "hub" / "checkpoints"

@@ -44,6 +44,27 @@ class Pretraining(StrEnum):
     BUNDLED = "bundled"
 
 
+HUB = "https://huggingface.co"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsSource:
+    """An address that has a row's checkpoint.
+
+    Attributes:
+        url: on the Hugging Face hub, `{HUB}/{repository}/resolve/{revision}/{path}`.
+        sha256: the digest that the file there must have, None where it is not known beforehand.
+    """
+
+    url: str
+    sha256: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """The shape of a backbone: four stages of `depths` blocks with `dims` channels.
@@ -77,7 +98,7 @@ class Variant:
         published_macs_g: billions of multiply-adds as printed in the paper.
         published_top1: ImageNet-1k top-1 in percent as printed in the paper.
         timm_top1: the same as measured by timm.
-        url: where the checkpoint is published, None for the bundled model.
+        sources: where the checkpoint is published, in the order in which they are tried; none for the bundled model.
         timm_name: timm's name with its tag, None where timm has no such checkpoint.
     """
 
@@ -92,7 +113,7 @@ class Variant:
     published_macs_g: float | None
     published_top1: float | None
     timm_top1: float | None
-    url: str | None
+    sources: tuple[WeightsSource, ...]
     timm_name: str | None
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -102,6 +123,11 @@ class Variant:
     def family(self) -> Family:
         """The architecture's family."""
         return self.architecture.family
+
+    @property
+    def url(self) -> str | None:
+        """The first address of the checkpoint, None for the bundled model."""
+        return self.sources[0].url if self.sources else None
 
     def as_record(self) -> dict[str, Any]:
         """Return the row as a record of plain values, sequences as lists."""
@@ -118,7 +144,7 @@ class Variant:
             "published_macs_g": self.published_macs_g,
             "published_top1": self.published_top1,
             "timm_top1": self.timm_top1,
-            "url": self.url,
+            "urls": [source.url for source in self.sources],
             "input_size": list(self.input_size),
             "crop_pct": self.crop_pct,
             "interpolation": self.interpolation,
@@ -259,7 +285,7 @@ def _variant(row: tuple[str, int, str, float, int, float | None, float | None, f
         published_macs_g=macs_g,
         published_top1=top1,
         timm_top1=timm_top1,
-        url=_url(name, architecture.family, pretraining, timm_name),
+        sources=_sources(name, architecture.family, pretraining, timm_name),
         timm_name=timm_name,
     )
 
@@ -271,12 +297,14 @@ def _timm_name(architecture: Architecture, size: int, pretraining: Pretraining) 
     return f"{architecture.name}.sail_{tags[pretraining]}" + (f"_{size}" if size != 224 else "")
 
 
-def _url(name: str, family: Family, pretraining: Pretraining, timm_name: str | None) -> str | None:
-    if pretraining is Pretraining.BUNDLED:
-        return None
-    if family is Family.POOLFORMER:
-        return f"https://huggingface.co/timm/{timm_name}/resolve/main/model.safetensors"
-    return f"https://huggingface.co/sail/dl/resolve/main/{family}/{name}.pth"
+def _sources(name: str, family: Family, pretraining: Pretraining, timm_name: str | None) -> tuple[WeightsSource, ...]:
+    """The paper's host first, which has no PoolFormer v1, then timm's."""
+    sources = []
+    if pretraining is not Pretraining.BUNDLED and family is not Family.POOLFORMER:
+        sources.append(WeightsSource(f"{HUB}/sail/dl/resolve/main/{family}/{name}.pth"))
+    if timm_name:
+        sources.append(WeightsSource(f"{HUB}/timm/{timm_name}/resolve/main/model.safetensors"))
+    return tuple(sources)
 
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType({v.name: v for v in map(_variant, _ROWS)})

@@ -1,14 +1,16 @@
 """Tell everything about one model."""
 
+import dataclasses
 from typing import Any
 
 from mfcli.artifact import Artifact, prepared_artifacts
 from mfcli.settings import Settings
 from mfcli.variants import Variant
+from mfcli.weights import StoredWeights, place_by_hand, stored
 
 
 def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
-    """Return the row of a variant as a record, with the artifacts of it that are on this machine.
+    """Return the row of a variant as a record, with the weights and artifacts of it that are on this machine.
 
     `resize_shorter_side` is in pixels; for every row it equals what timm's transform has, which the tests prove.
     """
@@ -16,8 +18,14 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
         **variant.as_record(),
         "resize_shorter_side": int(variant.input_size[1] / variant.crop_pct),
         "crop_size": list(variant.input_size[1:]),
+        "weights": _weights(stored(variant, settings)),
+        "place_by_hand": str(place_by_hand(variant, settings)) if variant.sources else None,
         "artifacts": [_artifact(artifact) for artifact in prepared_artifacts(variant, settings)],
     }
+
+
+def _weights(have: StoredWeights | None) -> dict[str, Any] | None:
+    return {**dataclasses.asdict(have), "path": str(have.path), "is_here": have.is_here} if have else None
 
 
 def _artifact(artifact: Artifact) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import fnmatch
 from dataclasses import dataclass
 
 from mfcli.errors import ModelError
+from mfcli.settings import Settings
 from mfcli.variants import Family, Pretraining, Variant, list_variants
+from mfcli.weights import artifact_files, bundled_file, checkpoint_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +18,14 @@ class ModelFilter:
         family: the token mixer's family.
         input_size: height and width in pixels.
         pretraining: what the checkpoint was trained on.
+        downloaded: only those that are on this machine.
     """
 
     pattern: str | None = None
     family: Family | None = None
     input_size: int | None = None
     pretraining: Pretraining | None = None
+    downloaded: bool = False
 
     def wants(self, variant: Variant) -> bool:
         """Whether a row is one of them."""
@@ -42,13 +46,33 @@ class ModelFilter:
         return name is not None and fnmatch.fnmatchcase(name, pattern)
 
 
-def list_models(wanted: ModelFilter) -> tuple[Variant, ...]:
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A row, and how many bytes of it, checkpoint and artifacts, are on this machine."""
+
+    variant: Variant
+    size_bytes: int
+
+
+def list_models(wanted: ModelFilter, settings: Settings) -> tuple[ListedModel, ...]:
     """Return the rows that are wanted, in the registry's order.
 
     Raises:
         ModelError: there is none.
     """
-    found = tuple(variant for variant in list_variants() if wanted.wants(variant))
+    sizes = _sizes_on_disk(settings)
+    listed = (ListedModel(v, sizes.get(v.name, 0)) for v in list_variants() if wanted.wants(v))
+    found = tuple(model for model in listed if model.size_bytes or not wanted.downloaded)
     if not found:
         raise ModelError("no model matches", "all of them: mf list-models")
     return found
+
+
+def _sizes_on_disk(settings: Settings) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    files = [(path.parent.name, path) for path in checkpoint_files(settings)] + artifact_files(settings)
+    bundled = next(v.name for v in list_variants() if v.pretraining is Pretraining.BUNDLED)
+    files.append((bundled, bundled_file(f"{bundled}.onnx")))
+    for name, path in files:
+        sizes[name] = sizes.get(name, 0) + path.stat().st_size
+    return sizes

@@ -1,0 +1,116 @@
+"""mf cache ls, path, verify, rm, prune."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mfcli.cli.options import DryRun, Format, Quiet
+from mfcli.cli.streams import note, standard_output
+from mfcli.errors import CheckError
+from mfcli.formats.base import FormatName
+from mfcli.settings import Settings
+
+if TYPE_CHECKING:
+    from mfcli.tasks.cache import CacheEntry
+
+app = typer.Typer(
+    name="cache",
+    no_args_is_help=True,
+    help="Look after downloaded checkpoints and prepared artifacts.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _record(entry: "CacheEntry") -> dict[str, Any]:
+    return {
+        "kind": entry.kind.value,
+        "model": entry.model,
+        "size_bytes": entry.size_bytes,
+        "sha256": entry.sha256,
+        "path": str(entry.path),
+    }
+
+
+def _write(format: FormatName, records: Sequence[dict[str, Any]], brief: Sequence[str]) -> None:
+    from mfcli.formats.records import write_records
+
+    with standard_output() as stream:
+        in_brief = format is FormatName.TABLE
+        write_records(format, stream, [{k: r[k] for k in brief} if in_brief else r for r in records])
+
+
+@app.command()
+def ls(format: Format = FormatName.TABLE) -> None:
+    """List what is in the cache, with sizes in bytes."""
+    from mfcli.tasks import cache as task
+
+    found = task.entries(Settings.from_environ())
+    _write(format, [_record(entry) for entry in found], ("kind", "model", "size_bytes", "path"))
+    if format is FormatName.TABLE:
+        note(f"{len(found)} files, {sum(entry.size_bytes for entry in found) / 1e6:.1f} MB")
+
+
+@app.command()
+def path() -> None:
+    """Print the cache folder."""
+    with standard_output() as stream:
+        stream.write(f"{Settings.from_environ().cache_dir}\n")
+
+
+@app.command()
+def verify(format: Format = FormatName.TABLE) -> None:
+    """Compute the digest of every checkpoint and artifact; exit code 9 if one is not what it was."""
+    from mfcli.tasks import cache as task
+
+    found = list(task.verify(Settings.from_environ()))
+    records = [{"status": "bad" if v.problem else "good", **_record(v.entry), "problem": v.problem} for v in found]
+    _write(format, records, ("status", "kind", "model", "path", "problem"))
+    if bad := [v for v in found if v.problem]:
+        names = " ".join(sorted({v.entry.model or "" for v in bad}))
+        raise CheckError(
+            f"{len(bad)} of {len(found)} files are not what they were", f"fetch again: mf download --force {names}"
+        )
+
+
+@app.command()
+def rm(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL|GLOB...", help="Names, or globs between quotes.")],
+    dry_run: DryRun = False,
+    format: Format = FormatName.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """Delete the checkpoints and artifacts of models."""
+    from mfcli.tasks import cache as task
+
+    found = task.matching(Settings.from_environ(), models)
+    if not dry_run:
+        task.remove(found)
+    _tell(found, dry_run, format, quiet)
+
+
+@app.command()
+def prune(
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Also checkpoints whose artifact is good.")
+    ] = False,
+    dry_run: DryRun = False,
+    format: Format = FormatName.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """Delete partial downloads, stale artifacts and left-overs."""
+    from mfcli.tasks import cache as task
+
+    found = task.superfluous(Settings.from_environ(), checkpoints)
+    if not dry_run:
+        task.remove(found, keep_sidecars=True)
+    _tell(found, dry_run, format, quiet)
+    if checkpoints and not quiet and any(entry.kind is task.Kind.CHECKPOINT for entry in found):
+        note("predictions go on; --engine torch, or a later version's artifacts, will fetch the checkpoints again")
+
+
+def _tell(found: "Sequence[CacheEntry]", dry_run: bool, format: FormatName, quiet: bool) -> None:
+    _write(format, [_record(entry) for entry in found], ("kind", "model", "size_bytes", "path"))
+    if not quiet:
+        verb = "would be deleted" if dry_run else "deleted"
+        note(f"{len(found)} files {verb}, {sum(entry.size_bytes for entry in found) / 1e6:.1f} MB")

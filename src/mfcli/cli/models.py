@@ -1,0 +1,132 @@
+"""mf list-models, mf info, mf download."""
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mfcli.cli.options import DryRun, Format, InfoFormat, Offline, Quiet
+from mfcli.cli.streams import fail, note, standard_output
+from mfcli.errors import UsageError
+from mfcli.formats.base import FormatName
+from mfcli.settings import Settings
+from mfcli.variants import Family, Pretraining, find_variant
+
+if TYPE_CHECKING:
+    from mfcli.tasks.list_models import ListedModel
+
+
+def list_models(
+    pattern: Annotated[str | None, typer.Argument(help="A glob, or a part of a name.", show_default=False)] = None,
+    family: Annotated[Family | None, typer.Option(help="Only this family.", show_default=False)] = None,
+    input_size: Annotated[int | None, typer.Option(help="Only this height and width.", show_default=False)] = None,
+    pretraining: Annotated[Pretraining | None, typer.Option(help="Only this training.", show_default=False)] = None,
+    downloaded: Annotated[bool, typer.Option("--downloaded", help="Only what is on this machine.")] = False,
+    format: Format = FormatName.TABLE,
+) -> None:
+    """List the models, with their published figures and what of them is on this machine.
+
+    params_m: millions of parameters; macs_g: billions of multiply-adds; top1: ImageNet-1k accuracy in percent as
+    published; here_mb: megabytes on this machine, checkpoint and artifact together.
+    """
+    from mfcli.formats.records import write_records
+    from mfcli.tasks import list_models as task
+
+    wanted = task.ModelFilter(pattern, family, input_size, pretraining, downloaded)
+    listed = task.list_models(wanted, Settings.from_environ())
+    in_brief = format is FormatName.TABLE
+    with standard_output() as stream:
+        write_records(format, stream, [_brief(m) if in_brief else _full(m) for m in listed])
+
+
+def _brief(listed: "ListedModel") -> dict[str, str | int | float | None]:
+    variant = listed.variant
+    return {
+        "name": variant.name,
+        "input_size": variant.input_size[1],
+        "pretraining": variant.pretraining.value,
+        "classes": variant.num_classes,
+        "params_m": round(variant.params / 1e6, 1),
+        "macs_g": variant.published_macs_g,
+        "top1": variant.published_top1,
+        "here_mb": round(listed.size_bytes / 1e6, 1) if listed.size_bytes else None,
+    }
+
+
+def _full(listed: "ListedModel") -> dict[str, Any]:
+    return {**listed.variant.as_record(), "downloaded": bool(listed.size_bytes), "size_bytes": listed.size_bytes}
+
+
+def info(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from mf list-models.")],
+    format: Annotated[InfoFormat, typer.Option("--format", help="How it is written.")] = InfoFormat.TABLE,
+) -> None:
+    """Show everything about one model: its row, how pictures are prepared for it, and its artifacts on this machine."""
+    from mfcli.formats.json import indented
+    from mfcli.formats.records import write_records
+    from mfcli.tasks.info import describe
+
+    fields = describe(find_variant(model), Settings.from_environ())
+    with standard_output() as stream:
+        if format is InfoFormat.JSON:
+            stream.write(indented(fields))
+            return
+        artifacts, weights = fields.pop("artifacts"), fields.pop("weights") or {}
+        fields |= {f"weights_{key}": value for key, value in weights.items()}
+        fields |= {f"artifact_{key}": value for artifact in artifacts[:1] for key, value in artifact.items()}
+        fields["other_artifacts"] = [artifact["path"] for artifact in artifacts[1:]]
+        rows = [{"field": name, "value": value} for name, value in fields.items() if value not in (None, [])]
+        write_records(FormatName.TABLE, stream, rows)
+
+
+def download(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL|GLOB...", help="Names, or globs between quotes.")],
+    force: Annotated[bool, typer.Option("--force", help="Fetch again what is there.")] = False,
+    origin: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE|URL", help="A file carried by hand, or a mirror.", show_default=False),
+    ] = None,
+    expect_sha256: Annotated[
+        str | None, typer.Option(metavar="HEX", help="The digest that the file must have.", show_default=False)
+    ] = None,
+    dry_run: DryRun = False,
+    format: Format = FormatName.TABLE,
+    offline: Offline = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch checkpoints, verify them, and prepare them for prediction.
+
+    What was interrupted goes on from its last byte. Exit code 4: one of the models could not be had.
+    """
+    from mfcli.formats.records import write_records
+    from mfcli.progress import StderrProgress
+    from mfcli.tasks import download as task
+    from mfcli.weights import Wish
+
+    if expect_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", expect_sha256):
+        raise UsageError(f"--expect-sha256 {expect_sha256} is no SHA-256", "64 hexadecimal digits, as sha256sum prints")
+    settings, wish = Settings.from_environ(offline=offline), Wish(force, origin, expect_sha256)
+    with StderrProgress(note, quiet) as progress:
+        work = task.plan if dry_run else task.download
+        results = work(models, settings, wish, progress)
+    with standard_output() as stream:
+        records = [
+            {
+                "name": result.name,
+                "status": result.status.value,
+                "size_bytes": result.size_bytes,
+                "sha256": result.sha256,
+                "path": result.path,
+                "url": result.url,
+                "error": result.error.message if result.error else None,
+            }
+            for result in results
+        ]
+        brief = ("name", "status", "size_bytes", "path")
+        in_brief = format is FormatName.TABLE
+        write_records(format, stream, [{k: r[k] for k in brief} if in_brief else r for r in records])
+    failed = [result.error for result in results if result.error]
+    for error in failed[1:]:
+        fail(error.message, error.hint)
+    if failed:
+        raise failed[0]

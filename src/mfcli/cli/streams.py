@@ -1,0 +1,60 @@
+"""The three standard streams: stdout is data, stderr is talk, and either may be closed, full or gone."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+from mfcli.errors import OutputError
+
+
+class ReaderGoneError(Exception):
+    """Whoever read our output has stopped reading; that is no failure."""
+
+
+@contextmanager
+def standard_output() -> Iterator[TextIO]:
+    """Standard output as UTF-8; a reader that went away ends the program quietly, a full disk with exit code 8."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed", "send it to a file: mf ... > FILE")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        _dropstandard_output()
+        raise ReaderGoneError from error
+    except OSError as error:
+        _dropstandard_output()
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write the results: {reason}", "free some space, or send them elsewhere") from error
+    except SystemExit as error:  # typer's way to end when the reader of the help has gone
+        _dropstandard_output()
+        raise ReaderGoneError from error
+
+
+def _dropstandard_output() -> None:
+    """What is still buffered can go nowhere: without this, it is tried again at exit, with a complaint."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(line: str) -> None:
+    """Write a line to stderr, if there is one."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(line, file=sys.stderr, flush=True)
+
+
+def note(message: str) -> None:
+    """Write a note to stderr."""
+    say(f"note: {message}")
+
+
+def fail(message: str, hint: str | None = None) -> None:
+    """Write what went wrong and the next step to stderr."""
+    say(f"error: {message}")
+    if hint:
+        say(f"hint: {hint}")

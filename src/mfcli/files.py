@@ -1,0 +1,72 @@
+"""Files that appear whole or not at all, and their digests."""
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+from mfcli.errors import ModelError
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hex.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from error
+
+
+def _unreadable(path: Path, reason: str | None) -> ModelError:
+    return ModelError(f"cannot read weights from {path}: {reason}", "expected a .pth or .safetensors file")
+
+
+def remembered_sha256(path: Path, index_dir: Path) -> str:
+    """Return the SHA-256 of a checkpoint, hashed only when the file is new or has changed.
+
+    A small file a path in `index_dir` remembers the digest together with device, inode, size and both times of the
+    file, as git's index does; hashing 100 MB at every start would cost more than the prediction.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    path = Path(os.path.realpath(path))
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise _unreadable(path, "not a regular file")
+    identity = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    entry = index_dir / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    try:
+        known = json.loads(entry.read_bytes())
+        if known["identity"] == identity:
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not remembered, or not readable: hash it
+    digest = sha256_of(path)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
+        write_atomically(entry, json.dumps({"path": str(path), "identity": identity, "sha256": digest}).encode())
+    return digest
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` beside `path`, flush it to the disk and rename it, so that a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,246 @@
+"""What a server says of a file, and how it is asked: redirects, refusals, patience.
+
+Redirects are followed by hand, so that every hop gets its own host's credentials only and https stays https. Proxies,
+certificate bundles and .netrc are requests' business.
+"""
+
+import email.utils
+import random
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from urllib.parse import urljoin, urlsplit
+
+import requests
+
+from mfcli.errors import ModelError
+from mfcli.results import Progress
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 30.0
+MAX_TRIES = 5
+"""Tries in a row that bring next to nothing before a source is given up."""
+BACKOFF_S = 0.5
+"""The first wait between tries; each further one is twice as long, with jitter."""
+MAX_WAIT_S = 60.0
+
+_MAX_REDIRECTS = 5
+_TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class SourceError(ModelError):
+    """This source cannot deliver the file; another one may."""
+
+
+class UnreachableError(SourceError):
+    """The server could not be reached, or not for long enough; what has arrived stays and is gone on with."""
+
+
+class RefusedError(SourceError):
+    """The server says no: 401, 403, 404 and their like.
+
+    Attributes:
+        status: the HTTP status code.
+    """
+
+    def __init__(self, url: str, status: int) -> None:
+        super().__init__(f"{shown(url)} answers {status}")
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """What a server says of a file before any byte of it is read.
+
+    Attributes:
+        url: the address that was asked for.
+        location: the address that serves the bytes; signed and short-lived behind a hub.
+        etag: names this version of the file; None where the server has no name for it.
+        sha256: its digest in hex, where the server tells it.
+        size_bytes: its size, where the server tells it.
+        commit: the repository's commit, where the server tells it.
+    """
+
+    url: str
+    location: str
+    etag: str | None
+    sha256: str | None
+    size_bytes: int | None
+    commit: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a try brought nothing, and how long the server wants to be left alone."""
+
+    reason: str
+    wait_s: float | None = None
+
+
+class TryLaterError(Exception):
+    """The server is busy."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble.reason)
+        self.trouble = trouble
+
+
+class Patience:
+    """Waits between tries, longer each time, and gives up after MAX_TRIES of them."""
+
+    def __init__(self, url: str, progress: Progress) -> None:
+        self._url = url
+        self._progress = progress
+        self._tries = 0
+
+    def restart(self) -> None:
+        """Count from zero again: the last try brought something."""
+        self._tries = 0
+
+    def wait(self, trouble: Trouble) -> None:
+        """Wait after a try that failed.
+
+        Raises:
+            UnreachableError: it was the last one.
+        """
+        self._tries += 1
+        if self._tries >= MAX_TRIES:
+            raise UnreachableError(f"gave up on {shown(self._url)} after {self._tries} tries: {trouble.reason}")
+        backoff_s = BACKOFF_S * 2 ** (self._tries - 1) * random.uniform(0.5, 1.5)
+        wait_s = min(MAX_WAIT_S, backoff_s if trouble.wait_s is None else max(trouble.wait_s, 0))
+        self._progress(f"{urlsplit(self._url).hostname}: {trouble.reason}; trying again in {wait_s:.1f} s")
+        time.sleep(wait_s)
+
+
+def resolve(session: requests.Session, url: str, progress: Progress) -> Remote:
+    """Ask a server what it has under an address, without fetching it.
+
+    Raises:
+        SourceError: the server says no, cannot be reached, or redirects from https to http.
+    """
+    patience = Patience(url, progress)
+    while True:
+        try:
+            return _resolve_once(session, url)
+        except TryLaterError as later:
+            patience.wait(later.trouble)
+        except requests.RequestException as error:
+            patience.wait(Trouble(reason_of(error)))
+
+
+def _resolve_once(session: requests.Session, url: str) -> Remote:
+    location = url
+    for _ in range(_MAX_REDIRECTS):
+        response = _one_request(session, "HEAD", location, {})
+        if response.status_code in (405, 501):  # a server that cannot do HEAD: its GET is not read
+            response = _one_request(session, "GET", location, {})
+        response.close()
+        if response.status_code >= 400:
+            raise RefusedError(url, response.status_code)
+        if not response.is_redirect:
+            return _remote(url, location, response.headers, response.headers.get("Content-Length"))
+        location = _redirected(location, response)
+        if "X-Linked-Etag" in response.headers:  # the hub has said all; what is behind may be signed for GET alone
+            return _remote(url, location, response.headers, response.headers.get("X-Linked-Size"))
+    raise SourceError(f"{shown(url)} redirects without end")
+
+
+def _remote(url: str, location: str, headers: Mapping[str, str], size: str | None) -> Remote:
+    etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
+    linked = (headers.get("X-Linked-Etag") or "").strip('"').lower()
+    return Remote(
+        url=url,
+        location=location,
+        etag=etag or None,
+        sha256=linked if _SHA256.fullmatch(linked) else None,
+        size_bytes=int(size) if size and size.isdigit() else None,
+        commit=headers.get("X-Repo-Commit"),
+    )
+
+
+def get(session: requests.Session, url: str, headers: Mapping[str, str]) -> requests.Response:
+    """GET, following redirects by hand: every hop gets its own host's credentials only, and https stays https."""
+    for _ in range(_MAX_REDIRECTS):
+        response = _one_request(session, "GET", url, headers)
+        if not response.is_redirect:
+            return response
+        url = _redirected(url, response)
+        response.close()
+    raise SourceError(f"{shown(url)} redirects without end")
+
+
+def _one_request(session: requests.Session, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
+    response = session.request(
+        method,
+        url,
+        headers=headers,
+        stream=True,
+        allow_redirects=False,
+        timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+    )
+    if response.status_code in _TRY_AGAIN:
+        response.close()
+        trouble = Trouble(f"the server answers {response.status_code}", _retry_after_s(response))
+        raise TryLaterError(trouble)
+    return response
+
+
+def _redirected(url: str, response: requests.Response) -> str:
+    target = urljoin(url, response.headers["Location"])
+    if urlsplit(target).scheme not in ("http", "https"):
+        raise SourceError(f"{shown(url)} redirects to {shown(target)}, which is no web address")
+    if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
+        raise SourceError(f"{shown(url)} redirects from https to http, which is not followed")
+    return target
+
+
+def _retry_after_s(response: requests.Response) -> float | None:
+    """The Retry-After header in seconds from now; it is a number or a date."""
+    value = response.headers.get("Retry-After", "")
+    if value.isdigit():
+        return float(value)
+    try:
+        return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+    except ValueError:
+        return None
+
+
+def strong_etag(response: requests.Response) -> str | None:
+    """Return the entity tag that If-Range takes, None where there is only a weak one or none."""
+    etag = response.headers.get("ETag")
+    return etag if etag and not etag.startswith("W/") else None
+
+
+def shown(url: str) -> str:
+    """The address without credentials and signature."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an exception of requests means, in a few words."""
+    match error:
+        case requests.exceptions.SSLError():
+            return "the server's certificate is not trusted (REQUESTS_CA_BUNDLE names another bundle)"
+        case requests.exceptions.ProxyError():
+            return "the proxy cannot be reached (HTTPS_PROXY, HTTP_PROXY)"
+        case requests.exceptions.Timeout():
+            return "the server does not answer in time"
+        case requests.exceptions.ChunkedEncodingError():
+            return "the connection ended early"
+        case requests.exceptions.ConnectionError():
+            return "the server does not answer in time" if "timed out" in str(error) else "no connection"
+        case _:
+            return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def open_session() -> Iterator[requests.Session]:
+    """Open a session that says who asks, and wants the bytes as they are."""
+    with requests.Session() as session:
+        session.headers.update({"User-Agent": f"mfcli/{version('mfcli')}", "Accept-Encoding": "identity"})
+        yield session

@@ -1,0 +1,184 @@
+"""Look after the cache: what is in it, whether it is whole, and what can go."""
+
+import contextlib
+import fnmatch
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from mfcli.artifact import artifact_path, cache_key, open_artifact
+from mfcli.errors import ModelError
+from mfcli.files import sha256_of
+from mfcli.settings import Settings
+from mfcli.variants import VARIANTS, find_variant
+from mfcli.weights import artifact_files, checkpoint_files, read_sidecar, unwritable
+
+
+class Kind(StrEnum):
+    """What a file of the cache is."""
+
+    CHECKPOINT = "checkpoint"
+    ARTIFACT = "artifact"
+    PARTIAL = "partial"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One file of the cache, its sidecar counted with it.
+
+    Attributes:
+        kind: what it is.
+        model: the row it belongs to, None where that is not known.
+        path: the file.
+        size_bytes: of the file.
+        sha256: the digest it had when it arrived or was made, None where nothing remembers one.
+    """
+
+    kind: Kind
+    model: str | None
+    path: Path
+    size_bytes: int
+    sha256: str | None
+
+
+def entries(settings: Settings) -> list[CacheEntry]:
+    """Return the checkpoints, artifacts and partial downloads of the cache, by kind and name."""
+    return [*_checkpoints(settings), *_artifacts(settings), *_partials(settings)]
+
+
+def _checkpoints(settings: Settings) -> Iterator[CacheEntry]:
+    for path in checkpoint_files(settings):
+        known = read_sidecar(path.with_name(f"{path.name}.json"))
+        yield CacheEntry(Kind.CHECKPOINT, path.parent.name, path, _size(path), known.sha256 if known else None)
+
+
+def _artifacts(settings: Settings) -> Iterator[CacheEntry]:
+    for name, path in artifact_files(settings):
+        digest = None
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            digest = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
+        yield CacheEntry(Kind.ARTIFACT, name, path, _size(path), digest)
+
+
+def _partials(settings: Settings) -> Iterator[CacheEntry]:
+    for path in sorted((settings.cache_dir / "partial").glob("*.part")):
+        yield CacheEntry(Kind.PARTIAL, None, path, _size(path), None)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a look at one file's bytes found; `problem` is None for a good one."""
+
+    entry: CacheEntry
+    problem: str | None
+
+
+def verify(settings: Settings) -> Iterator[Verified]:
+    """Yield every checkpoint and artifact with what is wrong with it, after its full digest was computed."""
+    for entry in entries(settings):
+        if entry.kind is not Kind.PARTIAL:
+            yield Verified(entry, _problem(entry))
+
+
+def _problem(entry: CacheEntry) -> str | None:
+    if entry.sha256 is None:
+        return "no digest is known of it"
+    try:
+        digest = sha256_of(entry.path)
+        if entry.kind is Kind.ARTIFACT and (variant := VARIANTS.get(entry.model or "")):
+            open_artifact(entry.path, variant, None, None)
+    except ModelError as error:
+        return error.message
+    return None if digest == entry.sha256 else f"its SHA-256 is {digest} instead of {entry.sha256}"
+
+
+def matching(settings: Settings, names: list[str]) -> list[CacheEntry]:
+    """Return the checkpoints and artifacts of the models that names and globs mean.
+
+    Raises:
+        ModelError: a name, not a glob, is unknown.
+    """
+    patterns = [name if any(w in name for w in "*?[") else find_variant(name).name for name in names]
+    return [e for e in entries(settings) if e.model and any(fnmatch.fnmatchcase(e.model, p) for p in patterns)]
+
+
+def superfluous(settings: Settings, checkpoints: bool) -> list[CacheEntry]:
+    """Return what can go without a loss that matters: partial downloads, stale and damaged artifacts, left-overs.
+
+    Args:
+        settings: say where the cache is.
+        checkpoints: also the checkpoints whose artifact is good; the torch engine, or a later version of artifacts,
+            has to fetch those again.
+    """
+    found = [entry for entry in entries(settings) if entry.kind is Kind.PARTIAL or _is_stale(entry)]
+    found += _left_overs(settings)
+    if checkpoints:
+        found += [entry for entry in _checkpoints(settings) if _has_good_artifact(entry, settings)]
+    return found
+
+
+def _is_stale(entry: CacheEntry) -> bool:
+    """Whether an artifact would never be opened again: of an unknown row, of another format, damaged."""
+    if entry.kind is not Kind.ARTIFACT:
+        return False
+    variant = VARIANTS.get(entry.model or "")
+    if variant is None:
+        return True
+    try:
+        artifact = open_artifact(entry.path, variant, None, None)
+    except ModelError:
+        return True
+    return artifact.key != cache_key(variant, artifact.weights_sha256)
+
+
+def _left_overs(settings: Settings) -> list[CacheEntry]:
+    """Temporary files of processes that were killed; a file younger than an hour may be at work."""
+    import time
+
+    found = []
+    for path in settings.cache_dir.glob("*/**/.*"):
+        if path.is_file() and time.time() - path.stat().st_mtime > 3600:
+            found.append(CacheEntry(Kind.OTHER, None, path, _size(path), None))
+    return found
+
+
+def _has_good_artifact(entry: CacheEntry, settings: Settings) -> bool:
+    variant = VARIANTS.get(entry.model or "")
+    if variant is None or entry.sha256 is None:
+        return False
+    try:
+        key = cache_key(variant, entry.sha256)
+        open_artifact(artifact_path(variant, entry.sha256, settings), variant, key, None)
+    except ModelError:
+        return False
+    return True
+
+
+def remove(found: list[CacheEntry], *, keep_sidecars: bool = False) -> None:
+    """Delete entries; with keep_sidecars, what is known of a checkpoint stays, so that its artifact is found.
+
+    Raises:
+        OutputError: a file cannot be deleted.
+    """
+    for entry in found:
+        sidecar = entry.path.with_name(f"{entry.path.name}.json")
+        paths = [entry.path, entry.path.with_suffix(".lock")]
+        if entry.kind is not Kind.CHECKPOINT:
+            paths.append(entry.path.with_suffix(".json"))
+        elif not keep_sidecars:
+            paths.append(sidecar)
+        try:
+            for path in paths:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(entry.path.parent, error) from error

@@ -1,0 +1,122 @@
+"""Fetch checkpoints and prepare their artifacts, without predicting anything."""
+
+import fnmatch
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mfcli.artifact import ensure
+from mfcli.errors import MfError, ModelError, UsageError
+from mfcli.results import Progress
+from mfcli.settings import Settings
+from mfcli.variants import Variant, find_variant, list_variants
+from mfcli.weights import Wish, at_endpoint, folder_of, stored
+
+
+class Status(StrEnum):
+    """How it went with one model; WANTED is what a dry run says of one that would be fetched."""
+
+    READY = "ready"
+    WANTED = "wanted"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """One model that was asked for.
+
+    Attributes:
+        name: the row.
+        status: how it went.
+        size_bytes: of the checkpoint; None where it is not known.
+        sha256: of the checkpoint; None where it is not known.
+        path: where the checkpoint is, or would be.
+        url: where it is from, or would be from.
+        error: what went wrong, None if nothing did.
+    """
+
+    name: str
+    status: Status
+    size_bytes: int | None
+    sha256: str | None
+    path: str
+    url: str | None
+    error: MfError | None = None
+
+
+def choose(names: list[str]) -> list[Variant]:
+    """Return the rows that names and globs mean, each once, in the registry's order within a glob.
+
+    Raises:
+        ModelError: a name is unknown, or a glob matches nothing.
+    """
+    chosen: dict[str, Variant] = {}
+    for name in names:
+        if any(wildcard in name for wildcard in "*?["):
+            found = [v for v in list_variants() if v.sources and fnmatch.fnmatchcase(v.name, name.lower())]
+            if not found:
+                raise ModelError(f"no model matches {name!r}", "all of them: mf list-models")
+        else:
+            found = [find_variant(name)]
+        chosen |= {variant.name: variant for variant in found}
+    return list(chosen.values())
+
+
+def download(names: list[str], settings: Settings, wish: Wish, progress: Progress) -> list[Downloaded]:
+    """Make every model that is named ready to predict; one that fails does not stop the others.
+
+    Raises:
+        ModelError: a name is unknown.
+        UsageError: one origin or digest is given for several models.
+        OutputError: the cache cannot be written.
+    """
+    variants = choose(names)
+    if len(variants) > 1 and (wish.origin or wish.expect_sha256):
+        raise UsageError("--from and --expect-sha256 are about one model", "name one model")
+    return [_download(variant, settings, wish, progress) for variant in variants]
+
+
+def _download(variant: Variant, settings: Settings, wish: Wish, progress: Progress) -> Downloaded:
+    try:
+        artifact = ensure(variant, None, settings, progress, wish)
+    except ModelError as error:
+        return Downloaded(
+            variant.name, Status.FAILED, None, None, str(folder_of(variant, settings)), variant.url, error
+        )
+    have = stored(variant, settings)
+    if have is None:  # the bundled model
+        return Downloaded(
+            variant.name, Status.READY, artifact.size_bytes, artifact.weights_sha256, str(artifact.path), None
+        )
+    return Downloaded(variant.name, Status.READY, have.size_bytes, have.sha256, str(have.path), have.url)
+
+
+def plan(names: list[str], settings: Settings, wish: Wish, progress: Progress) -> list[Downloaded]:
+    """Return what `download` would do; asks servers for sizes, unless offline, and fetches nothing.
+
+    Raises:
+        ModelError: a name is unknown.
+    """
+    return [_plan(variant, settings, wish, progress) for variant in choose(names)]
+
+
+def _plan(variant: Variant, settings: Settings, wish: Wish, progress: Progress) -> Downloaded:
+    have = stored(variant, settings)
+    if not variant.sources or (have and have.is_here and not wish.force):
+        if have is None:
+            return _download(variant, settings, Wish(), progress)
+        return Downloaded(variant.name, Status.READY, have.size_bytes, have.sha256, str(have.path), have.url)
+    from mfcli.remote import SourceError, open_session, resolve
+
+    folder, failure = folder_of(variant, settings), None
+    for source in variant.sources:
+        url, path = at_endpoint(source.url, settings), str(folder / source.file_name)
+        if settings.offline:
+            return Downloaded(variant.name, Status.WANTED, None, source.sha256, path, url)
+        try:
+            with open_session() as session:
+                remote = resolve(session, url, progress)
+        except SourceError as error:
+            failure = error
+        else:
+            return Downloaded(variant.name, Status.WANTED, remote.size_bytes, remote.sha256, path, url)
+    return Downloaded(variant.name, Status.FAILED, None, None, str(folder), variant.url, failure)

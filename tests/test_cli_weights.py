@@ -1,0 +1,191 @@
+"""mf download, mf cache, and predictions that download: in processes of their own, against a hub on loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import Ran
+from deterministic import fill
+from hub import Behaviour, Hub
+from mfcli import create_model
+
+Mf = Callable[..., Ran]
+NAME = "poolformerv2_s12"
+PATH = f"/sail/dl/resolve/main/poolformerv2/{NAME}.pth"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated weights of the smallest published row: 48 MB."""
+    path = tmp_path_factory.mktemp("published") / f"{NAME}.pth"
+    torch.save(fill(create_model(NAME)).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub({PATH: checkpoint.read_bytes()}) as server:
+        monkeypatch.setenv("MF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_HOME", "/nonexistent")
+        monkeypatch.setenv("TORCH_HOME", "/nonexistent")
+        yield server
+
+
+def start(*arguments: str | Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "mfcli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_first_prediction_downloads_and_the_next_does_not(mf: Mf, hub: Hub, coffee: Path) -> None:
+    first = mf("predict", coffee, "-m", NAME, "--format", "jsonl")
+    assert first.code == 0, first.err
+    assert first.err.splitlines() == [
+        f"note: downloading {NAME} ({len(hub.files[PATH]) / 1e6:.1f} MB)",
+        f"note: preparing {NAME} (once for these weights)",
+    ]
+    requests = len(hub.log)
+    second = mf("predict", coffee, "-m", NAME, "--format", "jsonl")
+    assert (second.code, second.out, second.err) == (0, first.out, "")
+    assert len(hub.log) == requests
+    offline = mf("predict", coffee, "-m", f"{NAME}.sail_in1k", "--format", "jsonl", "--offline")
+    assert offline.out == first.out
+    listed = json.loads(mf("list-models", "--downloaded", "--format", "json").out)
+    assert [row["name"] for row in listed] == ["caformer_t9_64", NAME]
+    told = json.loads(mf("info", NAME, "--format", "json").out)
+    assert told["weights"]["is_here"]
+    assert told["weights"]["url"] == hub.endpoint + PATH
+    assert told["artifacts"][0]["weights_sha256"] == told["weights"]["sha256"]
+    assert f"weights_url {hub.endpoint}" in " ".join(mf("info", NAME).out.split())
+    torch_engine = mf("predict", coffee, "-m", NAME, "--format", "jsonl", "--engine", "torch")
+    assert torch_engine.code == 0
+
+
+def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path) -> None:
+    assert mf("cache", "path").out == f"{own_cache}\n"
+    assert mf("cache", "ls", "--format", "csv").out == ""
+    assert mf("download", NAME).code == 0
+    rows = json.loads(mf("cache", "ls", "--format", "json").out)
+    assert [(row["kind"], row["model"]) for row in rows] == [("checkpoint", NAME), ("artifact", NAME)]
+    assert rows[0]["size_bytes"] == len(hub.files[PATH])
+    assert mf("cache", "verify").code == 0
+    before = mf("predict", coffee, "-m", NAME, "--format", "csv", "--offline").out
+    dry = mf("cache", "prune", "--checkpoints", "--dry-run", "--format", "json")
+    assert [row["kind"] for row in json.loads(dry.out)] == ["checkpoint"]
+    assert "would be deleted" in dry.err
+    assert Path(rows[0]["path"]).exists()
+    pruned = mf("cache", "prune", "--checkpoints")
+    assert "predictions go on; --engine torch" in pruned.err
+    assert not Path(rows[0]["path"]).exists()
+    assert mf("predict", coffee, "-m", NAME, "--format", "csv", "--offline").out == before
+    artifact = Path(rows[1]["path"])
+    data = bytearray(artifact.read_bytes())
+    data[len(data) // 2] ^= 1
+    artifact.write_bytes(data)
+    bad = mf("cache", "verify", "--format", "json")
+    assert (bad.code, json.loads(bad.out)[0]["status"]) == (9, "bad")
+    assert f"hint: fetch again: mf download --force {NAME}" in bad.err
+    assert mf("download", NAME, "--force", "-q").code == 0
+    assert mf("cache", "verify").code == 0
+    assert mf("cache", "rm", "poolformer*", "--dry-run", "-q").code == 0
+    assert artifact.exists()
+    assert mf("cache", "rm", NAME).code == 0
+    assert mf("cache", "ls", "--format", "csv").out == ""
+    assert mf("cache", "rm", "resnet50").code == 4
+
+
+def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
+    planned = json.loads(mf("download", "poolformerv2_s*", "--dry-run", "--format", "json").out)
+    assert [row["name"] for row in planned] == ["poolformerv2_s12", "poolformerv2_s24", "poolformerv2_s36"]
+    assert [row["status"] for row in planned] == ["wanted", "failed", "failed"]
+    assert planned[0]["size_bytes"] == len(hub.files[PATH])
+    assert planned[0]["url"] == hub.endpoint + PATH
+    assert not hub.gets
+    offline = mf("download", "poolformerv2_s24", "--offline")
+    assert offline.code == 4
+    assert f"or place the file at {os.environ['MF_CACHE_DIR']}/checkpoints/poolformerv2_s24/" in offline.err
+    missing = mf("download", "poolformerv2_s24", "--format", "csv")
+    assert missing.code == 4
+    assert "no source delivers poolformerv2_s24: " in missing.err
+    assert mf("download", "a*", "--dry-run").code == 4
+    assert mf("download", NAME, "--expect-sha256", "xyz").code == 2
+    assert mf("download", "poolformerv2_*", "--from", str(tmp_path)).code == 2
+    (tmp_path / "wrong.pth").write_text("hello")
+    wrong = mf("download", NAME, "--from", tmp_path / "wrong.pth")
+    assert wrong.code == 4
+    assert "is not a checkpoint" in wrong.err
+    assert json.loads(mf("info", NAME, "--format", "json").out)["weights"] is None
+    hub.files["/mirror/wrong.pth"] = b"hello"
+    assert mf("download", NAME, "--from", f"{hub.endpoint}/mirror/wrong.pth").code == 4
+    assert json.loads(mf("info", NAME, "--format", "json").out)["weights"] is None
+    carried = tmp_path / "carried.pth"
+    carried.write_bytes(hub.files[PATH])
+    gets = len(hub.gets)
+    assert mf("download", NAME, "--from", carried, "--offline").code == 0
+    assert json.loads(mf("info", NAME, "--format", "json").out)["weights"]["is_here"]
+    assert len(hub.gets) == gets
+    ready = json.loads(mf("download", "bundled", "--format", "json").out)
+    assert (ready[0]["status"], len(hub.gets)) == ("ready", gets)
+
+
+def test_ten_processes_download_once(hub: Hub, coffee: Path) -> None:
+    hub.behaviour = Behaviour(bytes_per_s=30_000_000)
+    processes = [start("predict", coffee, "-m", NAME, "--format", "csv") for _ in range(10)]
+    ran = [(process.communicate(timeout=250), process.returncode) for process in processes]
+    assert [code for _, code in ran] == [0] * 10
+    assert len({out for (out, _), _ in ran}) == 1
+    assert len(hub.gets) == 1
+    waited = sum("note: waiting for another process" in err for (_, err), _ in ran)
+    assert waited == 9
+
+
+def test_a_download_that_was_killed_goes_on(hub: Hub, own_cache: Path) -> None:
+    hub.behaviour = Behaviour(bytes_per_s=20_000_000)
+    size = len(hub.files[PATH])
+    process = start("download", NAME)
+    wait_for(lambda: sum(p.stat().st_size for p in own_cache.glob("partial/*.part")) > size // 3)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    hub.behaviour = Behaviour()
+    done = start("download", NAME)
+    assert done.wait(timeout=120) == 0, done.communicate()
+    assert [status for _, _, status in hub.gets] == [200, 206]
+    assert hub.sent <= 1.05 * size + 2_000_000  # what was in the sockets when it was killed
+
+
+def test_a_build_that_was_killed_is_made_again(hub: Hub, own_cache: Path, coffee: Path) -> None:
+    process = start("predict", coffee, "-m", NAME)
+    wait_for(lambda: list(own_cache.glob("artifacts/*.lock")))
+    process.kill()
+    process.communicate()
+    assert not list(own_cache.glob("artifacts/*.json"))
+    done = start("predict", coffee, "-m", NAME, "--format", "csv", "--offline")
+    out, err = done.communicate(timeout=120)
+    assert (done.returncode, out.count(",ok,")) == (0, 1), err
+    assert len(hub.gets) == 1
+
+
+def test_an_interrupted_download_says_nothing_and_goes_on(hub: Hub, own_cache: Path) -> None:
+    hub.behaviour = Behaviour(bytes_per_s=20_000_000)
+    process = start("download", NAME, "-q")
+    wait_for(lambda: list(own_cache.glob("partial/*.part")))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert list(own_cache.glob("partial/*.part"))

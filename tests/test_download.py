@@ -1,0 +1,263 @@
+"""Downloads: whole or not at all, whatever the server does; bytes that have arrived are not asked for again."""
+
+import hashlib
+import shutil
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deterministic import uniform
+from hub import Behaviour, Hub
+from mfcli import download, remote
+from mfcli.download import Fetched, fetch
+from mfcli.errors import OutputError
+from mfcli.remote import SourceError, UnreachableError
+from mfcli.results import Transfer
+
+DATA = (uniform("download", 300_000) * 256).astype("uint8").tobytes()
+DIGEST = hashlib.sha256(DATA).hexdigest()
+PATH = "/org/repo/resolve/main/x.pth"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(remote, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(download, "_CHUNK_BYTES", 1 << 13)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub({PATH: DATA}) as server:
+        yield server
+
+
+def get(hub: Hub, folder: Path, *, path: str = PATH, told: list[Any] | None = None, **options: Any) -> Fetched:
+    options = {"expected_sha256": {}, "max_bytes": 10**6, "name": "x", **options}
+    progress = (lambda _: None) if told is None else told.append
+    return fetch(hub.endpoint + path, folder, progress=progress, **options)
+
+
+def arrived(fetched: Fetched) -> None:
+    assert fetched.path.read_bytes() == DATA
+    assert (fetched.sha256, fetched.size_bytes) == (DIGEST, len(DATA))
+
+
+def test_a_file_arrives_with_all_that_is_known_of_it(hub: Hub, tmp_path: Path) -> None:
+    told: list[Any] = []
+    fetched = get(hub, tmp_path, told=told)
+    arrived(fetched)
+    assert (fetched.remote.sha256, fetched.remote.commit) == (DIGEST, "c0ffee")
+    assert fetched.remote.etag == DIGEST
+    assert told[0] == Transfer("x", 0, len(DATA))
+    assert told[-1] == Transfer("x", len(DATA), len(DATA))
+    assert [entry[0] for entry in hub.log] == ["HEAD", "GET"]
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        Behaviour(redirect=False),
+        Behaviour(linked=False),
+        Behaviour(redirect=False, head=False),
+        Behaviour(etag=False),
+        Behaviour(cut_after=100_000, cuts=2),
+        Behaviour(cut_after=100_000, cuts=2, redirect=False),
+        Behaviour(cut_after=100_000, cuts=2, etag=False, redirect=False),
+        Behaviour(cut_after=100_000, cuts=2, ignore_range=True),
+        Behaviour(cut_after=1, cuts=3),
+        Behaviour(stalls=1),
+        Behaviour(expired=3),
+        Behaviour(busy=3),
+        Behaviour(busy=2, busy_status=503, retry_after=None),
+        Behaviour(busy=1, retry_after="Wed, 21 Oct 2015 07:28:00 GMT"),
+    ],
+    ids=str,
+)
+def test_trouble_that_passes(behaviour: Behaviour, hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = behaviour
+    arrived(get(hub, tmp_path))
+
+
+def test_a_cut_download_goes_on_from_its_last_byte(hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(cut_after=100_000, cuts=2)
+    arrived(get(hub, tmp_path))
+    assert [status for _, _, status in hub.gets] == [200, 206, 206]
+    ranges = [headers.get("Range") for headers in hub.headers if "Range" in headers]
+    assert len(ranges) == 2
+    assert all(headers.get("If-Range") for headers in hub.headers if "Range" in headers)
+    assert hub.sent <= 1.05 * len(DATA)
+
+
+def test_another_process_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_TRIES", 1)
+    hub.behaviour = Behaviour(cut_after=200_000, cuts=1)
+    with pytest.raises(UnreachableError):
+        get(hub, tmp_path)
+    arrived(get(hub, tmp_path))
+    assert [status for _, _, status in hub.gets] == [200, 206]
+    assert hub.sent <= 1.05 * len(DATA)
+
+
+def test_an_expired_address_is_asked_for_again_and_the_download_goes_on(hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(cut_after=100_000, cuts=1, expired=0)
+    told: list[Any] = []
+
+    def expire(event: Any) -> None:
+        told.append(event)
+        if isinstance(event, str):  # between the cut and the next try the signed address dies
+            hub.tokens += 1
+
+    fetched = fetch(hub.endpoint + PATH, tmp_path, expected_sha256={}, max_bytes=10**6, name="x", progress=expire)
+    arrived(fetched)
+    assert [entry[2] for entry in hub.log] == [302, 200, 403, 302, 206]
+
+
+def test_an_address_that_always_expires_is_given_up(hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(expired=100)
+    with pytest.raises(SourceError, match="answers 403"):
+        get(hub, tmp_path)
+    assert [entry[0] for entry in hub.log].count("HEAD") == 1 + download.MAX_RESOLVES
+
+
+def test_a_version_that_changed_starts_over(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_TRIES", 1)
+    hub.files[PATH] = b"old" * 100_000
+    hub.behaviour = Behaviour(cut_after=200_000, cuts=1)
+    with pytest.raises(UnreachableError):
+        get(hub, tmp_path)
+    hub.files[PATH] = DATA
+    arrived(get(hub, tmp_path))
+    assert [path.suffix for path in tmp_path.iterdir()].count(".part") == 1
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_server_that_changes_the_file_in_mid_download(
+    linked: bool, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entity tag of the bytes differs although the hub's does not: If-Range brings the whole new file."""
+    monkeypatch.setattr(remote, "MAX_TRIES", 1)
+    hub.files[PATH] = b"old" * 100_000
+    hub.behaviour = Behaviour(cut_after=200_000, cuts=1, digest=DIGEST if linked else None, redirect=linked)
+    with pytest.raises(UnreachableError):
+        get(hub, tmp_path)
+    hub.files[PATH] = DATA
+    arrived(get(hub, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "options", "message"),
+    [
+        (Behaviour(digest="0" * 64), {}, "but the server's X-Linked-Etag says 000"),
+        (Behaviour(), {"expected_sha256": {"the pin": "1" * 64}}, "but the pin says 111"),
+        (Behaviour(linked=False), {"expected_sha256": {"the pin": "1" * 64}}, "but the pin says 111"),
+        (Behaviour(), {"max_bytes": 1000}, "has 300000 bytes, more than this model can have"),
+        (Behaviour(endless=True, redirect=False), {"max_bytes": 500_000}, "sends more than 500000 bytes"),
+        (Behaviour(endless=True), {}, "sends more than 300000 bytes"),
+        (Behaviour(size=299_999), {}, "sends more than 299999 bytes"),
+        (Behaviour(size=300_001), {}, "has 300000 bytes, not the announced number"),
+        (Behaviour(cut_after=100_000, cuts=99, ignore_range=True), {}, "gave up on .* after 5 tries"),
+        (Behaviour(busy=100), {}, "gave up on .* after 5 tries: the server answers 429"),
+        (Behaviour(stalls=100), {}, "gave up on .*: the (server does not answer in time|connection ended early)"),
+    ],
+    ids=str,
+)
+def test_a_wrong_file_never_stays(
+    behaviour: Behaviour, options: dict[str, Any], message: str, hub: Hub, tmp_path: Path
+) -> None:
+    hub.behaviour = behaviour
+    with pytest.raises(SourceError, match=message):
+        get(hub, tmp_path, **options)
+    if "gave up" not in message:
+        assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_pin_is_compared_before_a_byte_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="but the pin says"):
+        get(hub, tmp_path, expected_sha256={"the pin": "1" * 64})
+    assert hub.sent == 0
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_is_not_tried_again(status: int, hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(busy=1, busy_status=status)
+    with pytest.raises(SourceError, match=f"answers {status}"):
+        get(hub, tmp_path)
+    assert len(hub.log) == 1
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match="after 5 tries: no connection"):
+        fetch("http://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
+
+
+def test_an_address_that_is_none(tmp_path: Path) -> None:
+    for url in ("nonsense", "http://", "ftp://127.0.0.1/x", "file:///etc/passwd"):
+        with pytest.raises(SourceError):
+            fetch(url, tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
+
+
+def test_https_never_becomes_http() -> None:
+    from requests import Response
+
+    response = Response()
+    response.status_code, response.headers["Location"] = 302, "http://127.0.0.1/x"
+    with pytest.raises(SourceError, match="from https to http"):
+        remote._redirected("https://127.0.0.1/x", response)
+
+
+def test_a_redirect_to_a_file(hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(redirect_scheme="file")
+    with pytest.raises(SourceError, match="which is no web address"):
+        get(hub, tmp_path)
+
+
+def test_credentials_stay_with_their_host(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    hub.behaviour = Behaviour(redirect_scheme="http")
+    cdn = f"http://localhost:{hub.cdn.server_port}"
+    original = remote._redirected
+    monkeypatch.setattr(
+        remote, "_redirected", lambda url, response: cdn + original(url, response).split(str(hub.cdn.server_port))[1]
+    )
+    arrived(get(hub, tmp_path))
+    assert ["Authorization" in headers for headers in hub.headers] == [True, False]
+
+
+def test_a_full_disk(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 299_999))
+    with pytest.raises(OutputError, match="300000 bytes are still to come and .* has 299999 free"):
+        get(hub, tmp_path)
+    assert hub.sent == 0
+
+
+def test_a_disk_that_fills_up_keeps_what_is_there(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download.os, "fsync", full)
+        with pytest.raises(OutputError, match="No space left on device") as caught:
+            get(hub, tmp_path)
+    assert caught.value.exit_code == 8
+    arrived(get(hub, tmp_path))
+
+
+def test_an_interrupt_keeps_what_is_there(hub: Hub, tmp_path: Path) -> None:
+    def interrupt(event: Any) -> None:
+        if isinstance(event, Transfer) and event.done_bytes > 150_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(hub.endpoint + PATH, tmp_path, expected_sha256={}, max_bytes=10**6, name="x", progress=interrupt)
+    (partial,) = tmp_path.glob("*.part")
+    assert 150_000 < partial.stat().st_size < len(DATA)
+    before = partial.stat().st_size
+    arrived(get(hub, tmp_path))
+    assert f"bytes={before}-" in [headers.get("Range") for headers in hub.headers]

@@ -1,0 +1,63 @@
+"""Files: digests that are remembered, writes that are whole or not there."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mfcli import files
+from mfcli.errors import ModelError
+from mfcli.files import remembered_sha256, sha256_of, write_atomically
+
+HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+
+
+def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, index = tmp_path / "w.pth", tmp_path / "index"
+    path.write_bytes(b"hello")
+    assert remembered_sha256(path, index) == HELLO
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sha256_of", lambda _: pytest.fail("hashed again"))
+        assert remembered_sha256(path, index) == HELLO
+    status = path.stat()
+    path.write_bytes(b"HELLO")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
+    assert remembered_sha256(path, index) == sha256_of(path) != HELLO
+
+
+def test_a_damaged_memory_is_not_trusted(tmp_path: Path) -> None:
+    path, index = tmp_path / "w.pth", tmp_path / "index"
+    path.write_bytes(b"hello")
+    remembered_sha256(path, index)
+    (entry,) = index.iterdir()
+    for damage in ("", "[]", json.dumps({"identity": None})):
+        entry.write_text(damage)
+        assert remembered_sha256(path, index) == HELLO
+
+
+def test_a_memory_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"hello")
+    assert remembered_sha256(path, path / "index") == HELLO
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot read weights from .*: No such file"):
+        remembered_sha256(tmp_path / "none.pth", tmp_path)
+    with pytest.raises(ModelError, match="cannot read weights from .*: No such file"):
+        sha256_of(tmp_path / "none.pth")
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    write_atomically(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.json"]
