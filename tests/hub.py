@@ -39,6 +39,10 @@ class Behaviour:
     redirect_scheme: str = "http"
     bytes_per_s: int | None = None
 
+    def __str__(self) -> str:
+        unusual = {name: value for name, value in vars(self).items() if value != getattr(Behaviour, name)}
+        return ",".join(f"{name}={value}" for name, value in unusual.items())
+
 
 @dataclass
 class Hub:

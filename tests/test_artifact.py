@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -278,18 +276,3 @@ def test_a_cache_that_cannot_be_written(small_weights: Path, tmp_path: Path) -> 
         ensure(BUNDLED, small_weights, kept_in(in_the_way))
     assert "MF_CACHE_DIR=DIR" in (caught.value.hint or "")
     assert caught.value.exit_code == 8
-
-
-def test_two_processes_build_it_once(small_weights: Path, tmp_path: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path; from mfcli.artifact import ensure; from mfcli.variants import *;"
-        "from mfcli.settings import Settings; settings = Settings('bundled', Path(sys.argv[2]), False);"
-        "a = ensure(find_variant('bundled'), Path(sys.argv[1]), settings, print);"
-        "print(a.path.stat().st_mtime_ns)"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", program, str(small_weights), str(tmp_path)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=200)[0].splitlines() for process in processes]
-    assert outputs[0][-1] == outputs[1][-1]
-    assert sum(line.startswith("preparing") for lines in outputs for line in lines) == 1
-    assert len(list((tmp_path / "artifacts").glob("*.onnx"))) == 1

@@ -143,7 +143,7 @@ def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     assert (ready[0]["status"], len(hub.gets)) == ("ready", gets)
 
 
-def test_ten_processes_download_once(hub: Hub, coffee: Path) -> None:
+def test_ten_processes_download_and_prepare_once(hub: Hub, coffee: Path) -> None:
     hub.behaviour = Behaviour(bytes_per_s=30_000_000)
     processes = [start("predict", coffee, "-m", NAME, "--format", "csv") for _ in range(10)]
     ran = [(process.communicate(timeout=250), process.returncode) for process in processes]
@@ -152,6 +152,7 @@ def test_ten_processes_download_once(hub: Hub, coffee: Path) -> None:
     assert len(hub.gets) == 1
     waited = sum("note: waiting for another process" in err for (_, err), _ in ran)
     assert waited == 9
+    assert sum("note: preparing" in err for (_, err), _ in ran) == 1
 
 
 def test_a_download_that_was_killed_goes_on(hub: Hub, own_cache: Path) -> None:

@@ -110,6 +110,7 @@ def test_settings_that_do_not_fit(settings: dict[str, object], message: str) -> 
 
 def test_the_environment_chooses_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MF_MODEL", "caformer_s36")
+    monkeypatch.setenv("MF_OFFLINE", "1")
     with pytest.raises(MfError, match="weights of caformer_s36 are not on this machine"):
         mfcli.load_predictor()
     assert mfcli.load_predictor("bundled").run.model == "caformer_t9_64"
