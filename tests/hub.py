@@ -25,6 +25,7 @@ class Behaviour:
     cuts: int = 0
     stalls: int = 0
     ignore_range: bool = False
+    ignore_if_range: bool = False
     expired: int = 0
     busy: int = 0
     busy_status: int = 429
@@ -133,7 +134,7 @@ def _handler(hub: Hub, role: int) -> type[BaseHTTPRequestHandler]:
             etag = f'"{hashlib.md5(data).hexdigest()}"' if behaviour.etag else None
             start, wanted = 0, self.headers.get("Range")
             if_range = self.headers.get("If-Range")
-            if wanted and not behaviour.ignore_range and (if_range is None or if_range == etag):
+            if wanted and not behaviour.ignore_range and (behaviour.ignore_if_range or if_range in (None, etag)):
                 start = int(wanted.removeprefix("bytes=").split("-")[0])
                 if start >= len(data):
                     return self.reply(416, {"Content-Range": f"bytes */{len(data)}"})

@@ -106,7 +106,7 @@ def test_exit_codes_count_failures(mf: Mf, bad: dict[str, Path], coffee: Path, f
         (["predict"], 2, "Missing argument 'INPUT...'"),
         (["predict", "x.jpg", "--nonsense"], 2, "No such option"),
         (["predict", "x.jpg", "--format", "xml"], 2, "'xml' is not one of"),
-        (["predict", "x.jpg", "-k", "0"], 2, "--top-k 0 is not between 1 and the 200 classes"),
+        (["predict", "x.jpg", "-k", "0"], 2, "--top-k 0 is less than 1"),
         (["predict", "x.jpg", "-k", "201"], 2, "--top-k 201 is not between 1 and the 200 classes"),
         (["predict", "x.jpg", "-k", "many"], 2, "Invalid value for '--top-k'"),
         (["predict", "x.jpg", "--max-pixels", "0"], 2, "Invalid value for '--max-pixels'"),
@@ -133,9 +133,36 @@ def test_errors(mf: Mf, arguments: list[str], code: int, message: str) -> None:
 
 
 def test_no_command_shows_help(mf: Mf) -> None:
-    ran = mf()
-    assert "Usage: mf" in ran.out + ran.err
-    assert ran.code == 2
+    for ran in (mf(), mf("cache")):
+        assert "Usage: mf" in ran.out
+        assert (ran.code, ran.err) == (2, "")
+
+
+def test_hints_name_the_commands_own_help(mf: Mf) -> None:
+    assert mf("predict").err.endswith("hint: mf predict --help\n")
+    assert mf("cache", "ls", "--format", "yaml").err.endswith("hint: mf cache ls --help\n")
+    assert "a file that begins with a dash comes after --" in mf("predict", "-dash.jpg").err
+
+
+def test_a_head_of_few_classes_needs_no_top_k(mf: Mf, coffee: Path, tmp_path: Path) -> None:
+    import torch
+
+    from mfcli import create_model
+
+    torch.save(create_model("bundled", num_classes=3).state_dict(), tmp_path / "x.pth")
+    ran = mf("predict", coffee, "-m", "bundled", "--weights", tmp_path / "x.pth", "--format", "jsonl")
+    assert len(json.loads(ran.out)["predictions"]) == 3
+
+
+def test_logits_that_are_no_numbers_are_no_answer(mf: Mf, coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    from mfcli.engines.onnxruntime import OnnxRuntimeEngine
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "logits", lambda *_: np.full((1, 200), np.nan, np.float32))
+    ran = mf("predict", coffee, "-q", "--format", "jsonl")
+    assert (ran.code, ran.out) == (7, "")
+    assert "hint: mf cache verify" in ran.err
 
 
 def test_a_file_that_is_no_checkpoint(mf: Mf, coffee: Path, tmp_path: Path) -> None:
@@ -255,8 +282,8 @@ def test_info(mf: Mf) -> None:
     bundled = json.loads(mf("info", "bundled", "--format", "json").out)
     assert Path(bundled["artifacts"][0]["path"]).is_file()
     assert bundled["artifacts"][0]["check"]["batch_3"] < 1e-4
-    table = {line.split()[0]: line.split()[-1] for line in mf("info", "bundled").out.splitlines()}
-    assert (table["name"], table["depths"], table["artifact_classes"]) == ("caformer_t9_64", "1-2-4-2", "200")
+    table = {line.split()[0]: " ".join(line.split()[1:]) for line in mf("info", "bundled").out.splitlines()}
+    assert (table["name"], table["depths"], table["artifact_classes"]) == ("caformer_t9_64", "1 2 4 2", "200")
     assert table["artifact_path"] == bundled["artifacts"][0]["path"]
 
 

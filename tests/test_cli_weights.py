@@ -93,12 +93,16 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path) -> None
     assert "predictions go on; --engine torch" in pruned.err
     assert not Path(rows[0]["path"]).exists()
     assert mf("predict", coffee, "-m", NAME, "--format", "csv", "--offline").out == before
+    assert "hint: mf download" in mf("predict", coffee, "-m", NAME, "--offline", "--engine", "torch").err
+    assert mf("download", NAME, "--offline").code == 4
+    assert mf("download", NAME).code == 0
+    assert Path(rows[0]["path"]).exists()
     artifact = Path(rows[1]["path"])
     data = bytearray(artifact.read_bytes())
     data[len(data) // 2] ^= 1
     artifact.write_bytes(data)
     bad = mf("cache", "verify", "--format", "json")
-    assert (bad.code, json.loads(bad.out)[0]["status"]) == (9, "bad")
+    assert (bad.code, [row["status"] for row in json.loads(bad.out)]) == (9, ["good", "bad"])
     assert f"hint: fetch again: mf download --force {NAME}" in bad.err
     assert mf("download", NAME, "--force", "-q").code == 0
     assert mf("cache", "verify").code == 0
@@ -107,6 +111,22 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path) -> None
     assert mf("cache", "rm", NAME).code == 0
     assert mf("cache", "ls", "--format", "csv").out == ""
     assert mf("cache", "rm", "resnet50").code == 4
+
+
+def test_prune_deletes_its_own_left_overs_alone(mf: Mf, own_cache: Path) -> None:
+    kept = [own_cache / name for name in (".env", "project/.gitignore", "artifacts/.notes", "partial/young.part")]
+    gone = [
+        own_cache / name for name in ("artifacts/.x.onnx.123-0a1b2c3d", "partial/old.part", "artifacts/stale-1.onnx")
+    ]
+    for path in (*kept, *gone):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+        if path.name != "young.part":
+            os.utime(path, (0, 0))
+    ran = mf("cache", "prune", "--format", "json")
+    assert sorted(row["path"] for row in json.loads(ran.out)) == sorted(map(str, gone))
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in gone)
 
 
 def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
@@ -125,7 +145,11 @@ def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     assert mf("download", "a*", "--dry-run").code == 4
     assert mf("download", NAME, "--expect-sha256", "xyz").code == 2
     assert mf("download", "poolformerv2_*", "--from", str(tmp_path)).code == 2
+    assert mf("download", "poolformerv2_*", "--from", str(tmp_path), "--dry-run").code == 2
+    assert mf("download", "poolformerv2_s24", "--offline", "--dry-run").code == 4
     (tmp_path / "wrong.pth").write_text("hello")
+    planned = json.loads(mf("download", NAME, "--from", tmp_path / "wrong.pth", "--dry-run", "--format", "json").out)
+    assert (planned[0]["status"], planned[0]["size_bytes"]) == ("wanted", 5)
     wrong = mf("download", NAME, "--from", tmp_path / "wrong.pth")
     assert wrong.code == 4
     assert "is not a checkpoint" in wrong.err

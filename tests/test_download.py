@@ -26,7 +26,6 @@ PATH = "/org/repo/resolve/main/x.pth"
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "BACKOFF_S", 0.001)
     monkeypatch.setattr(remote, "READ_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(download, "_CHUNK_BYTES", 1 << 13)
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def get(hub: Hub, folder: Path, *, path: str = PATH, told: list[Any] | None = No
     return fetch(hub.endpoint + path, folder, progress=progress, **options)
 
 
-def arrived(fetched: Fetched) -> None:
+def assert_arrived(fetched: Fetched) -> None:
     assert fetched.path.read_bytes() == DATA
     assert (fetched.sha256, fetched.size_bytes) == (DIGEST, len(DATA))
 
@@ -49,7 +48,8 @@ def arrived(fetched: Fetched) -> None:
 def test_a_file_arrives_with_all_that_is_known_of_it(hub: Hub, tmp_path: Path) -> None:
     told: list[Any] = []
     fetched = get(hub, tmp_path, told=told)
-    arrived(fetched)
+    assert_arrived(fetched)
+    assert list(tmp_path.iterdir()) == [fetched.path]
     assert (fetched.remote.sha256, fetched.remote.commit) == (DIGEST, "c0ffee")
     assert fetched.remote.etag == DIGEST
     assert told[0] == Transfer("x", 0, len(DATA))
@@ -79,12 +79,12 @@ def test_a_file_arrives_with_all_that_is_known_of_it(hub: Hub, tmp_path: Path) -
 )
 def test_trouble_that_passes(behaviour: Behaviour, hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = behaviour
-    arrived(get(hub, tmp_path))
+    assert_arrived(get(hub, tmp_path))
 
 
 def test_a_cut_download_goes_on_from_its_last_byte(hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(cut_after=100_000, cuts=2)
-    arrived(get(hub, tmp_path))
+    assert_arrived(get(hub, tmp_path))
     assert [status for _, _, status in hub.gets] == [200, 206, 206]
     ranges = [headers.get("Range") for headers in hub.headers if "Range" in headers]
     assert len(ranges) == 2
@@ -97,7 +97,7 @@ def test_another_process_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     hub.behaviour = Behaviour(cut_after=200_000, cuts=1)
     with pytest.raises(UnreachableError):
         get(hub, tmp_path)
-    arrived(get(hub, tmp_path))
+    assert_arrived(get(hub, tmp_path))
     assert [status for _, _, status in hub.gets] == [200, 206]
     assert hub.sent <= 1.05 * len(DATA)
 
@@ -112,7 +112,7 @@ def test_an_expired_address_is_asked_for_again_and_the_download_goes_on(hub: Hub
             hub.tokens += 1
 
     fetched = fetch(hub.endpoint + PATH, tmp_path, expected_sha256={}, max_bytes=10**6, name="x", progress=expire)
-    arrived(fetched)
+    assert_arrived(fetched)
     assert [entry[2] for entry in hub.log] == [302, 200, 403, 302, 206]
 
 
@@ -130,7 +130,7 @@ def test_a_version_that_changed_starts_over(hub: Hub, tmp_path: Path, monkeypatc
     with pytest.raises(UnreachableError):
         get(hub, tmp_path)
     hub.files[PATH] = DATA
-    arrived(get(hub, tmp_path))
+    assert_arrived(get(hub, tmp_path))
     assert [path.suffix for path in tmp_path.iterdir()].count(".part") == 1
 
 
@@ -145,7 +145,7 @@ def test_a_server_that_changes_the_file_in_mid_download(
     with pytest.raises(UnreachableError):
         get(hub, tmp_path)
     hub.files[PATH] = DATA
-    arrived(get(hub, tmp_path))
+    assert_arrived(get(hub, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -183,10 +183,45 @@ def test_a_pin_is_compared_before_a_byte_is_fetched(hub: Hub, tmp_path: Path) ->
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_is_not_tried_again(status: int, hub: Hub, tmp_path: Path) -> None:
-    hub.behaviour = Behaviour(busy=1, busy_status=status)
+    hub.behaviour = Behaviour(busy=2, busy_status=status)
     with pytest.raises(SourceError, match=f"answers {status}"):
         get(hub, tmp_path)
-    assert len(hub.log) == 1
+    assert [entry[0] for entry in hub.log] == (["HEAD", "GET"] if status == 403 else ["HEAD"])
+
+
+def test_a_link_that_drops_often_loses_no_byte(hub: Hub, tmp_path: Path) -> None:
+    hub.files[PATH] = DATA * 5
+    hub.behaviour = Behaviour(cut_after=100_000, cuts=14)
+    assert get(hub, tmp_path, max_bytes=10**7).path.read_bytes() == DATA * 5
+    assert hub.sent <= 1.05 * len(DATA * 5)
+
+
+def test_a_link_that_crawls_is_given_up(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_SLOW_S", 0.02)
+    monkeypatch.setattr(download, "_PROGRESS_BYTES", 10**6)
+    hub.files[PATH] = DATA * 5
+    hub.behaviour = Behaviour(bytes_per_s=500_000)
+    with pytest.raises(UnreachableError, match="gave up"):
+        get(hub, tmp_path, max_bytes=10**7)
+
+
+def test_a_server_that_ignores_if_range_mixes_nothing(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "MAX_TRIES", 1)
+    hub.files[PATH] = bytes(len(DATA))
+    hub.behaviour = Behaviour(cut_after=100_000, cuts=1, digest=DIGEST, ignore_if_range=True)
+    with pytest.raises(UnreachableError):
+        get(hub, tmp_path)
+    hub.files[PATH] = DATA
+    monkeypatch.setattr(remote, "MAX_TRIES", 5)
+    assert_arrived(get(hub, tmp_path))
+
+
+@pytest.mark.parametrize("value", ["\u00b2", "-1", "9" * 400, "soon", ""])
+def test_odd_numbers_in_headers(value: str, hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(busy=1, retry_after=value)
+    assert_arrived(get(hub, tmp_path))
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
@@ -225,7 +260,7 @@ def test_credentials_stay_with_their_host(hub: Hub, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(
         remote, "_redirected", lambda url, response: cdn + original(url, response).split(str(hub.cdn.server_port))[1]
     )
-    arrived(get(hub, tmp_path))
+    assert_arrived(get(hub, tmp_path))
     assert ["Authorization" in headers for headers in hub.headers] == [True, False]
 
 
@@ -246,7 +281,7 @@ def test_a_disk_that_fills_up_keeps_what_is_there(hub: Hub, tmp_path: Path, monk
         with pytest.raises(OutputError, match="No space left on device") as caught:
             get(hub, tmp_path)
     assert caught.value.exit_code == 8
-    arrived(get(hub, tmp_path))
+    assert_arrived(get(hub, tmp_path))
 
 
 def test_an_interrupt_keeps_what_is_there(hub: Hub, tmp_path: Path) -> None:
@@ -259,5 +294,5 @@ def test_an_interrupt_keeps_what_is_there(hub: Hub, tmp_path: Path) -> None:
     (partial,) = tmp_path.glob("*.part")
     assert 150_000 < partial.stat().st_size < len(DATA)
     before = partial.stat().st_size
-    arrived(get(hub, tmp_path))
+    assert_arrived(get(hub, tmp_path))
     assert f"bytes={before}-" in [headers.get("Range") for headers in hub.headers]

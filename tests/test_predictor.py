@@ -96,7 +96,7 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"top_k": 0}, "--top-k 0 is not between 1 and the 200 classes of caformer_t9_64"),
+        ({"top_k": 0}, "--top-k 0 is less than 1"),
         ({"top_k": 201}, "--top-k 201 is not between 1 and the 200 classes of caformer_t9_64"),
         ({"labels": (Label(None, "a"),)}, "1 labels for the 200 classes of caformer_t9_64"),
         ({"engine": "abacus"}, "unknown engine 'abacus'"),

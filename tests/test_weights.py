@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from deterministic import fill
 from hub import Behaviour, Hub
 from mfcli import create_model, remote
 from mfcli.artifact import ensure
-from mfcli.errors import ModelError, OutputError
+from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.settings import Settings
 from mfcli.variants import HUB, Pretraining, Variant, WeightsSource, find_variant
 from mfcli.weights import PLAIN_WISH, Wish, bundled_file, obtain, place_by_hand, read_sidecar, stored
@@ -58,8 +58,15 @@ def settings(hub: Hub, tmp_path: Path) -> Settings:
     )
 
 
-def get(settings: Settings, wish: Wish = PLAIN_WISH, *, row: Variant = TINY, told: list[Any] | None = None) -> Any:
-    return obtain(row, settings, (lambda _: None) if told is None else told.append, wish)
+def get(
+    settings: Settings,
+    wish: Wish = PLAIN_WISH,
+    *,
+    row: Variant = TINY,
+    told: list[Any] | None = None,
+    check: Callable[[Path], object] | None = None,
+) -> Any:
+    return obtain(row, settings, (lambda _: None) if told is None else told.append, check or (lambda _: None), wish)
 
 
 def test_bundled_files_are_found() -> None:
@@ -81,7 +88,7 @@ def test_the_papers_host_comes_first_and_once(hub: Hub, settings: Settings, tmp_
 
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_refusal_goes_to_the_next_source(status: int, hub: Hub, settings: Settings) -> None:
-    hub.behaviour = Behaviour(busy=1, busy_status=status)
+    hub.behaviour = Behaviour(busy=2 if status == 403 else 1, busy_status=status)
     told: list[Any] = []
     have = get(settings, told=told)
     assert have.path.name == "model.safetensors"
@@ -144,7 +151,6 @@ def test_a_file_or_a_mirror_instead(hub: Hub, settings: Settings, tmp_path: Path
     mirrored = get(settings, Wish(origin=f"{hub.endpoint}/mirror/.x;y.pth"))
     assert mirrored.path.parent == have.path.parent
     assert mirrored.path.read_bytes() == ONE
-    assert not have.path.exists()
     with pytest.raises(ModelError, match="cannot read weights from"):
         get(settings, Wish(origin=str(carried)))
 
@@ -187,16 +193,70 @@ def test_the_hub_clients_cache_is_used(hub: Hub, settings: Settings) -> None:
     assert hub.gets
 
 
-def test_torch_hubs_cache_is_used_if_its_checksums_hold(hub: Hub, settings: Settings) -> None:
+def refuse(path: Path) -> None:
+    if b"wrong" in path.read_bytes():
+        raise ModelError(f"{path} is not a checkpoint")
+
+
+def test_torch_hubs_cache_is_used_if_it_is_the_model(hub: Hub, settings: Settings) -> None:
     assert settings.torch_hub_dir is not None
     settings.torch_hub_dir.mkdir(parents=True)
-    torch.save({"x": torch.zeros(9)}, settings.torch_hub_dir / "tiny.pth")
-    whole = (settings.torch_hub_dir / "tiny.pth").read_bytes()
-    assert get(settings).path.read_bytes() == whole
+    (settings.torch_hub_dir / "tiny.pth").write_bytes(b"good")
+    assert get(settings, check=refuse).path.read_bytes() == b"good"
     assert not hub.log
     shutil.rmtree(settings.cache_dir)
-    (settings.torch_hub_dir / "tiny.pth").write_bytes(whole[:-40])
-    assert get(settings).path.read_bytes() == ONE
+    (settings.torch_hub_dir / "tiny.pth").write_bytes(b"wrong")
+    assert get(settings, check=refuse).path.read_bytes() == ONE
+
+
+def test_a_page_instead_of_a_checkpoint_never_stays(hub: Hub, settings: Settings) -> None:
+    hub.behaviour = Behaviour(linked=False)
+    hub.files[PAPER] = b"<html>wrong</html>"
+    assert get(settings, check=refuse).path.read_bytes() == OTHER
+    hub.files[PAPER] = ONE
+    shutil.rmtree(settings.cache_dir / "checkpoints")
+    assert get(settings, check=refuse).path.read_bytes() == ONE
+
+
+def test_a_bad_mirror_leaves_the_good_checkpoint(hub: Hub, settings: Settings) -> None:
+    have = get(settings)
+    hub.files["/x"] = b"wrong"
+    with pytest.raises(ModelError, match="is not the checkpoint"):
+        get(settings, Wish(origin=f"{hub.endpoint}/x"), check=refuse)
+    assert stored(TINY, settings) == have
+    assert have.is_here
+
+
+def test_a_checkpoint_that_was_still_being_copied(hub: Hub, settings: Settings) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    place = place_by_hand(TINY, settings)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"wrong, half")
+    with pytest.raises(ModelError, match="offline none are fetched"):
+        get(offline, check=refuse)
+    place.write_bytes(ONE)
+    assert get(offline, check=refuse).sha256 == sha256(ONE)
+    place.write_bytes(OTHER + b"and more")
+    assert get(offline, check=refuse).sha256 == sha256(OTHER + b"and more")
+    assert not hub.log
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense://x/y", "http://", "http://[x/", "http://h:99999/x", "file:///etc/passwd"]
+)
+def test_addresses_that_are_none(address: str, settings: Settings) -> None:
+    with pytest.raises(UsageError, match="is not a web address"):
+        get(settings, Wish(origin=address))
+    with pytest.raises(UsageError, match="is not a web address"):
+        get(dataclasses.replace(settings, endpoint="mirror.example"))
+
+
+def test_secrets_in_an_address_are_not_kept(hub: Hub, settings: Settings) -> None:
+    hub.files["/x.pth"] = ONE
+    address = hub.endpoint.replace("//", "//joe:secret@") + "/x.pth?token=" + "s" * 400
+    assert get(settings, Wish(origin=address)).url == f"{hub.endpoint}/x.pth"
+    kept = [path for path in settings.cache_dir.rglob("*.json") if path.parent.name != "known"]
+    assert not [path for path in kept if "secret" in path.read_text() or "ssss" in path.read_text()]
 
 
 def test_a_cache_that_cannot_be_written(settings: Settings, tmp_path: Path) -> None:
@@ -226,3 +286,15 @@ def test_a_downloaded_checkpoint_becomes_an_artifact_that_outlives_it(
     artifact.path.unlink()
     assert ensure(TINY, None, settings) == artifact
     assert len(hub.log) > requests
+
+
+def test_a_checkpoint_that_was_changed_is_not_used(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+    torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
+    hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()
+    have = get(settings)
+    data = bytearray(hub.files[PAPER])
+    data[len(data) // 2] ^= 255
+    have.path.write_bytes(data)
+    artifact = ensure(TINY, None, settings)
+    assert artifact.weights_sha256 == sha256(hub.files[PAPER])
+    assert have.path.read_bytes() == hub.files[PAPER]

@@ -21,13 +21,13 @@ from mfcli.results import Label, Progress
 from mfcli.settings import Settings
 from mfcli.variants import Pretraining, Variant
 from mfcli.weights import (
+    AGAIN,
     PLAIN_WISH,
     StoredWeights,
     Wish,
     artifact_files,
     bundled_file,
-    discard,
-    is_address,
+    is_intact,
     lock,
     obtain,
     stored,
@@ -112,19 +112,16 @@ def ensure(
         have = stored(variant, settings)
         if wish == PLAIN_WISH and have and (ready := _opened(variant, have, settings)):
             return ready
-        if wish.origin and not is_address(wish.origin):
-            ensure(variant, Path(wish.origin), settings, progress)  # what is not this model's never gets into the cache
-        have = obtain(variant, settings, progress, wish)
+        have = obtain(variant, settings, progress, lambda path: ensure(variant, path, settings, progress), wish)
+        if not is_intact(have, settings):
+            progress(f"{have.path} is damaged")
+            have = obtain(variant, settings, progress, lambda path: ensure(variant, path, settings, progress), AGAIN)
         weights_file, digest = have.path, have.sha256
     path = artifact_path(variant, digest, settings)
     if wish.force:  # without its sidecar an artifact counts as torn
-        path.with_suffix(".json").unlink(missing_ok=True)
-    try:
-        return _open_or_build(variant, weights_file, digest, path, progress)
-    except ModelError:
-        if wish.origin:
-            discard(variant, settings)
-        raise
+        with contextlib.suppress(OSError):
+            path.with_suffix(".json").unlink(missing_ok=True)
+    return _open_or_build(variant, weights_file, digest, path, progress)
 
 
 def _open_or_build(variant: Variant, weights_file: Path, digest: str, path: Path, progress: Progress) -> Artifact:

@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
+import urllib3
 
 from mfcli.errors import OutputError
 from mfcli.files import write_atomically
@@ -30,6 +32,7 @@ from mfcli.remote import (
     reason_of,
     resolve,
     shown,
+    size_of,
     strong_etag,
 )
 from mfcli.results import Progress, Transfer
@@ -37,7 +40,8 @@ from mfcli.results import Progress, Transfer
 MAX_RESOLVES = 3
 """How often an expired signed address is asked for again."""
 
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 16
+_SLOW_S = 60.0  # less than _PROGRESS_BYTES in this time counts as no connection
 _PROGRESS_BYTES = 1 << 16  # a try that brought less counts as one that brought nothing
 
 
@@ -63,6 +67,7 @@ def fetch(
     partial_dir: Path,
     *,
     expected_sha256: Mapping[str, str],
+    first_sha256: str | None = None,
     max_bytes: int,
     name: str,
     progress: Progress,
@@ -73,6 +78,7 @@ def fetch(
         url: the address; https, or http where the caller's own server speaks that.
         partial_dir: where the bytes are collected.
         expected_sha256: digests that the file must have, by a word that says where each is from.
+        first_sha256: the digest of what first came from there; it counts where nobody else says one.
         max_bytes: a longer file is refused.
         name: what progress calls the file.
         progress: told how many bytes are there.
@@ -86,7 +92,7 @@ def fetch(
         if remote.size_bytes is not None and remote.size_bytes > max_bytes:
             raise SourceError(f"{shown(url)} has {remote.size_bytes} bytes, more than this model can have")
         _verify(remote.sha256, expected_sha256, url)  # before a byte is fetched, where the server tells the digest
-        partial = _Partial(partial_dir, remote)
+        partial = _Partial(partial_dir, remote, name)
         partial.check_free_space()
         total = remote.size_bytes
         transfer = _Transfer(
@@ -95,10 +101,12 @@ def fetch(
         transfer.run()
         digest = partial.sha256()
         try:
-            _verify(digest, {"the server's X-Linked-Etag": remote.sha256, **expected_sha256}, url)
+            vouched = {"the server's X-Linked-Etag": transfer.remote.sha256, **expected_sha256}
+            _verify(digest, vouched if any(vouched.values()) else {"the first download": first_sha256}, url)
         except SourceError:
             partial.discard()
             raise
+        partial.forget()
         return Fetched(partial.path, transfer.remote, digest, partial.size_bytes)
 
 
@@ -111,9 +119,9 @@ def _verify(digest: str | None, expected: Mapping[str, str | None], url: str) ->
 class _Partial:
     """What has arrived of one version of a file, and what is needed to go on with it."""
 
-    def __init__(self, folder: Path, remote: Remote) -> None:
+    def __init__(self, folder: Path, remote: Remote, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        url_key = hashlib.sha256(remote.url.encode()).hexdigest()[:16]
+        url_key = hashlib.sha256(f"{name} {remote.url}".encode()).hexdigest()[:16]
         version_key = hashlib.sha256((remote.etag or "").encode()).hexdigest()[:16]
         self.path = folder / f"{url_key}-{version_key}.part"
         self._notes = self.path.with_suffix(".json")
@@ -145,7 +153,11 @@ class _Partial:
         return value if isinstance(value, str) else None
 
     def remember(self, validator: str | None) -> None:
-        write_atomically(self._notes, json.dumps({"url": self._remote.url, "validator": validator}).encode())
+        write_atomically(self._notes, json.dumps({"url": shown(self._remote.url), "validator": validator}).encode())
+
+    def forget(self) -> None:
+        """Delete the notes: a file that is whole needs none."""
+        self._notes.unlink(missing_ok=True)
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -157,7 +169,7 @@ class _Partial:
         if missing > free:
             raise OutputError(
                 f"{missing} bytes are still to come and {self.path.parent} has {free} free",
-                "free some space (mf cache prune), or name another folder: MF_CACHE_DIR=DIR",
+                "free some space (mf cache rm MODEL), or name another folder: MF_CACHE_DIR=DIR",
             )
 
     def sha256(self) -> str:
@@ -200,7 +212,7 @@ class _Transfer:
                 continue
             except TryLaterError as later:
                 trouble = later.trouble
-            except requests.RequestException as error:
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 trouble = Trouble(reason_of(error))
             if self._partial.size_bytes - most >= _PROGRESS_BYTES:  # more than ever: not the same bytes once more
                 most = self._partial.size_bytes
@@ -219,15 +231,18 @@ class _Transfer:
             headers["If-Range"] = validator
         with get(self._session, self.remote.location, headers) as response:
             if response.status_code == 416:  # there is no byte after those that are here
+                ends_here = response.headers.get("Content-Range") == f"bytes */{offset}"
+                if ends_here and self.remote.size_bytes is None:
+                    return True
                 self._partial.discard()
-                if response.headers.get("Content-Range") == f"bytes */{offset}":
+                if ends_here:
                     raise SourceError(f"{shown(self.remote.url)} has {offset} bytes, not the announced number")
                 return False
             if response.status_code in (401, 403) and self._resolve_again():
                 raise _FreshAddressError
             if response.status_code not in (200, 206):
                 raise RefusedError(self.remote.url, response.status_code)
-            if response.status_code == 200 or not _continues(response, offset):
+            if response.status_code == 200 or not self._continues(response, offset):
                 self._partial.discard()
                 offset = 0
                 if response.status_code == 206:
@@ -235,10 +250,18 @@ class _Transfer:
             if offset == 0:
                 self._partial.remember(strong_etag(response))
             self._append(response)
-        announced = response.headers.get("Content-Length")
         if self.remote.size_bytes is not None:
             return self._partial.is_whole
-        return announced is None or self._partial.size_bytes == offset + int(announced)
+        announced = size_of(response.headers.get("Content-Length"))
+        return announced is None or self._partial.size_bytes == offset + announced
+
+    def _continues(self, response: requests.Response, offset: int) -> bool:
+        """Whether a 206 goes on with the file that is here: at its next byte, of the same version and size."""
+        whole = "*" if self.remote.size_bytes is None else str(self.remote.size_bytes)
+        start, _, total = response.headers.get("Content-Range", "").partition("/")
+        validator = self._partial.validator
+        same_version = strong_etag(response) == validator if validator else self.remote.sha256 is not None
+        return start.startswith(f"bytes {offset}-") and whole in ("*", total) and same_version
 
     def _resolve_again(self) -> bool:
         """Ask for a fresh signed address, a few times; a version that changed meanwhile starts over."""
@@ -257,7 +280,7 @@ class _Transfer:
             size = file.tell()
             self._tell(size)
             try:
-                for chunk in response.iter_content(_CHUNK_BYTES):
+                for chunk in _as_they_come(response):
                     size += len(chunk)
                     if size > limit:
                         break
@@ -271,9 +294,16 @@ class _Transfer:
             raise SourceError(f"{shown(self.remote.url)} sends more than {limit} bytes")
 
 
-def _continues(response: requests.Response, offset: int) -> bool:
-    """Whether a 206 begins at the byte that was asked for."""
-    return response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+def _as_they_come(response: requests.Response) -> Iterator[bytes]:
+    """Yield bytes as they arrive, so that a cut loses none; ends where the connection does, or crawls."""
+    since, arrived = time.monotonic(), 0
+    while chunk := response.raw.read1(_CHUNK_BYTES):
+        yield chunk
+        arrived += len(chunk)
+        if arrived >= _PROGRESS_BYTES:
+            since, arrived = time.monotonic(), 0
+        elif time.monotonic() - since > _SLOW_S:
+            return
 
 
 @contextmanager
@@ -286,5 +316,5 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"cannot keep the download in {folder}: {error.strerror or error}",
-            "free some space (mf cache prune), or name another folder: MF_CACHE_DIR=DIR",
+            "free some space (mf cache rm MODEL), or name another folder: MF_CACHE_DIR=DIR",
         ) from error

@@ -52,7 +52,7 @@ def read_labels(path: Path) -> tuple[Label, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         header = [cell.strip().lower() for cell in next(csv.reader(io.StringIO(text)), [])]
-        if "name" in header and (len(header) == 1 or "wnid" in header):
+        if "name" in header:
             labels = _from_csv(path, header, text)
         else:
             labels = tuple(Label(None, line.strip()) for line in text.rstrip().split("\n"))

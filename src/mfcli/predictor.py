@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from mfcli.artifact import FORMAT_VERSION, Artifact, ensure
 from mfcli.engines import load_engine
 from mfcli.engines.base import Engine, EngineName
-from mfcli.errors import FailureCode, PictureError, UsageError
+from mfcli.errors import EngineError, FailureCode, ModelError, PictureError, UsageError
 from mfcli.images import DecodedPicture, decode
 from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, Progress, RunInfo
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 from mfcli.sources import Source
-from mfcli.variants import find_variant
+from mfcli.variants import Variant, find_variant
 
 
 class Predictor:
@@ -38,7 +38,7 @@ class Predictor:
         engine: Engine,
         *,
         labels: tuple[Label, ...] | None = None,
-        top_k: int = DEFAULT_TOP_K,
+        top_k: int | None = None,
         exif: bool = True,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
@@ -48,7 +48,7 @@ class Predictor:
             artifact: preprocessing and labels.
             engine: holds the same model.
             labels: names to use instead of the artifact's.
-            top_k: predictions a picture.
+            top_k: predictions a picture; None for five, or for all where there are fewer classes.
             exif: whether pictures are turned upright by their EXIF orientation.
             max_pixels: the largest picture that is decoded or resized to, in pixels.
 
@@ -56,6 +56,8 @@ class Predictor:
             UsageError: top_k, or the number of labels, does not fit the head.
         """
         classes = len(artifact.labels)
+        if top_k is None:
+            top_k = min(DEFAULT_TOP_K, classes)
         if not 1 <= top_k <= classes:
             raise UsageError(
                 f"--top-k {top_k} is not between 1 and the {classes} classes of {artifact.variant}",
@@ -119,6 +121,11 @@ class Predictor:
         except PictureError as error:
             return _result(source, picture, (), Failure(error.code, error.message))
         logits = self._engine.logits(pixels[np.newaxis])[0]
+        if not np.isfinite(logits).all():
+            raise EngineError(
+                f"{self.artifact.variant} computes what is no number for {source.input}: its artifact may be damaged",
+                "mf cache verify",
+            )
         return _result(source, picture, self._top_k(logits), None)
 
     def _top_k(self, logits: NDArray[np.float32]) -> tuple[Prediction, ...]:
@@ -146,12 +153,20 @@ def _result(
     )
 
 
+def _chosen(model: str | None, settings: Settings) -> Variant:
+    try:
+        return find_variant(model or settings.model)
+    except ModelError as error:
+        where = "" if model else " (named by MF_MODEL)"
+        raise ModelError(f"{error.message}{where}", error.hint) from error
+
+
 def load_predictor(
     model: str | None = None,
     *,
     weights: str | Path | None = None,
     labels: tuple[Label, ...] | None = None,
-    top_k: int = DEFAULT_TOP_K,
+    top_k: int | None = None,
     engine: EngineName | str = EngineName.AUTO,
     exif: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -164,7 +179,7 @@ def load_predictor(
         model: any name that `mf list-models` shows; None for MF_MODEL or the bundled model.
         weights: a checkpoint file to use instead of the published one.
         labels: names to use instead of the model's, one per class in head order.
-        top_k: predictions a picture.
+        top_k: predictions a picture; None for five, or for all where there are fewer classes.
         engine: which runtime computes the logits.
         exif: whether pictures are turned upright by their EXIF orientation.
         max_pixels: the largest picture that is decoded or resized to, in pixels.
@@ -178,7 +193,9 @@ def load_predictor(
         UsageError: top_k, labels or engine are not possible.
     """
     settings = settings or Settings.from_environ()
-    variant = find_variant(model or settings.model)
+    variant = _chosen(model, settings)
+    if top_k is not None and top_k < 1:  # said before anything is downloaded or prepared
+        raise UsageError(f"--top-k {top_k} is less than 1", "--top-k 1")
     try:
         engine = EngineName(engine)
     except ValueError as error:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from urllib.parse import urljoin, urlsplit
 
 import requests
+import urllib3
 
 from mfcli.errors import ModelError
 from mfcli.results import Progress
@@ -111,7 +112,7 @@ class Patience:
         if self._tries >= MAX_TRIES:
             raise UnreachableError(f"gave up on {shown(self._url)} after {self._tries} tries: {trouble.reason}")
         backoff_s = BACKOFF_S * 2 ** (self._tries - 1) * random.uniform(0.5, 1.5)
-        wait_s = min(MAX_WAIT_S, backoff_s if trouble.wait_s is None else max(trouble.wait_s, 0))
+        wait_s = min(MAX_WAIT_S, max(backoff_s, trouble.wait_s or 0))
         self._progress(f"{urlsplit(self._url).hostname}: {trouble.reason}; trying again in {wait_s:.1f} s")
         time.sleep(wait_s)
 
@@ -136,7 +137,7 @@ def _resolve_once(session: requests.Session, url: str) -> Remote:
     location = url
     for _ in range(_MAX_REDIRECTS):
         response = _one_request(session, "HEAD", location, {})
-        if response.status_code in (405, 501):  # a server that cannot do HEAD: its GET is not read
+        if response.status_code in (400, 403, 405, 501):  # HEAD is not to be had; the GET is not read
             response = _one_request(session, "GET", location, {})
         response.close()
         if response.status_code >= 400:
@@ -157,7 +158,7 @@ def _remote(url: str, location: str, headers: Mapping[str, str], size: str | Non
         location=location,
         etag=etag or None,
         sha256=linked if _SHA256.fullmatch(linked) else None,
-        size_bytes=int(size) if size and size.isdigit() else None,
+        size_bytes=size_of(size) or None,
         commit=headers.get("X-Repo-Commit"),
     )
 
@@ -201,12 +202,17 @@ def _redirected(url: str, response: requests.Response) -> str:
 def _retry_after_s(response: requests.Response) -> float | None:
     """The Retry-After header in seconds from now; it is a number or a date."""
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
-        return float(value)
+    if (seconds := size_of(value)) is not None:
+        return float(seconds)
     try:
         return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
     except ValueError:
         return None
+
+
+def size_of(value: str | None) -> int | None:
+    """Return the number that a header says, None where it says none."""
+    return int(value) if value and value.isascii() and value.isdigit() and len(value) < 19 else None
 
 
 def strong_etag(response: requests.Response) -> str | None:
@@ -217,8 +223,12 @@ def strong_etag(response: requests.Response) -> str | None:
 
 def shown(url: str) -> str:
     """The address without credentials and signature."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return url.partition("?")[0]
+    return f"{parts.scheme}://{parts.hostname}{f':{port}' if port else ''}{parts.path}"
 
 
 def reason_of(error: Exception) -> str:
@@ -230,8 +240,10 @@ def reason_of(error: Exception) -> str:
             return "the proxy cannot be reached (HTTPS_PROXY, HTTP_PROXY)"
         case requests.exceptions.Timeout():
             return "the server does not answer in time"
-        case requests.exceptions.ChunkedEncodingError():
+        case requests.exceptions.ChunkedEncodingError() | urllib3.exceptions.ProtocolError():
             return "the connection ended early"
+        case urllib3.exceptions.TimeoutError():
+            return "the server does not answer in time"
         case requests.exceptions.ConnectionError():
             return "the server does not answer in time" if "timed out" in str(error) else "no connection"
         case _:

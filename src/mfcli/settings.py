@@ -18,7 +18,7 @@ DEFAULT_TOP_K = 5
 DEFAULT_MAX_PIXELS = 178_956_970
 """Twice the size at which Pillow begins to warn: 0.5 GB as RGB."""
 
-_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"", "0", "false", "no", "off"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Settings:
             model=environ.get("MF_MODEL") or BUNDLED_ALIAS,
             named_cache_dir=Path(cache_dir) if cache_dir else None,
             debug=_is_true(environ, "MF_DEBUG"),
-            offline=offline or _is_true(environ, "MF_OFFLINE") or _is_true(environ, "HF_HUB_OFFLINE"),
+            offline=offline or _is_true(environ, "MF_OFFLINE" if environ.get("MF_OFFLINE") else "HF_HUB_OFFLINE"),
             endpoint=environ.get("MF_ENDPOINT") or environ.get("HF_ENDPOINT") or None,
             hub_cache_dir=_hub_cache_dir(environ),
             torch_hub_dir=_torch_hub_dir(environ),
@@ -81,7 +81,7 @@ class Settings:
 
 
 def _is_true(environ: Mapping[str, str], name: str) -> bool:
-    return environ.get(name, "").lower() in _TRUE
+    return environ.get(name, "").lower() not in _FALSE
 
 
 def _user_cache(environ: Mapping[str, str]) -> Path:

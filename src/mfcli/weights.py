@@ -5,19 +5,18 @@ it came from and what its digest is; the sidecar stays when the checkpoint is pr
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from mfcli.errors import ModelError, OutputError
+from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.files import remembered_sha256, sha256_of, write_atomically
 from mfcli.results import Progress
 from mfcli.settings import Settings
@@ -80,11 +79,13 @@ class Wish:
         force: fetch it again although it is there.
         origin: an address or a file to take it from, instead of where the row is published.
         expect_sha256: the digest it must have.
+        keep: whether the checkpoint itself must be there, not only its artifact.
     """
 
     force: bool = False
     origin: str | None = None
     expect_sha256: str | None = None
+    keep: bool = False
 
 
 def folder_of(variant: Variant, settings: Settings) -> Path:
@@ -125,6 +126,7 @@ def read_sidecar(path: Path) -> StoredWeights | None:
 
 
 PLAIN_WISH = Wish()
+AGAIN = Wish(force=True)
 
 
 def is_address(origin: str) -> bool:
@@ -132,22 +134,22 @@ def is_address(origin: str) -> bool:
     return "://" in origin
 
 
-def discard(variant: Variant, settings: Settings) -> None:
-    """Delete a row's checkpoint and what is known of it, because it turned out to be another model's."""
-    have = stored(variant, settings)
-    if have:
-        have.path.unlink(missing_ok=True)
-        have.path.with_name(f"{have.path.name}.json").unlink(missing_ok=True)
+Check = Callable[[Path], object]
+"""Raises a ModelError for a file that is not the row's checkpoint."""
 
 
-def obtain(variant: Variant, settings: Settings, progress: Progress, wish: Wish = PLAIN_WISH) -> StoredWeights:
+def obtain(
+    variant: Variant, settings: Settings, progress: Progress, check: Check, wish: Wish = PLAIN_WISH
+) -> StoredWeights:
     """Return a row's checkpoint, from the cache, from another program's cache, or downloaded and verified.
 
-    Several processes that ask at once wait for the first.
+    A file whose digest nobody vouches for is kept only after `check` let it pass. Several processes that ask at once
+    wait for the first.
 
     Raises:
         ModelError: it is not here and cannot be had: offline, no source has it, or its digest is another.
         OutputError: the cache cannot be written.
+        UsageError: the wish's origin, or the endpoint, is no address.
     """
     have = stored(variant, settings)
     if have and have.is_here and wish == PLAIN_WISH:
@@ -157,7 +159,12 @@ def obtain(variant: Variant, settings: Settings, progress: Progress, wish: Wish 
         if have and have.is_here and not wish.force and not wish.origin:
             _check_expected(have, wish)
             return have
-        return _obtain(variant, settings, progress, wish)
+        return _obtain(variant, settings, progress, check, wish)
+
+
+def is_intact(have: StoredWeights, settings: Settings) -> bool:
+    """Return whether a checkpoint still has the digest it arrived with; hashed only when the file was touched."""
+    return have.is_here and remembered_sha256(have.path, settings.cache_dir / "digests") == have.sha256
 
 
 def _check_expected(have: StoredWeights, wish: Wish) -> None:
@@ -168,33 +175,51 @@ def _check_expected(have: StoredWeights, wish: Wish) -> None:
         )
 
 
-def _obtain(variant: Variant, settings: Settings, progress: Progress, wish: Wish) -> StoredWeights:
+def _obtain(variant: Variant, settings: Settings, progress: Progress, check: Check, wish: Wish) -> StoredWeights:
     if wish.origin and not is_address(wish.origin):
-        return _adopt(variant, settings, Path(wish.origin), _expected(wish), copy=True)
-    sources = (WeightsSource(wish.origin),) if wish.origin else variant.sources
-    if not wish.force and not wish.origin and (found := _already_here(variant, settings, progress, wish)):
+        return _adopt(variant, settings, Path(wish.origin), _expected(wish), check, copy=True)
+    if not wish.force and not wish.origin and (found := _already_here(variant, settings, progress, check, wish)):
         return found
     if settings.offline:
         raise ModelError(
             f"the weights of {variant.name} are not on this machine, and offline none are fetched",
             f"with a network: mf download {variant.name}; or place the file at {place_by_hand(variant, settings)}",
         )
-    return _first_that_delivers(variant, sources, settings, progress, wish)
+    return _first_that_delivers(variant, settings, progress, check, wish)
+
+
+def sources_of(variant: Variant, settings: Settings, wish: Wish) -> list[tuple[WeightsSource, str]]:
+    """Return where a checkpoint is fetched from, in order, each with the address that is really asked.
+
+    Raises:
+        UsageError: an address is none.
+    """
+    sources = (WeightsSource(wish.origin),) if wish.origin else variant.sources
+    addressed = [(source, at_endpoint(source.url, settings)) for source in sources]
+    for _, url in addressed:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise UsageError(f"{url!r} is not a web address", "it begins with https://; see --from and MF_ENDPOINT")
+    return addressed
 
 
 def _first_that_delivers(
-    variant: Variant, sources: tuple[WeightsSource, ...], settings: Settings, progress: Progress, wish: Wish
+    variant: Variant, settings: Settings, progress: Progress, check: Check, wish: Wish
 ) -> StoredWeights:
     from mfcli.remote import SourceError, UnreachableError
 
-    failures = []
-    for source in sources:
+    failures, sources = [], sources_of(variant, settings, wish)
+    for source, url in sources:
         try:
-            return _download(variant, source, settings, progress, wish)
+            return _download(variant, source, url, settings, progress, check, wish)
         except UnreachableError as error:
-            raise ModelError(
-                error.message, f"what has arrived is kept; go on with: mf download {variant.name}"
-            ) from error
+            place = place_by_hand(variant, settings)
+            hint = f"the same command again goes on where it stopped; without a network, place the file at {place}"
+            raise ModelError(error.message, hint) from error
         except SourceError as error:
             failures.append(error.message)
             if len(sources) > 1:
@@ -214,31 +239,66 @@ def _expected(wish: Wish, **others: str | None) -> dict[str, str]:
 
 
 def _download(
-    variant: Variant, source: WeightsSource, settings: Settings, progress: Progress, wish: Wish
+    variant: Variant, source: WeightsSource, url: str, settings: Settings, progress: Progress, check: Check, wish: Wish
 ) -> StoredWeights:
     from mfcli.download import fetch
+    from mfcli.remote import SourceError, shown
 
-    url = at_endpoint(source.url, settings)
-    record = settings.cache_dir / "known" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
     expected = _expected(wish, **{"this release": source.sha256})
-    if not expected:
-        expected = _expected(wish, **{"the first download": _recorded(record)})
     fetched = fetch(
         url,
         settings.cache_dir / "partial",
         expected_sha256=expected,
+        first_sha256=_first_digest(variant, source, settings),
         max_bytes=max_checkpoint_bytes(variant),
         name=variant.name,
         progress=progress,
     )
-    if fetched.remote.sha256 is None:  # nobody vouches for it: what came first is what must come ever after
-        write_atomically(record, json.dumps({"url": url, "sha256": fetched.sha256}).encode())
-    name = _safe_name(source.file_name)
-    return _keep(
-        folder_of(variant, settings) / name,
-        fetched.path.replace,
-        {"url": url, "etag": fetched.remote.etag, "commit": fetched.remote.commit, "sha256": fetched.sha256},
-    )
+    if wish.origin or not (expected or fetched.remote.sha256):  # nobody vouches for it
+        try:
+            check(fetched.path)
+        except ModelError as error:
+            fetched.path.unlink(missing_ok=True)
+            raise SourceError(f"{shown(url)} is not the checkpoint: {error.message}") from error
+    fields = {"url": shown(url), "etag": fetched.remote.etag, "commit": fetched.remote.commit, "sha256": fetched.sha256}
+    kept = _keep(_place(variant, settings, source.file_name), fetched.path.replace, fields)
+    _remember_first(variant, source, settings, fetched.sha256)
+    return kept
+
+
+def _place(variant: Variant, settings: Settings, file_name: str) -> Path:
+    """Where a checkpoint goes: a name of the row's own, whatever the file was called."""
+    own = {source.file_name for source in variant.sources}
+    if file_name not in own:
+        file_name = "model.safetensors" if file_name.endswith(".safetensors") else f"{variant.name}.pth"
+    return folder_of(variant, settings) / file_name
+
+
+def _first_digest(variant: Variant, source: WeightsSource, settings: Settings) -> str | None:
+    """The digest of what first came from a source; it counts where nobody else vouches for the file."""
+    digest = _first_digests(variant, settings).get(source.url)
+    return digest if isinstance(digest, str) else None
+
+
+def _first_digests(variant: Variant, settings: Settings) -> dict[str, Any]:
+    try:
+        known = json.loads(first_digests_file(variant.name, settings).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember_first(variant: Variant, source: WeightsSource, settings: Settings, digest: str) -> None:
+    known = _first_digests(variant, settings) | {source.url: digest}
+    try:
+        write_atomically(first_digests_file(variant.name, settings), json.dumps(known).encode())
+    except OSError as error:
+        raise unwritable(settings.cache_dir / "known", error) from error
+
+
+def first_digests_file(row: str, settings: Settings) -> Path:
+    """Return the file that remembers what first came from each source of a row."""
+    return settings.cache_dir / "known" / f"{row}.json"
 
 
 def at_endpoint(url: str, settings: Settings) -> str:
@@ -253,40 +313,28 @@ def max_checkpoint_bytes(variant: Variant) -> int:
     return 16 * variant.params + (1 << 24)
 
 
-def _safe_name(name: str) -> str:
-    """A file name that stays in its folder, whatever an address ends with."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")
-    return name if name and not name.endswith((".json", ".lock")) else f"{name}.checkpoint"
-
-
-def _recorded(record: Path) -> str | None:
-    try:
-        digest = json.loads(record.read_bytes())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return digest if isinstance(digest, str) else None
-
-
-def _already_here(variant: Variant, settings: Settings, progress: Progress, wish: Wish) -> StoredWeights | None:
+def _already_here(
+    variant: Variant, settings: Settings, progress: Progress, check: Check, wish: Wish
+) -> StoredWeights | None:
     """The checkpoint placed by hand, or in the caches of Hugging Face's client and torch.hub, if it proves right."""
     for source in variant.sources:
         by_hand = folder_of(variant, settings) / source.file_name
         for path, digest in (*_placed(by_hand), *_in_other_caches(source, settings)):
             expected = _expected(wish, **{"this release": source.sha256, "the note beside it": digest})
             try:
-                if expected or path == by_hand or _is_whole_zip(path):
-                    found = _adopt(variant, settings, path, expected, copy=path != by_hand)
-                    progress(f"found the weights of {variant.name} in {path}")
-                    return found
+                found = _adopt(variant, settings, path, expected, check, copy=path != by_hand)
             except ModelError as error:
                 progress(f"not used: {error.message}")
+            else:
+                progress(f"found the weights of {variant.name} in {path}")
+                return found
     return None
 
 
 def _placed(path: Path) -> list[tuple[Path, str | None]]:
-    """A checkpoint in its place, and the digest that its sidecar, if it has one, remembers."""
+    """A checkpoint in its place, with the digest it had if it was downloaded; one placed by hand may be another now."""
     sidecar = read_sidecar(path.with_name(f"{path.name}.json"))
-    return [(path, sidecar.sha256 if sidecar else None)] if path.is_file() else []
+    return [(path, sidecar.sha256 if sidecar and sidecar.url else None)] if path.is_file() else []
 
 
 def _in_other_caches(source: WeightsSource, settings: Settings) -> Iterator[tuple[Path, str | None]]:
@@ -304,25 +352,17 @@ def _in_other_caches(source: WeightsSource, settings: Settings) -> Iterator[tupl
             yield path, None
 
 
-def _is_whole_zip(path: Path) -> bool:
-    """Whether a .pth, which is a ZIP archive, has the checksums that it says."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, NotImplementedError):
-        return False
-
-
 def _adopt(
-    variant: Variant, settings: Settings, path: Path, expected: Mapping[str, str], *, copy: bool
+    variant: Variant, settings: Settings, path: Path, expected: Mapping[str, str], check: Check, *, copy: bool
 ) -> StoredWeights:
-    """Take a file of this machine for a row's checkpoint, after its digest was compared."""
+    """Take a file of this machine for a row's checkpoint, after its digest was compared and it was tried."""
     digest = remembered_sha256(path, settings.cache_dir / "digests")
     for origin, value in expected.items():
         if value.lower() != digest:
             raise ModelError(
                 f"{path} has SHA-256 {digest}, but {origin} says {value.lower()}", "it is another file: fetch it again"
             )
+    check(path)
     fields = {"url": None, "etag": None, "commit": None, "sha256": digest}
     if not copy:
         return _keep(path, lambda _: None, fields)
@@ -331,20 +371,23 @@ def _adopt(
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             shutil.copyfile(path, partial)
+            with partial.open("rb") as copied:
+                os.fsync(copied.fileno())
             if sha256_of(partial) != digest:
                 raise ModelError(f"{path} changed while it was copied", "run the same command again")
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
 
-    name = "model.safetensors" if path.suffix == ".safetensors" else f"{variant.name}.pth"
-    return _keep(folder_of(variant, settings) / name, bring, fields)
+    return _keep(_place(variant, settings, path.name), bring, fields)
 
 
 def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any]) -> StoredWeights:
     """Bring a verified checkpoint to its place, write its sidecar, and drop other checkpoints of the row."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        sidecar_file = target.with_name(f"{target.name}.json")
+        sidecar_file.unlink(missing_ok=True)  # never the old digest beside the new file
         bring(target)
         kept = StoredWeights(
             path=target,
@@ -353,10 +396,11 @@ def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any])
             **fields,
         )
         sidecar = {name: value for name, value in asdict(kept).items() if name != "path"}
-        write_atomically(target.with_name(f"{target.name}.json"), json.dumps(sidecar).encode())
+        write_atomically(sidecar_file, json.dumps(sidecar).encode())
         for other in target.parent.iterdir():
-            if other.name not in (target.name, f"{target.name}.json", "lock"):
-                other.unlink()
+            if other.name not in (target.name, sidecar_file.name, "lock"):
+                with contextlib.suppress(OSError):
+                    other.unlink()
     except OSError as error:
         raise unwritable(target.parent, error) from error
     return kept
@@ -366,7 +410,7 @@ def unwritable(folder: Path, error: OSError) -> OutputError:
     """Return the error that says that the cache cannot be written."""
     return OutputError(
         f"cannot write to the cache {folder}: {error.strerror or error}",
-        "free some space (mf cache prune), or name another folder: MF_CACHE_DIR=DIR",
+        "free some space (mf cache rm MODEL), or name another folder: MF_CACHE_DIR=DIR",
     )
 
 

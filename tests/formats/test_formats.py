@@ -194,7 +194,7 @@ def test_records_keep_their_types_in_json() -> None:
     stream = io.StringIO()
     write_records(FormatName.JSONL, stream, [{"depths": (3, 9), "params": 12}])
     write_records(FormatName.CSV, stream, [{"depths": (3, 9), "params": 12}])
-    assert stream.getvalue() == '{"depths":[3,9],"params":12}\ndepths,params\n3-9,12\n'
+    assert stream.getvalue() == '{"depths":[3,9],"params":12}\ndepths,params\n3 9,12\n'
 
 
 def test_records() -> None:

@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ReaderGoneError:
         return ExitCode.OK
     except typer.TyperException as error:
-        fail(error.format_message(), "mf --help")
+        if message := _usage_message(error):
+            fail(message, _usage_hint(error, message))
         return ExitCode.USAGE
     except MfError as error:
         if debug:
@@ -85,6 +86,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_traceback()
         fail(f"unexpected {type(error).__name__}: {error}", "this is a bug; MF_DEBUG=1 shows where it happened")
         return ExitCode.BUG
+
+
+def _usage_message(error: typer.TyperException) -> str:
+    """What is wrong with the command line; nothing where a command without arguments asks for its help instead."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(str(error))
+        return ""
+    return error.format_message()
+
+
+def _usage_hint(error: typer.TyperException, message: str) -> str:
+    context = getattr(error, "ctx", None)
+    command = f"{context.command_path if context else 'mf'} --help"
+    if message.startswith("No such option"):
+        return f"{command}; a file that begins with a dash comes after --"
+    return command
 
 
 def _ran(returned: object) -> int:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def list_models(
     pattern: Annotated[str | None, typer.Argument(help="A glob, or a part of a name.", show_default=False)] = None,
-    family: Annotated[Family | None, typer.Option(help="Only this family.", show_default=False)] = None,
+    family: Annotated[
+        Family | None, typer.Option(help="Only this family.", show_default=False, case_sensitive=False)
+    ] = None,
     input_size: Annotated[int | None, typer.Option(help="Only this height and width.", show_default=False)] = None,
     pretraining: Annotated[Pretraining | None, typer.Option(help="Only this training.", show_default=False)] = None,
     downloaded: Annotated[bool, typer.Option("--downloaded", help="Only what is on this machine.")] = False,
@@ -122,7 +124,7 @@ def download(
             }
             for result in results
         ]
-        brief = ("name", "status", "size_bytes", "path")
+        brief = ("name", "status", "size_bytes", "url", "path")
         in_brief = format is FormatName.TABLE
         write_records(format, stream, [{k: r[k] for k in brief} if in_brief else r for r in records])
     failed = [result.error for result in results if result.error]

@@ -27,7 +27,10 @@ def predict(
     weights: Annotated[
         Path | None, typer.Option(help="A checkpoint of that model: .pth or .safetensors.", show_default=False)
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Predictions a picture.")] = DEFAULT_TOP_K,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", "-k", help="Predictions a picture.", show_default=f"{DEFAULT_TOP_K}, or all classes"),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(help="Class names: one a line in head order, or CSV with wnid and name.", show_default=False),

@@ -19,7 +19,10 @@ class TorchEngine:
 
     def __init__(self, artifact: Artifact) -> None:
         if artifact.checkpoint is None:
-            raise ModelError(f"the torch engine needs the checkpoint of {artifact.variant}", "add --weights FILE")
+            raise ModelError(
+                f"the torch engine needs the checkpoint of {artifact.variant}",
+                f"mf download {artifact.variant}, or add --weights FILE",
+            )
         self._model = load_checkpoint(artifact.checkpoint, find_variant(artifact.variant)).model
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:

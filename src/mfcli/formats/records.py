@@ -12,7 +12,7 @@ Record = Mapping[str, Any]
 
 
 def write_records(name: FormatName, stream: TextIO, records: Sequence[Record]) -> None:
-    """Write records that have the same keys; JSON keeps their types, the others write sequences with `-` between.
+    """Write records that have the same keys; JSON keeps their types, the others write sequences with spaces between.
 
     Args:
         name: the format.
@@ -40,4 +40,6 @@ def write_records(name: FormatName, stream: TextIO, records: Sequence[Record]) -
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, dict):
+        value = [f"{key}={item}" for key, item in value.items()]
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

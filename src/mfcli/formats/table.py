@@ -78,8 +78,10 @@ def _bar(prob: float) -> str:
 
 def write_table(stream: TextIO, records: Sequence[Mapping[str, str]]) -> None:
     """Write records with the same keys as one table; columns of numbers are aligned to the right."""
+    if not records:
+        return
     table = Table(box=None, header_style="bold")
-    for column in records[0] if records else ():
+    for column in records[0]:
         cells = [record[column] for record in records]
         table.add_column(column, justify="right" if all(map(_is_number, cells)) else "left", overflow="fold")
     for record in records:

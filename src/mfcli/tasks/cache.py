@@ -3,6 +3,8 @@
 import contextlib
 import fnmatch
 import json
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +25,10 @@ class Kind(StrEnum):
     ARTIFACT = "artifact"
     PARTIAL = "partial"
     OTHER = "other"
+
+
+_TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?")
+_AT_WORK_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +109,36 @@ def _problem(entry: CacheEntry) -> str | None:
 
 
 def matching(settings: Settings, names: list[str]) -> list[CacheEntry]:
-    """Return the checkpoints and artifacts of the models that names and globs mean.
+    """Return the checkpoints and artifacts of the models that names and globs mean, and all that is known of them.
 
     Raises:
         ModelError: a name, not a glob, is unknown.
     """
     patterns = [name if any(w in name for w in "*?[") else find_variant(name).name for name in names]
-    return [e for e in entries(settings) if e.model and any(fnmatch.fnmatchcase(e.model, p) for p in patterns)]
+    found = [*entries(settings), *_knowledge(settings)]
+    return [e for e in found if e.model and any(fnmatch.fnmatchcase(e.model, p) for p in patterns)]
+
+
+def _knowledge(settings: Settings) -> Iterator[CacheEntry]:
+    """Sidecars of checkpoints that are gone, and the digests of first downloads."""
+    for path in (settings.cache_dir / "checkpoints").glob("*/*.json"):
+        if not path.with_suffix("").exists():
+            yield CacheEntry(Kind.OTHER, path.parent.name, path, _size(path), None)
+    for path in (settings.cache_dir / "known").glob("*.json"):
+        yield CacheEntry(Kind.OTHER, path.stem, path, _size(path), None)
 
 
 def superfluous(settings: Settings, checkpoints: bool) -> list[CacheEntry]:
     """Return what can go without a loss that matters: partial downloads, stale and damaged artifacts, left-overs.
+
+    Of these, what changed within the last hour stays, because another process may be at work on it.
 
     Args:
         settings: say where the cache is.
         checkpoints: also the checkpoints whose artifact is good; the torch engine, or a later version of artifacts,
             has to fetch those again.
     """
-    found = [entry for entry in entries(settings) if entry.kind is Kind.PARTIAL or _is_stale(entry)]
+    found = [e for e in entries(settings) if (e.kind is Kind.PARTIAL or _is_stale(e)) and _is_old(e.path)]
     found += _left_overs(settings)
     if checkpoints:
         found += [entry for entry in _checkpoints(settings) if _has_good_artifact(entry, settings)]
@@ -142,14 +160,19 @@ def _is_stale(entry: CacheEntry) -> bool:
 
 
 def _left_overs(settings: Settings) -> list[CacheEntry]:
-    """Temporary files of processes that were killed; a file younger than an hour may be at work."""
-    import time
+    """Temporary files of processes that were killed: in the cache's own folders, under the program's own names."""
+    folders = [settings.cache_dir / name for name in ("artifacts", "known", "digests", "partial")]
+    folders += (settings.cache_dir / "checkpoints").glob("*/")
+    paths = [path for folder in folders for path in folder.glob(".*") if _TEMPORARY.fullmatch(path.name)]
+    return [CacheEntry(Kind.OTHER, None, path, _size(path), None) for path in paths if _is_old(path)]
 
-    found = []
-    for path in settings.cache_dir.glob("*/**/.*"):
-        if path.is_file() and time.time() - path.stat().st_mtime > 3600:
-            found.append(CacheEntry(Kind.OTHER, None, path, _size(path), None))
-    return found
+
+def _is_old(path: Path) -> bool:
+    """Whether nobody can be at work on a file any more: it has not changed for an hour."""
+    try:
+        return time.time() - path.stat().st_mtime > _AT_WORK_S
+    except OSError:
+        return False
 
 
 def _has_good_artifact(entry: CacheEntry, settings: Settings) -> bool:
@@ -172,9 +195,11 @@ def remove(found: list[CacheEntry], *, keep_sidecars: bool = False) -> None:
     """
     for entry in found:
         sidecar = entry.path.with_name(f"{entry.path.name}.json")
-        paths = [entry.path, entry.path.with_suffix(".lock")]
-        if entry.kind is not Kind.CHECKPOINT:
+        paths = [entry.path]  # never a lock: another process may hold it
+        if entry.kind in (Kind.ARTIFACT, Kind.PARTIAL):
             paths.append(entry.path.with_suffix(".json"))
+        elif entry.kind is Kind.OTHER:
+            pass
         elif not keep_sidecars:
             paths.append(sidecar)
         try:

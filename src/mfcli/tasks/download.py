@@ -1,15 +1,17 @@
 """Fetch checkpoints and prepare their artifacts, without predicting anything."""
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 
 from mfcli.artifact import ensure
 from mfcli.errors import MfError, ModelError, UsageError
+from mfcli.files import sha256_of
 from mfcli.results import Progress
 from mfcli.settings import Settings
 from mfcli.variants import Variant, find_variant, list_variants
-from mfcli.weights import Wish, at_endpoint, folder_of, stored
+from mfcli.weights import PLAIN_WISH, Wish, folder_of, is_address, place_by_hand, sources_of, stored
 
 
 class Status(StrEnum):
@@ -69,10 +71,15 @@ def download(names: list[str], settings: Settings, wish: Wish, progress: Progres
         UsageError: one origin or digest is given for several models.
         OutputError: the cache cannot be written.
     """
+    wish = replace(wish, keep=True)
+    return [_download(variant, settings, wish, progress) for variant in _choose_for(names, wish)]
+
+
+def _choose_for(names: list[str], wish: Wish) -> list[Variant]:
     variants = choose(names)
     if len(variants) > 1 and (wish.origin or wish.expect_sha256):
         raise UsageError("--from and --expect-sha256 are about one model", "name one model")
-    return [_download(variant, settings, wish, progress) for variant in variants]
+    return variants
 
 
 def _download(variant: Variant, settings: Settings, wish: Wish, progress: Progress) -> Downloaded:
@@ -95,28 +102,48 @@ def plan(names: list[str], settings: Settings, wish: Wish, progress: Progress) -
 
     Raises:
         ModelError: a name is unknown.
+        UsageError: one origin or digest is given for several models.
     """
-    return [_plan(variant, settings, wish, progress) for variant in choose(names)]
+    return [_plan(variant, settings, wish, progress) for variant in _choose_for(names, wish)]
 
 
 def _plan(variant: Variant, settings: Settings, wish: Wish, progress: Progress) -> Downloaded:
     have = stored(variant, settings)
-    if not variant.sources or (have and have.is_here and not wish.force):
-        if have is None:
-            return _download(variant, settings, Wish(), progress)
+    if not variant.sources:
+        return _download(variant, settings, PLAIN_WISH, progress)
+    if have and have.is_here and not wish.force and not wish.origin:
         return Downloaded(variant.name, Status.READY, have.size_bytes, have.sha256, str(have.path), have.url)
-    from mfcli.remote import SourceError, open_session, resolve
+    place = str(place_by_hand(variant, settings))
+    if wish.origin and not is_address(wish.origin):
+        digest = sha256_of(Path(wish.origin))
+        return Downloaded(
+            variant.name,
+            Status.WANTED,
+            Path(wish.origin).stat().st_size,
+            digest,
+            place,
+            str(Path(wish.origin).resolve()),
+        )
+    if settings.offline:
+        failure = ModelError(
+            f"the weights of {variant.name} are not on this machine, and offline none are fetched",
+            f"place the file at {place}",
+        )
+        return Downloaded(variant.name, Status.FAILED, None, None, place, variant.url, failure)
+    return _plan_download(variant, settings, wish, progress, place)
 
-    folder, failure = folder_of(variant, settings), None
-    for source in variant.sources:
-        url, path = at_endpoint(source.url, settings), str(folder / source.file_name)
-        if settings.offline:
-            return Downloaded(variant.name, Status.WANTED, None, source.sha256, path, url)
+
+def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: Progress, place: str) -> Downloaded:
+    from mfcli.remote import SourceError, open_session, resolve, shown
+
+    failure = None
+    for source, url in sources_of(variant, settings, wish):
         try:
             with open_session() as session:
                 remote = resolve(session, url, progress)
         except SourceError as error:
-            failure = error
+            failure = ModelError(error.message, f"carry the file by hand: mf download {variant.name} --from FILE")
         else:
-            return Downloaded(variant.name, Status.WANTED, remote.size_bytes, remote.sha256, path, url)
-    return Downloaded(variant.name, Status.FAILED, None, None, str(folder), variant.url, failure)
+            path = str(Path(place).with_name(source.file_name)) if source in variant.sources else place
+            return Downloaded(variant.name, Status.WANTED, remote.size_bytes, remote.sha256, path, shown(url))
+    return Downloaded(variant.name, Status.FAILED, None, None, place, variant.url, failure)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mfcli.errors import ModelError
 from mfcli.settings import Settings
 from mfcli.variants import Family, Pretraining, Variant, list_variants
-from mfcli.weights import artifact_files, bundled_file, checkpoint_files
+from mfcli.weights import bundled_file, stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,14 @@ def list_models(wanted: ModelFilter, settings: Settings) -> tuple[ListedModel, .
 
 
 def _sizes_on_disk(settings: Settings) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    files = [(path.parent.name, path) for path in checkpoint_files(settings)] + artifact_files(settings)
-    bundled = next(v.name for v in list_variants() if v.pretraining is Pretraining.BUNDLED)
-    files.append((bundled, bundled_file(f"{bundled}.onnx")))
-    for name, path in files:
-        sizes[name] = sizes.get(name, 0) + path.stat().st_size
+    """Bytes of each row's own checkpoint and artifact; artifacts of other weights do not count."""
+    sizes = {}
+    for variant in list_variants():
+        if variant.pretraining is Pretraining.BUNDLED:
+            sizes[variant.name] = bundled_file(f"{variant.name}.onnx").stat().st_size
+        elif have := stored(variant, settings):
+            from mfcli.artifact import artifact_path  # reads plans with NumPy: only where something was downloaded
+
+            paths = (have.path, artifact_path(variant, have.sha256, settings))
+            sizes[variant.name] = sum(path.stat().st_size for path in paths if path.is_file())
     return sizes
