@@ -27,16 +27,17 @@ class _Console(Console):
         raise
 
 
-def make_console(stream: TextIO) -> Console:
-    """Return a console on a stream, as wide as the terminal, or as the widest row where there is none."""
-    return _Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False, emoji=False)
+def _make_console(stream: TextIO, *, fold: bool) -> Console:
+    """A console as wide as the terminal where there is one and rows are folded, else as wide as the widest row."""
+    width = None if fold and stream.isatty() else _PIPE_WIDTH
+    return _Console(file=stream, width=width, highlight=False, emoji=False)
 
 
 class TableWriter:
     """A small table a picture: rank, label, probability, and a bar where the terminal is wide enough."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._console = make_console(stream)
+        self._console = _make_console(stream, fold=True)
 
     def begin(self, run: RunInfo) -> None:
         """Write nothing."""
@@ -77,7 +78,10 @@ def _bar(prob: float) -> str:
 
 
 def write_table(stream: TextIO, records: Sequence[Mapping[str, str]]) -> None:
-    """Write records with the same keys as one table; columns of numbers are aligned to the right."""
+    """Write records with the same keys as one table; columns of numbers are aligned to the right.
+
+    Rows are never folded, so that names and paths can be copied from a narrow terminal.
+    """
     if not records:
         return
     table = Table(box=None, header_style="bold")
@@ -86,7 +90,7 @@ def write_table(stream: TextIO, records: Sequence[Mapping[str, str]]) -> None:
         table.add_column(column, justify="right" if all(map(_is_number, cells)) else "left", overflow="fold")
     for record in records:
         table.add_row(*(Text(printable(cell)) for cell in record.values()))
-    make_console(stream).print(table)
+    _make_console(stream, fold=False).print(table)
 
 
 def _is_number(cell: str) -> bool:
