@@ -10,18 +10,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mfcli.errors import ModelError, OutputError
-from mfcli.files import remembered_sha256, sha256_of, write_atomically
+from mfcli.files import remembered_sha256, sha256_of, unwritable, write_atomically
 from mfcli.preprocess import PreprocessPlan
 from mfcli.results import Label, Progress
 from mfcli.settings import Settings
 from mfcli.variants import Pretraining, Variant
 from mfcli.weights import (
-    AGAIN,
     PLAIN_WISH,
     StoredWeights,
     Wish,
@@ -31,7 +31,6 @@ from mfcli.weights import (
     lock,
     obtain,
     stored,
-    unwritable,
 )
 
 if TYPE_CHECKING:
@@ -112,16 +111,22 @@ def ensure(
         have = stored(variant, settings)
         if wish == PLAIN_WISH and have and (ready := _opened(variant, have, settings)):
             return ready
-        have = obtain(variant, settings, progress, lambda path: ensure(variant, path, settings, progress), wish)
+        check = partial(_try_file, variant, settings, progress)
+        have = obtain(variant, settings, progress, check, wish)
         if not is_intact(have, settings):
             progress(f"{have.path} is damaged")
-            have = obtain(variant, settings, progress, lambda path: ensure(variant, path, settings, progress), AGAIN)
+            have = obtain(variant, settings, progress, check, replace(wish, force=True))
         weights_file, digest = have.path, have.sha256
     path = artifact_path(variant, digest, settings)
     if wish.force:  # without its sidecar an artifact counts as torn
         with contextlib.suppress(OSError):
             path.with_suffix(".json").unlink(missing_ok=True)
     return _open_or_build(variant, weights_file, digest, path, progress)
+
+
+def _try_file(variant: Variant, settings: Settings, progress: Progress, path: Path) -> None:
+    """Raise a ModelError for a file that is not the variant's checkpoint: only making its artifact tells."""
+    ensure(variant, path, settings, progress)
 
 
 def _open_or_build(variant: Variant, weights_file: Path, digest: str, path: Path, progress: Progress) -> Artifact:

@@ -19,7 +19,7 @@ import requests
 import urllib3
 
 from mfcli.errors import OutputError
-from mfcli.files import write_atomically
+from mfcli.files import MAKE_ROOM, sha256_of, unwritable, write_atomically
 from mfcli.remote import (
     Patience,
     RefusedError,
@@ -169,12 +169,11 @@ class _Partial:
         if missing > free:
             raise OutputError(
                 f"{missing} bytes are still to come and {self.path.parent} has {free} free",
-                "free some space (mf cache rm MODEL), or name another folder: MF_CACHE_DIR=DIR",
+                MAKE_ROOM,
             )
 
     def sha256(self) -> str:
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self.path)
 
 
 class _FreshAddressError(Exception):
@@ -314,7 +313,4 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except requests.RequestException as error:  # an address that is none, for instance
         raise SourceError(str(error)) from error
     except OSError as error:
-        raise OutputError(
-            f"cannot keep the download in {folder}: {error.strerror or error}",
-            "free some space (mf cache rm MODEL), or name another folder: MF_CACHE_DIR=DIR",
-        ) from error
+        raise unwritable(folder, error) from error

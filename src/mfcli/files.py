@@ -7,7 +7,10 @@ import os
 import stat
 from pathlib import Path
 
-from mfcli.errors import ModelError
+from mfcli.errors import ModelError, OutputError
+
+MAKE_ROOM = "free some space (mf cache rm MODEL), or name another folder: MF_CACHE_DIR=DIR"
+"""What to do about a cache that cannot be written."""
 
 
 def sha256_of(path: Path) -> str:
@@ -70,3 +73,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def unwritable(folder: Path, error: OSError) -> OutputError:
+    """Return the error that says that the cache cannot be written."""
+    return OutputError(
+        f"cannot write to the cache {folder}: {error.strerror or error}",
+        MAKE_ROOM,
+    )

@@ -42,15 +42,10 @@ class UnreachableError(SourceError):
 
 
 class RefusedError(SourceError):
-    """The server says no: 401, 403, 404 and their like.
-
-    Attributes:
-        status: the HTTP status code.
-    """
+    """The server says no: 401, 403, 404 and their like."""
 
     def __init__(self, url: str, status: int) -> None:
         super().__init__(f"{shown(url)} answers {status}")
-        self.status = status
 
 
 @dataclass(frozen=True, slots=True)

@@ -316,6 +316,11 @@ def list_variants() -> tuple[Variant, ...]:
     return tuple(VARIANTS.values())
 
 
+def is_glob(name: str) -> bool:
+    """Return whether a name is a pattern with wildcards."""
+    return any(wildcard in name for wildcard in "*?[")
+
+
 def find_variant(name: str) -> Variant:
     """Return the row called `name`: the paper's name, timm's, or an alias; case and a `timm/` prefix do not matter.
 

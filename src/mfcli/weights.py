@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mfcli.errors import ModelError, OutputError, UsageError
-from mfcli.files import remembered_sha256, sha256_of, write_atomically
+from mfcli.errors import ModelError, UsageError
+from mfcli.files import remembered_sha256, sha256_of, unwritable, write_atomically
 from mfcli.results import Progress
 from mfcli.settings import Settings
 from mfcli.variants import HUB, Variant, WeightsSource
@@ -116,6 +116,11 @@ def artifact_files(settings: Settings) -> list[tuple[str, Path]]:
     return [(path.stem.rpartition("-")[0], path) for path in found if path.name[0] != "."]
 
 
+def sidecar_of(path: Path) -> Path:
+    """Return where the sidecar of a checkpoint lies."""
+    return path.with_name(f"{path.name}.json")
+
+
 def read_sidecar(path: Path) -> StoredWeights | None:
     """Read a sidecar; None for one that is damaged."""
     try:
@@ -126,7 +131,6 @@ def read_sidecar(path: Path) -> StoredWeights | None:
 
 
 PLAIN_WISH = Wish()
-AGAIN = Wish(force=True)
 
 
 def is_address(origin: str) -> bool:
@@ -181,11 +185,16 @@ def _obtain(variant: Variant, settings: Settings, progress: Progress, check: Che
     if not wish.force and not wish.origin and (found := _already_here(variant, settings, progress, check, wish)):
         return found
     if settings.offline:
-        raise ModelError(
-            f"the weights of {variant.name} are not on this machine, and offline none are fetched",
-            f"with a network: mf download {variant.name}; or place the file at {place_by_hand(variant, settings)}",
-        )
+        raise not_here(variant, settings)
     return _first_that_delivers(variant, settings, progress, check, wish)
+
+
+def not_here(variant: Variant, settings: Settings) -> ModelError:
+    """Return the error that says that a checkpoint is missing and may not be fetched."""
+    return ModelError(
+        f"the weights of {variant.name} are not on this machine, and offline none are fetched",
+        f"with a network: mf download {variant.name}; or place the file at {place_by_hand(variant, settings)}",
+    )
 
 
 def sources_of(variant: Variant, settings: Settings, wish: Wish) -> list[tuple[WeightsSource, str]]:
@@ -249,7 +258,7 @@ def _download(
         url,
         settings.cache_dir / "partial",
         expected_sha256=expected,
-        first_sha256=_first_digest(variant, source, settings),
+        first_sha256=_first_digests(variant, settings).get(shown(source.url)),
         max_bytes=max_checkpoint_bytes(variant),
         name=variant.name,
         progress=progress,
@@ -262,7 +271,7 @@ def _download(
             raise SourceError(f"{shown(url)} is not the checkpoint: {error.message}") from error
     fields = {"url": shown(url), "etag": fetched.remote.etag, "commit": fetched.remote.commit, "sha256": fetched.sha256}
     kept = _keep(_place(variant, settings, source.file_name), fetched.path.replace, fields)
-    _remember_first(variant, source, settings, fetched.sha256)
+    _remember_first(variant, settings, shown(source.url), fetched.sha256)
     return kept
 
 
@@ -274,31 +283,26 @@ def _place(variant: Variant, settings: Settings, file_name: str) -> Path:
     return folder_of(variant, settings) / file_name
 
 
-def _first_digest(variant: Variant, source: WeightsSource, settings: Settings) -> str | None:
-    """The digest of what first came from a source; it counts where nobody else vouches for the file."""
-    digest = _first_digests(variant, settings).get(source.url)
-    return digest if isinstance(digest, str) else None
-
-
-def _first_digests(variant: Variant, settings: Settings) -> dict[str, Any]:
+def _first_digests(variant: Variant, settings: Settings) -> dict[str, str]:
+    """The digest of what first came from each source; it counts where nobody else vouches for a file."""
     try:
-        known = json.loads(first_digests_file(variant.name, settings).read_bytes())
-    except (OSError, ValueError):
+        known = json.loads(_first_digests_file(variant, settings).read_bytes())
+        return {url: digest for url, digest in known.items() if isinstance(digest, str)}
+    except (OSError, ValueError, AttributeError):
         return {}
-    return known if isinstance(known, dict) else {}
 
 
-def _remember_first(variant: Variant, source: WeightsSource, settings: Settings, digest: str) -> None:
-    known = _first_digests(variant, settings) | {source.url: digest}
+def _remember_first(variant: Variant, settings: Settings, address: str, digest: str) -> None:
+    known = _first_digests(variant, settings) | {address: digest}
+    path = _first_digests_file(variant, settings)
     try:
-        write_atomically(first_digests_file(variant.name, settings), json.dumps(known).encode())
+        write_atomically(path, json.dumps(known).encode())
     except OSError as error:
-        raise unwritable(settings.cache_dir / "known", error) from error
+        raise unwritable(path.parent, error) from error
 
 
-def first_digests_file(row: str, settings: Settings) -> Path:
-    """Return the file that remembers what first came from each source of a row."""
-    return settings.cache_dir / "known" / f"{row}.json"
+def _first_digests_file(variant: Variant, settings: Settings) -> Path:
+    return settings.cache_dir / "known" / f"{variant.name}.json"
 
 
 def at_endpoint(url: str, settings: Settings) -> str:
@@ -333,7 +337,7 @@ def _already_here(
 
 def _placed(path: Path) -> list[tuple[Path, str | None]]:
     """A checkpoint in its place, with the digest it had if it was downloaded; one placed by hand may be another now."""
-    sidecar = read_sidecar(path.with_name(f"{path.name}.json"))
+    sidecar = read_sidecar(sidecar_of(path))
     return [(path, sidecar.sha256 if sidecar and sidecar.url else None)] if path.is_file() else []
 
 
@@ -386,7 +390,7 @@ def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any])
     """Bring a verified checkpoint to its place, write its sidecar, and drop other checkpoints of the row."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        sidecar_file = target.with_name(f"{target.name}.json")
+        sidecar_file = sidecar_of(target)
         sidecar_file.unlink(missing_ok=True)  # never the old digest beside the new file
         bring(target)
         kept = StoredWeights(
@@ -404,14 +408,6 @@ def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any])
     except OSError as error:
         raise unwritable(target.parent, error) from error
     return kept
-
-
-def unwritable(folder: Path, error: OSError) -> OutputError:
-    """Return the error that says that the cache cannot be written."""
-    return OutputError(
-        f"cannot write to the cache {folder}: {error.strerror or error}",
-        "free some space (mf cache rm MODEL), or name another folder: MF_CACHE_DIR=DIR",
-    )
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from mfcli.artifact import artifact_path, cache_key, open_artifact
 from mfcli.errors import ModelError
-from mfcli.files import sha256_of
+from mfcli.files import sha256_of, unwritable
 from mfcli.settings import Settings
-from mfcli.variants import VARIANTS, find_variant
-from mfcli.weights import artifact_files, checkpoint_files, read_sidecar, unwritable
+from mfcli.variants import VARIANTS, find_variant, is_glob
+from mfcli.weights import artifact_files, checkpoint_files, read_sidecar, sidecar_of
 
 
 class Kind(StrEnum):
@@ -57,7 +57,7 @@ def entries(settings: Settings) -> list[CacheEntry]:
 
 def _checkpoints(settings: Settings) -> Iterator[CacheEntry]:
     for path in checkpoint_files(settings):
-        known = read_sidecar(path.with_name(f"{path.name}.json"))
+        known = read_sidecar(sidecar_of(path))
         yield CacheEntry(Kind.CHECKPOINT, path.parent.name, path, _size(path), known.sha256 if known else None)
 
 
@@ -114,7 +114,7 @@ def matching(settings: Settings, names: list[str]) -> list[CacheEntry]:
     Raises:
         ModelError: a name, not a glob, is unknown.
     """
-    patterns = [name if any(w in name for w in "*?[") else find_variant(name).name for name in names]
+    patterns = [name.lower() if is_glob(name) else find_variant(name).name for name in names]
     found = [*entries(settings), *_knowledge(settings)]
     return [e for e in found if e.model and any(fnmatch.fnmatchcase(e.model, p) for p in patterns)]
 
@@ -194,14 +194,11 @@ def remove(found: list[CacheEntry], *, keep_sidecars: bool = False) -> None:
         OutputError: a file cannot be deleted.
     """
     for entry in found:
-        sidecar = entry.path.with_name(f"{entry.path.name}.json")
         paths = [entry.path]  # never a lock: another process may hold it
         if entry.kind in (Kind.ARTIFACT, Kind.PARTIAL):
             paths.append(entry.path.with_suffix(".json"))
-        elif entry.kind is Kind.OTHER:
-            pass
-        elif not keep_sidecars:
-            paths.append(sidecar)
+        if entry.kind is Kind.CHECKPOINT and not keep_sidecars:
+            paths.append(sidecar_of(entry.path))
         try:
             for path in paths:
                 path.unlink(missing_ok=True)

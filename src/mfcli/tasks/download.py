@@ -10,8 +10,8 @@ from mfcli.errors import MfError, ModelError, UsageError
 from mfcli.files import sha256_of
 from mfcli.results import Progress
 from mfcli.settings import Settings
-from mfcli.variants import Variant, find_variant, list_variants
-from mfcli.weights import PLAIN_WISH, Wish, folder_of, is_address, place_by_hand, sources_of, stored
+from mfcli.variants import Variant, find_variant, is_glob, list_variants
+from mfcli.weights import PLAIN_WISH, Wish, folder_of, is_address, not_here, place_by_hand, sources_of, stored
 
 
 class Status(StrEnum):
@@ -53,7 +53,7 @@ def choose(names: list[str]) -> list[Variant]:
     """
     chosen: dict[str, Variant] = {}
     for name in names:
-        if any(wildcard in name for wildcard in "*?["):
+        if is_glob(name):
             found = [v for v in list_variants() if v.sources and fnmatch.fnmatchcase(v.name, name.lower())]
             if not found:
                 raise ModelError(f"no model matches {name!r}", "all of them: mf list-models")
@@ -125,11 +125,7 @@ def _plan(variant: Variant, settings: Settings, wish: Wish, progress: Progress) 
             str(Path(wish.origin).resolve()),
         )
     if settings.offline:
-        failure = ModelError(
-            f"the weights of {variant.name} are not on this machine, and offline none are fetched",
-            f"place the file at {place}",
-        )
-        return Downloaded(variant.name, Status.FAILED, None, None, place, variant.url, failure)
+        return Downloaded(variant.name, Status.FAILED, None, None, place, variant.url, not_here(variant, settings))
     return _plan_download(variant, settings, wish, progress, place)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mfcli.errors import ModelError
 from mfcli.settings import Settings
-from mfcli.variants import Family, Pretraining, Variant, list_variants
+from mfcli.variants import Family, Pretraining, Variant, is_glob, list_variants
 from mfcli.weights import bundled_file, stored
 
 
@@ -40,7 +40,7 @@ class ModelFilter:
         if self.pattern is None:
             return True
         pattern = self.pattern.lower()
-        if not any(wildcard in pattern for wildcard in "*?["):
+        if not is_glob(pattern):
             return any(pattern in name for name in (variant.name, *variant.aliases))
         name = variant.timm_name if "." in pattern else variant.name
         return name is not None and fnmatch.fnmatchcase(name, pattern)
