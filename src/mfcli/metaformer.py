@@ -392,19 +392,24 @@ def _init_weights(module: nn.Module) -> None:
 
 
 _modified_norm = partial(LayerNormGeneral, normalized_dim=(1, 2, 3), bias=False, eps=1e-6)
-_TOKEN_MIXERS: dict[Family, tuple[Layer, ...]] = {
-    Family.IDENTITYFORMER: (IdentityMixing,) * 4,
-    Family.RANDFORMER: (  # 196 and 49 tokens: the third and fourth stage of a 224x224 picture
-        IdentityMixing,
-        IdentityMixing,
-        partial(RandomMixing, num_tokens=196),
-        partial(RandomMixing, num_tokens=49),
-    ),
-    Family.POOLFORMER: (Pooling,) * 4,
-    Family.POOLFORMERV2: (Pooling,) * 4,
-    Family.CONVFORMER: (SepConv,) * 4,
-    Family.CAFORMER: (SepConv, SepConv, Attention, Attention),
-}
+
+
+def _token_mixers(architecture: Architecture) -> tuple[Layer, ...]:
+    sep_conv = partial(SepConv, kernel_size=architecture.kernel_size)
+    mixers: dict[Family, tuple[Layer, ...]] = {
+        Family.IDENTITYFORMER: (IdentityMixing,) * 4,
+        Family.RANDFORMER: (  # 196 and 49 tokens: the third and fourth stage of a 224x224 picture
+            IdentityMixing,
+            IdentityMixing,
+            partial(RandomMixing, num_tokens=196),
+            partial(RandomMixing, num_tokens=49),
+        ),
+        Family.POOLFORMER: (Pooling,) * 4,
+        Family.POOLFORMERV2: (Pooling,) * 4,
+        Family.CONVFORMER: (sep_conv,) * 4,
+        Family.CAFORMER: (sep_conv, sep_conv, Attention, Attention),
+    }
+    return mixers[architecture.family]
 
 
 def create_model(
@@ -468,7 +473,7 @@ def _baseline(
         depths=architecture.depths,
         dims=architecture.dims,
         downsample_layers=(stem, *DOWNSAMPLE_LAYERS[1:]),
-        token_mixers=_TOKEN_MIXERS[architecture.family],
+        token_mixers=_token_mixers(architecture),
         norm_layers=(_norm if per_channel else _modified_norm,) * 4,
         drop_path_rate=drop_path_rate,
         head_dropout=head_dropout,
@@ -487,7 +492,7 @@ def _poolformer_v1(
         depths=architecture.depths,
         dims=architecture.dims,
         downsample_layers=(stem, *[_downsampling] * 3),
-        token_mixers=_TOKEN_MIXERS[architecture.family],
+        token_mixers=_token_mixers(architecture),
         mlps=(partial(Mlp, act_layer=nn.GELU, bias=True),) * 4,
         norm_layers=(partial(LayerNormGeneral, normalized_dim=(1, 2, 3), eps=1e-5),) * 4,
         drop_path_rate=drop_path_rate,

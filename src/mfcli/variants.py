@@ -69,8 +69,8 @@ class WeightsSource:
 class Architecture:
     """The shape of a backbone: four stages of `depths` blocks with `dims` channels.
 
-    The stem is a 7x7 convolution with `stem_stride` and `stem_padding`; `mlp_head` is the two-layer head with
-    squared ReLU, else the head is one linear layer.
+    The stem is a 7x7 convolution with `stem_stride` and `stem_padding`; `kernel_size` is that of the depthwise
+    convolutions; `mlp_head` is the two-layer head with squared ReLU, else the head is one linear layer.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Architecture:
     mlp_head: bool = False
     stem_stride: int = 4
     stem_padding: int = 2
+    kernel_size: int = 7
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,17 @@ def _architectures() -> Mapping[str, Architecture]:
     ]
     rows.append(
         Architecture("caformer_t9", Family.CAFORMER, (1, 2, 4, 2), (32, 64, 160, 256), stem_stride=2, stem_padding=3)
+    )
+    rows.append(
+        Architecture(
+            "convformer_t9",
+            Family.CONVFORMER,
+            (1, 2, 4, 2),
+            (48, 96, 192, 320),
+            stem_stride=2,
+            stem_padding=3,
+            kernel_size=3,
+        )
     )
     return MappingProxyType({row.name: row for row in rows})
 
