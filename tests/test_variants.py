@@ -20,7 +20,8 @@ def test_there_are_61_rows_of_30_architectures() -> None:
         Family.CAFORMER: 21,
     }
     assert len(ARCHITECTURES) == 30
-    assert {v.architecture.name for v in list_variants()} == set(ARCHITECTURES)
+    in_training = {"convformer_t9"}
+    assert {v.architecture.name for v in list_variants()} == set(ARCHITECTURES) - in_training
 
 
 def test_names_and_aliases_are_unique() -> None:

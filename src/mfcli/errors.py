@@ -77,6 +77,12 @@ class CheckError(MfError):
     exit_code = ExitCode.CHECK_FAILED
 
 
+class TooManyFailuresError(MfError):
+    """More pictures failed than the user bears."""
+
+    exit_code = ExitCode.SOME_FAILED
+
+
 class FailureCode(StrEnum):
     """Why one picture has no predictions; the `error.code` of a row."""
 

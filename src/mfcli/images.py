@@ -38,6 +38,8 @@ _EIGHT_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
 """The 8-bit level of each 16-bit one."""
 _FLAT_LEVELS = 3
 _cap_lock = threading.Lock()
+_cap_users = 0
+_cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +94,27 @@ def _decode(file: BinaryIO, exif: bool, max_pixels: int) -> DecodedPicture:
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    """Open without decoding, and without Pillow's own cap, which is a global of the whole program."""
+    """Open without decoding, and without Pillow's own cap."""
     file.seek(0)
+    with _without_cap():
+        return Image.open(file)
+
+
+@contextmanager
+def _without_cap() -> Iterator[None]:
+    """Lift Pillow's cap, a global of the whole program, while any thread opens a picture."""
+    global _cap_users, _cap
     with _cap_lock:
-        cap, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(file)
-        finally:
-            Image.MAX_IMAGE_PIXELS = cap
+        if not _cap_users:
+            _cap, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _cap_users += 1
+    try:
+        yield
+    finally:
+        with _cap_lock:
+            _cap_users -= 1
+            if not _cap_users:
+                Image.MAX_IMAGE_PIXELS = _cap
 
 
 def _check_png(file: BinaryIO) -> None:

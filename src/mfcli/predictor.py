@@ -1,26 +1,86 @@
 """Pictures -> batches -> logits -> probabilities -> top-k, with labels.
 
-One picture after another, each failure a row of its own. Nothing here prints or knows where results go.
+Pictures are decoded in threads and computed in batches; a result comes for each in order, each failure a row of its
+own. Nothing here prints or knows where results go.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mfcli.artifact import FORMAT_VERSION, Artifact, ensure
 from mfcli.engines import load_engine
-from mfcli.engines.base import Engine, EngineName
+from mfcli.engines.base import Engine, EngineName, EngineOptions, Precision
 from mfcli.errors import EngineError, FailureCode, ModelError, PictureError, UsageError
 from mfcli.images import DecodedPicture, decode
+from mfcli.pipeline import Done, Shape, ordered
 from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, Progress, RunInfo
-from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
+from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings, usable_cores
 from mfcli.sources import Source
 from mfcli.variants import Variant, find_variant
+
+
+Name = TypeVar("Name", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A picture that waits for its logits."""
+
+    source: Source
+    width: int
+    height: int
+    pixels: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shaping:
+    """What shapes the answers beside the artifact."""
+
+    labels: tuple[Label, ...]
+    engine: EngineName
+    precision: Precision
+    top_k: int
+    exif: bool
+
+    def run_of(self, artifact: Artifact) -> str:
+        shaping = {
+            "schema": PREDICT_SCHEMA,
+            "format_version": FORMAT_VERSION,
+            "model": artifact.variant,
+            "artifact": artifact.key,
+            "weights_sha256": artifact.weights_sha256,
+            "preprocess": dataclasses.asdict(artifact.plan),
+            "labels": [dataclasses.astuple(label) for label in self.labels],
+            "engine": self.engine,
+            "precision": self.precision,
+            "top_k": self.top_k,
+            "exif": self.exif,
+        }
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
+
+    def differences(self, other: "_Shaping") -> Iterator[str]:
+        """Name what differs, as options."""
+        for option, mine, theirs in (
+            ("--engine", self.engine, other.engine),
+            ("--precision", self.precision, other.precision),
+            ("--top-k", self.top_k, other.top_k),
+        ):
+            if mine != theirs:
+                yield f"{option} {mine} instead of {theirs}"
+        if self.exif != other.exif:
+            yield "without --no-exif" if self.exif else "with --no-exif"
+        if self.labels != other.labels:
+            yield "without --labels"
 
 
 class Predictor:
@@ -73,60 +133,86 @@ class Predictor:
         self._engine = engine
         self._exif = exif
         self._max_pixels = max_pixels
-        self.run = self._run_info(top_k)
-
-    def _run_info(self, top_k: int) -> RunInfo:
-        shaping = {
-            "schema": PREDICT_SCHEMA,
-            "format_version": FORMAT_VERSION,
-            "model": self.artifact.variant,
-            "artifact": self.artifact.key,
-            "weights_sha256": self.artifact.weights_sha256,
-            "preprocess": dataclasses.asdict(self.artifact.plan),
-            "labels": [dataclasses.astuple(label) for label in self.labels],
-            "engine": self._engine.name,
-            "precision": self._engine.precision,
-            "top_k": top_k,
-            "exif": self._exif,
-        }
-        return RunInfo(
-            model=self.artifact.variant,
-            weights_sha256=self.artifact.weights_sha256,
-            run=hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16],
-            engine=self._engine.name,
-            precision=self._engine.precision,
+        shaping = _Shaping(self.labels, engine.name, engine.precision, top_k, exif)
+        self.run = RunInfo(
+            model=artifact.variant,
+            weights_sha256=artifact.weights_sha256,
+            run=shaping.run_of(artifact),
+            engine=engine.name,
+            precision=engine.precision,
             top_k=top_k,
         )
+        self._shaping = shaping
 
-    def predict(self, sources: Iterable[Source]) -> Iterator[PictureResult]:
+    def difference(self, row: dict[str, Any]) -> str:
+        """Say in a few words how the run that wrote a JSON row differs from this one.
+
+        A row holds no settings but the digest of all of them, so those that give this digest are looked for.
+        """
+        ours = self._shaping
+        if row.get("model") != self.artifact.variant:
+            return f"model {row.get('model')} instead of {self.artifact.variant}"
+        if row.get("weights_sha256") != self.artifact.weights_sha256:
+            return f"other weights of {self.artifact.variant}, SHA-256 {row.get('weights_sha256')}"
+        top_ks = {ours.top_k, len(row.get("predictions") or ()) or DEFAULT_TOP_K}
+        for labels, engine, precision, top_k, exif in itertools.product(
+            (ours.labels, self.artifact.labels), EngineName, Precision, top_ks, (True, False)
+        ):
+            theirs = _Shaping(labels, engine, precision, top_k, exif)
+            if theirs.run_of(self.artifact) == row.get("run"):
+                return ", ".join(theirs.differences(ours))
+        return "other labels, another version of mfcli, or several settings"
+
+    def predict(
+        self, sources: Iterable[Source], *, batch_size: int | None = None, workers: int | None = None
+    ) -> Iterator[PictureResult]:
         """Yield one result per source, in order; a picture that fails has an error instead of predictions.
+
+        Args:
+            sources: read as the work goes on, a few batches ahead of the results.
+            batch_size: pictures that are computed as one; None for what suits the engine and the machine.
+            workers: threads that decode; None for one per core.
 
         Raises:
             EngineError: the engine fails, which is not a picture's fault.
         """
-        return map(self._predict_one, sources)
+        return ordered(sources, self._prepared, self._computed, self.shape(batch_size, workers))
+
+    def shape(self, batch_size: int | None = None, workers: int | None = None) -> Shape:
+        """Return how wide the pipeline of `predict` is with these wishes."""
+        return Shape(workers or usable_cores(), self._engine.streams, batch_size or self._engine.batch_size)
 
     def predict_file(self, path: str | Path) -> PictureResult:
         """Return the result of one picture file."""
-        return self._predict_one(Source(str(path)))
+        return self.predict_one(Source(str(path)))
 
-    def _predict_one(self, source: Source) -> PictureResult:
+    def predict_one(self, source: Source) -> PictureResult:
+        """Return the result of one source, without a thread."""
+        made = self._prepared(source)
+        return made.result if isinstance(made, Done) else self._computed([made])[0]
+
+    def _prepared(self, source: Source) -> "_Picture | Done[PictureResult]":
         picture: DecodedPicture | None = None
         try:
             with source.open() as file:
                 picture = decode(file, exif=self._exif, max_pixels=self._max_pixels)
             pixels = self.artifact.plan.apply(picture.rgb, self._max_pixels)
         except MemoryError:
-            return _result(source, picture, (), Failure(FailureCode.TOO_LARGE, "does not fit into memory"))
+            return Done(_result(source, picture, (), Failure(FailureCode.TOO_LARGE, "does not fit into memory")))
         except PictureError as error:
-            return _result(source, picture, (), Failure(error.code, error.message))
-        logits = self._engine.logits(pixels[np.newaxis])[0]
-        if not np.isfinite(logits).all():
-            raise EngineError(
-                f"{self.artifact.variant} computes what is no number for {source.input}: its artifact may be damaged",
-                "mf cache verify",
-            )
-        return _result(source, picture, self._top_k(logits), None)
+            return Done(_result(source, picture, (), Failure(error.code, error.message)))
+        return _Picture(source, picture.width, picture.height, pixels)
+
+    def _computed(self, pictures: Sequence[_Picture]) -> list[PictureResult]:
+        logits = self._engine.logits(np.stack([picture.pixels for picture in pictures]))
+        for picture, row in zip(pictures, logits, strict=True):
+            if not np.isfinite(row).all():
+                raise EngineError(
+                    f"{self.artifact.variant} computes what is no number for {picture.source.input}: "
+                    "its artifact may be damaged",
+                    "mf cache verify",
+                )
+        return [_result(p.source, p, self._top_k(row), None) for p, row in zip(pictures, logits, strict=True)]
 
     def _top_k(self, logits: NDArray[np.float32]) -> tuple[Prediction, ...]:
         """Rank float32 logits (classes,); equal ones in head order."""
@@ -140,12 +226,15 @@ class Predictor:
 
 
 def _result(
-    source: Source, picture: DecodedPicture | None, predictions: tuple[Prediction, ...], error: Failure | None
+    source: Source,
+    picture: DecodedPicture | _Picture | None,
+    predictions: tuple[Prediction, ...],
+    error: Failure | None,
 ) -> PictureResult:
     return PictureResult(
         input=source.input,
         input_b64=source.input_b64,
-        member=None,
+        member=source.member,
         width=picture.width if picture else None,
         height=picture.height if picture else None,
         predictions=predictions,
@@ -168,6 +257,10 @@ def load_predictor(
     labels: tuple[Label, ...] | None = None,
     top_k: int | None = None,
     engine: EngineName | str = EngineName.AUTO,
+    device: str = "auto",
+    precision: Precision | str = Precision.FP32,
+    threads: int | None = None,
+    streams: int | None = 1,
     exif: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     settings: Settings | None = None,
@@ -181,6 +274,10 @@ def load_predictor(
         labels: names to use instead of the model's, one per class in head order.
         top_k: predictions a picture; None for five, or for all where there are fewer classes.
         engine: which runtime computes the logits.
+        device: where: auto, cpu, cuda, cuda:N or mps.
+        precision: the arithmetic: fp32, bf16 or fp16.
+        threads: cores that the engine may use, None for all.
+        streams: batches computed at the same time; None for the most pictures a second, 1 for the quickest answer.
         exif: whether pictures are turned upright by their EXIF orientation.
         max_pixels: the largest picture that is decoded or resized to, in pixels.
         settings: defaults; None reads the environment.
@@ -190,17 +287,21 @@ def load_predictor(
         ModelError: the name is unknown, or there are no weights that fit.
         EngineError: the engine cannot load the model.
         OutputError: the artifact cannot be kept.
-        UsageError: top_k, labels or engine are not possible.
+        UsageError: top_k, labels, engine or precision are not possible.
     """
     settings = settings or Settings.from_environ()
     variant = _chosen(model, settings)
     if top_k is not None and top_k < 1:  # said before anything is downloaded or prepared
         raise UsageError(f"--top-k {top_k} is less than 1", "--top-k 1")
-    try:
-        engine = EngineName(engine)
-    except ValueError as error:
-        raise UsageError(f"unknown engine {engine!r}", f"one of {', '.join(EngineName)}") from error
+    engine = _one_of(EngineName, engine, "engine")
+    options = EngineOptions(device, _one_of(Precision, precision, "precision"), threads, streams)
     artifact = ensure(variant, Path(weights) if weights else None, settings, progress)
-    return Predictor(
-        artifact, load_engine(engine, artifact), labels=labels, top_k=top_k, exif=exif, max_pixels=max_pixels
-    )
+    loaded = load_engine(engine, artifact, options)
+    return Predictor(artifact, loaded, labels=labels, top_k=top_k, exif=exif, max_pixels=max_pixels)
+
+
+def _one_of(kind: type[Name], value: str, what: str) -> Name:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise UsageError(f"unknown {what} {value!r}", f"one of {', '.join(kind)}") from error

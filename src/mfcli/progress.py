@@ -1,10 +1,10 @@
-"""Progress callbacks for a person: notes as lines on stderr, downloads as a bar where stderr is a terminal."""
+"""Progress callbacks for a person: notes as lines on stderr; downloads and long runs as bars where it is a terminal."""
 
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from mfcli.results import Transfer
+from mfcli.results import Tally, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,11 +19,18 @@ class StderrProgress:
     Args:
         note: writes one line.
         quiet: whether to draw and write nothing.
+        rows_elsewhere: whether results go somewhere else than this terminal, so that a bar can tell how far they are.
+
+    Attributes:
+        total: how many pictures there are, once that is known.
     """
 
-    def __init__(self, note: "Callable[[str], None]", quiet: bool = False) -> None:
+    def __init__(self, note: "Callable[[str], None]", quiet: bool = False, rows_elsewhere: bool = False) -> None:
         self._note = note
         self._quiet = quiet
+        self._rows_elsewhere = rows_elsewhere
+        self.total: int | None = None
+        self._run: _RunBar | None = None
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._announced: set[str] = set()
@@ -36,13 +43,26 @@ class StderrProgress:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+        if self._run is not None:
+            self._run.stop()
 
-    def __call__(self, event: str | Transfer) -> None:
-        """Draw a transfer, or write a note."""
+    @property
+    def draws_runs(self) -> bool:
+        """Whether a bar for a run is wanted and possible."""
+        return not self._quiet and self._rows_elsewhere and sys.stderr is not None and sys.stderr.isatty()
+
+    def __call__(self, event: str | Transfer | Tally) -> None:
+        """Draw a transfer or a run, or write a note."""
         if self._quiet:
             return
-        if isinstance(event, str):
-            if self._bars is not None:
+        if isinstance(event, Tally):
+            if self.draws_runs:
+                self._run = self._run or _RunBar()
+                self._run.draw(event, self.total)
+        elif isinstance(event, str):
+            if self._run is not None:
+                self._run.note(event)
+            elif self._bars is not None:
                 self._bars.console.print(f"note: {event}", markup=False, highlight=False, soft_wrap=True)
             else:
                 self._note(event)
@@ -66,3 +86,39 @@ class StderrProgress:
         self._bars.update(self._tasks[event.name], completed=event.done_bytes, total=event.total_bytes)
         if event.done_bytes == event.total_bytes:
             self._bars.remove_task(self._tasks.pop(event.name))
+
+
+class _RunBar:
+    """A bar of a run: done, rate, time left, failures."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bars = Progress(
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("[red]{task.fields[failed]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bars.add_task("", total=None, rate="", failed="")
+        self._bars.start()
+
+    def draw(self, tally: Tally, total: int | None) -> None:
+        speed = self._bars.tasks[0].speed
+        self._bars.update(
+            self._task,
+            completed=tally.done,
+            total=None if total is None else max(total - tally.finished_before, tally.done),
+            rate=f"{speed:.1f} pictures/s" if speed else "",
+            failed=f"{tally.failed} failed" if tally.failed else "",
+        )
+
+    def note(self, message: str) -> None:
+        self._bars.console.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        self._bars.stop()

@@ -124,5 +124,20 @@ class Transfer:
     total_bytes: int | None
 
 
-Progress = Callable[[str | Transfer], None]
-"""Told what takes long: in a few words before it begins, and how far a download is."""
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A run under way.
+
+    Attributes:
+        done: pictures answered in this run, failures among them.
+        failed: how many of them failed.
+        finished_before: pictures that an earlier run had finished.
+    """
+
+    done: int
+    failed: int
+    finished_before: int
+
+
+Progress = Callable[[str | Transfer | Tally], None]
+"""Told what takes long: in a few words before it begins, how far a download is, and how many pictures are done."""

@@ -18,6 +18,9 @@ DEFAULT_TOP_K = 5
 DEFAULT_MAX_PIXELS = 178_956_970
 """Twice the size at which Pillow begins to warn: 0.5 GB as RGB."""
 
+DEFAULT_TIMEOUT_S = 30.0
+"""What one http(s) address may take."""
+
 _FALSE = frozenset({"", "0", "false", "no", "off"})
 
 
@@ -78,6 +81,20 @@ class Settings:
             hub_cache_dir=_hub_cache_dir(environ),
             torch_hub_dir=_torch_hub_dir(environ),
         )
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: those it is bound to, and no more than its control group's quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass  # no control group, or "max"
+    return cores
 
 
 def _is_true(environ: Mapping[str, str], name: str) -> bool:

@@ -31,6 +31,12 @@ class Source:
 
     argument: str
     stream: BinaryIO | None = None
+    member: str | None = None
+
+    @property
+    def raw(self) -> bytes:
+        """The exact bytes of the argument."""
+        return os.fsencode(self.argument)
 
     @property
     def input(self) -> str:
@@ -68,7 +74,25 @@ class Source:
             raise PictureError(FailureCode.NOT_FOUND, f"cannot be opened: {reason}") from error
 
 
-def from_arguments(arguments: Iterable[str], stdin: BinaryIO | None) -> Iterator[Source]:
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What of folders, archives and lists is taken, and limits."""
+
+    recursive: bool = True
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    timeout_s: float = 30.0
+    offline: bool = False
+
+
+def from_arguments(
+    arguments: Iterable[str],
+    stdin: BinaryIO | None,
+    *,
+    files_from: str | None = None,
+    nul: bool = False,
+    selection: Selection = Selection(),
+) -> Iterator[Source]:
     """Return the pictures that the arguments name, in their order.
 
     Args:

@@ -1,46 +1,181 @@
 """mf predict."""
 
+import contextlib
+import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mfcli.cli.options import Format, Offline, Quiet
+from mfcli.cli.options import Offline, Quiet
 from mfcli.cli.streams import note, standard_output
-from mfcli.engines.base import EngineName
-from mfcli.errors import ExitCode
+from mfcli.engines.base import EngineName, Precision
+from mfcli.errors import ExitCode, MfError, UsageError
 from mfcli.formats.base import FormatName
 from mfcli.results import Summary
-from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
+from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K, Settings
 from mfcli.variants import Pretraining, Variant, find_variant
+
+if TYPE_CHECKING:
+    from mfcli.formats.base import Writer
+    from mfcli.outputs import Journal
+    from mfcli.predictor import Predictor
+    from mfcli.progress import StderrProgress
+    from mfcli.sources import Source
+
+MANY = 4
+"""Pictures up to which each gets a table of its own."""
+
+_INPUTS, _MODEL, _OUTPUT, _RUNNING, _FAILING = "Inputs", "Model", "Output", "Running", "Failures"
 
 
 def predict(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Picture files; - for picture bytes on standard input.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT...",
+            help="Files, folders, globs, http(s) addresses, .zip and .tar archives; - for picture bytes on standard "
+            "input.",
+            show_default=False,
+        ),
+    ] = None,
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Read inputs from FILE, one a line; - for standard input.",
+            show_default=False,
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="In --files-from, NUL ends a name.", rich_help_panel=_INPUTS)
+    ] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="In folders and archives, take only what matches.",
+            show_default="picture suffixes",
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out what matches.", show_default=False, rich_help_panel=_INPUTS),
+    ] = None,
+    no_recursive: Annotated[
+        bool, typer.Option("--no-recursive", help="Leave subfolders out.", rich_help_panel=_INPUTS)
+    ] = False,
+    no_exif: Annotated[
+        bool,
+        typer.Option("--no-exif", help="Do not turn pictures by their EXIF orientation.", rich_help_panel=_INPUTS),
+    ] = False,
+    max_pixels: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Refuse pictures with more pixels, before or after resizing.", rich_help_panel=_INPUTS
+        ),
+    ] = DEFAULT_MAX_PIXELS,
+    timeout: Annotated[
+        float,
+        typer.Option(min=0.1, metavar="S", help="Seconds that an address may take.", rich_help_panel=_INPUTS),
+    ] = DEFAULT_TIMEOUT_S,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="A name from mf list-models.", show_default="MF_MODEL, else bundled"),
+        typer.Option(
+            "--model",
+            "-m",
+            help="A name from mf list-models.",
+            show_default="MF_MODEL, else bundled",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A checkpoint of that model: .pth or .safetensors.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="A checkpoint of that model: .pth or .safetensors.", show_default=False, rich_help_panel=_MODEL
+        ),
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option("--top-k", "-k", help="Predictions a picture.", show_default=f"{DEFAULT_TOP_K}, or all classes"),
+        typer.Option(
+            "--top-k",
+            "-k",
+            help="Predictions a picture.",
+            show_default=f"{DEFAULT_TOP_K}, or all classes",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="Class names: one a line in head order, or CSV with wnid and name.", show_default=False),
+        typer.Option(
+            help="Class names: one a line in head order, or CSV with wnid and name.",
+            show_default=False,
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
-    format: Format = FormatName.TABLE,
-    engine: Annotated[EngineName, typer.Option(help="What computes the logits.")] = EngineName.AUTO,
-    no_exif: Annotated[bool, typer.Option("--no-exif", help="Do not turn pictures by their EXIF orientation.")] = False,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Refuse pictures with more pixels, before or after resizing.")
-    ] = DEFAULT_MAX_PIXELS,
+    format: Annotated[
+        FormatName | None,
+        typer.Option(
+            "--format",
+            help="How results are written.",
+            show_default="of -o's suffix, else table",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write results there.", show_default=False, rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing FILE.", rich_help_panel=_OUTPUT)
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a .jsonl FILE: skip what is finished.", rich_help_panel=_OUTPUT),
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Resume, and take the failed pictures again.", rich_help_panel=_OUTPUT),
+    ] = False,
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", "-b", metavar="N|auto", help="Pictures in a batch.", rich_help_panel=_RUNNING)
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            "-j",
+            min=1,
+            help="Threads that read and decode.",
+            show_default="one a core",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cores for the engine.", show_default="all", rich_help_panel=_RUNNING),
+    ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="What computes the logits.", rich_help_panel=_RUNNING)
+    ] = EngineName.AUTO,
+    device: Annotated[
+        str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_RUNNING)
+    ] = "auto",
+    precision: Annotated[Precision, typer.Option(help="The arithmetic.", rich_help_panel=_RUNNING)] = Precision.FP32,
+    allow_failures: Annotated[
+        bool, typer.Option("--allow-failures", help="Exit with 0 whatever failed.", rich_help_panel=_FAILING)
+    ] = False,
+    max_failures: Annotated[
+        str | None,
+        typer.Option(metavar="N|P%", help="Stop when more have failed.", show_default=False, rich_help_panel=_FAILING),
+    ] = None,
     offline: Offline = False,
     quiet: Quiet = False,
 ) -> None:
@@ -49,31 +184,150 @@ def predict(
     Every input gives one row, in order; one that cannot be read gives a row that says why. Exit code 0: all were
     classified, 5: some were not, 6: none was.
     """
-    from mfcli.formats import open_writer
     from mfcli.labels import read_labels
+    from mfcli.outputs import refuse_existing
     from mfcli.predictor import load_predictor
     from mfcli.progress import StderrProgress
-    from mfcli.sources import from_arguments
+    from mfcli.sources import Selection, from_arguments
     from mfcli.tasks import predict as task
 
-    sources = from_arguments(inputs, None if sys.stdin is None else sys.stdin.buffer)
-    with StderrProgress(note, quiet) as progress:
+    resume = resume or retry_failed
+    format = _format(format, output, resume, overwrite)
+    limit = task.MaxFailures.parse(max_failures) if max_failures is not None else task.ANY_FAILURES
+    size = _batch_size(batch_size)
+    if output is not None and not (overwrite or resume):
+        refuse_existing(output)
+    inputs = inputs or []
+    many = files_from is not None or len(inputs) > MANY or any(_is_a_set(name) for name in inputs)
+    settings = Settings.from_environ(offline=offline)
+    selection = Selection(
+        recursive=not no_recursive,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        timeout_s=timeout,
+        offline=settings.offline,
+    )
+    stdin = None if sys.stdin is None else sys.stdin.buffer
+    elsewhere = output is not None or not (sys.stdout and sys.stdout.isatty())
+    with StderrProgress(note, quiet, elsewhere) as progress:
+        sources = from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
         predictor = load_predictor(
             model,
             weights=weights,
             labels=read_labels(labels) if labels else None,
             top_k=top_k,
             engine=engine,
+            device=device,
+            precision=precision,
+            threads=threads,
+            streams=None if many or len(inputs) > 1 else 1,
             exif=not no_exif,
             max_pixels=max_pixels,
-            settings=Settings.from_environ(offline=offline),
+            settings=settings,
             progress=progress,
         )
-    if not quiet:
-        _say_what_the_model_cannot_do(find_variant(predictor.artifact.variant), weights, len(predictor.labels), labels)
-    with standard_output() as stream:
-        summary = task.predict(predictor, sources, open_writer(format, stream))
-    raise typer.Exit(_exit_code(summary))
+        if not quiet:
+            variant = find_variant(predictor.artifact.variant)
+            _say_what_the_model_cannot_do(variant, weights, len(predictor.labels), labels)
+        if progress.draws_runs and many and files_from != "-":
+            _count(
+                progress, lambda: from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
+            )
+        with _writers(predictor, format, output, many, overwrite, resume, retry_failed) as (writer, journal, retries):
+            summary = task.predict(
+                predictor,
+                sources,
+                writer,
+                batch_size=size,
+                workers=workers,
+                max_failures=limit,
+                journal=journal,
+                retry_writer=retries,
+                progress=progress,
+            )
+    raise typer.Exit(ExitCode.OK if allow_failures else _exit_code(summary))
+
+
+def _count(progress: "StderrProgress", sources: "Callable[[], Iterator[Source]]") -> None:
+    """Count the pictures beside the run, for the time that is left."""
+
+    def count() -> None:
+        with contextlib.suppress(MfError, OSError):
+            progress.total = sum(1 for _ in sources())
+
+    threading.Thread(target=count, daemon=True, name="mf-count").start()
+
+
+def _format(format: FormatName | None, output: Path | None, resume: bool, overwrite: bool) -> FormatName:
+    """The format that is meant; refuses what does not go together.
+
+    Raises:
+        UsageError: resuming without a .jsonl file, or while overwriting; overwriting nothing; an unknown suffix.
+    """
+    if overwrite and resume:
+        raise UsageError("--overwrite and --resume exclude each other", "mf predict --help")
+    if output is None:
+        if resume or overwrite:
+            raise UsageError("--resume, --retry-failed and --overwrite are about a file", "-o results.jsonl")
+        return format or FormatName.TABLE
+    if format is None:
+        suffix = output.suffix.lower().removeprefix(".")
+        suffix = {"ndjson": "jsonl", "txt": "table"}.get(suffix, suffix)
+        if suffix not in list(FormatName):
+            raise UsageError(f"the suffix of {output} names no format", f"add --format, one of {', '.join(FormatName)}")
+        format = FormatName(suffix)
+    if resume and format is not FormatName.JSONL:
+        raise UsageError(f"only jsonl can be resumed, not {format}", "-o results.jsonl")
+    return format
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if text.isdecimal() and 1 <= int(text) <= 4096:
+        return int(text)
+    raise UsageError(f"--batch-size {text!r} is neither a number from 1 to 4096 nor auto", "--batch-size auto")
+
+
+def _is_a_set(name: str) -> bool:
+    """Whether an argument may stand for many pictures."""
+    return name != "-" and not os.path.isfile(name) and "://" not in name or name.lower().endswith(_ARCHIVES)
+
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+
+
+@contextlib.contextmanager
+def _writers(
+    predictor: "Predictor",
+    format: FormatName,
+    output: Path | None,
+    many: bool,
+    overwrite: bool,
+    resume: bool,
+    retry_failed: bool,
+) -> Iterator[tuple["Writer", "Journal | None", "Writer | None"]]:
+    """Where results go: a writer, and, for a .jsonl file, what is finished in it and where retried rows go."""
+    from mfcli.formats import open_writer
+    from mfcli.outputs import Journal, appearing, writing
+
+    if output is None:
+        with standard_output() as stream:
+            yield open_writer(format, stream, compact=many), None, None
+    elif format is not FormatName.JSONL or (output.exists() and not output.is_file()):
+        with appearing(output) as stream:
+            yield open_writer(format, stream, compact=True), None, None
+    else:
+        journal = Journal(
+            output,
+            predictor.run.run,
+            overwrite=not resume,
+            retry_failed=retry_failed,
+            difference=predictor.difference,
+        )
+        with contextlib.closing(journal), writing(output):
+            retries = None if journal.retries is None else open_writer(format, journal.retries)
+            yield open_writer(format, journal.rows), journal if resume else None, retries
 
 
 def _say_what_the_model_cannot_do(variant: Variant, weights: Path | None, classes: int, labels: Path | None) -> None:

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from mfcli.engines.base import Engine, EngineName
+from mfcli.engines.base import Engine, EngineName, EngineOptions
 
 if TYPE_CHECKING:
     from mfcli.artifact import Artifact
 
 
-def load_engine(name: EngineName, artifact: "Artifact") -> Engine:
+def load_engine(name: EngineName, artifact: "Artifact", options: EngineOptions = EngineOptions()) -> Engine:
     """Load a model into an engine.
 
     Raises:
@@ -19,7 +19,7 @@ def load_engine(name: EngineName, artifact: "Artifact") -> Engine:
         case EngineName.AUTO | EngineName.ONNXRUNTIME:
             from mfcli.engines.onnxruntime import OnnxRuntimeEngine
 
-            return OnnxRuntimeEngine(artifact)
+            return OnnxRuntimeEngine(artifact, options)
         case EngineName.TORCH:
             from mfcli.engines.torch import TorchEngine
 

@@ -1,5 +1,6 @@
 """What an engine is: something that turns a float32 batch into float32 logits."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,16 +17,48 @@ class EngineName(StrEnum):
     TORCH = "torch"
 
 
+class Precision(StrEnum):
+    """The arithmetic of the products; FP32 is the reference."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine is to run.
+
+    Attributes:
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: the arithmetic.
+        threads: cores that the engine may use; None for all that the process may.
+        streams: batches computed at the same time, which share the cores; None for what gives the most pictures a
+            second, 1 for the shortest time to one answer.
+    """
+
+    device: str = "auto"
+    precision: Precision = Precision.FP32
+    threads: int | None = None
+    streams: int | None = 1
+
+
 class Engine(Protocol):
     """Runs one model; made by `engines.load_engine`.
 
     Attributes:
         name: which engine it is.
-        precision: the arithmetic, for instance "fp32".
+        precision: the arithmetic.
+        device: where it runs, for instance "cpu".
+        streams: calls of `logits` that may run at the same time and profit from it.
+        batch_size: pictures in a batch that suit it.
     """
 
     name: EngineName
-    precision: str
+    precision: Precision
+    device: str
+    streams: int
+    batch_size: int
 
     def logits(self, batch: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """Map normalised pictures, float32 (N, 3, H, W), to logits, float32 (N, classes).

@@ -5,8 +5,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mfcli.artifact import Artifact
-from mfcli.engines.base import EngineName
+from mfcli.engines.base import EngineName, EngineOptions, Precision
 from mfcli.errors import EngineError
+from mfcli.settings import usable_cores
 
 _FATAL_ONLY = 4
 
@@ -15,11 +16,16 @@ class OnnxRuntimeEngine:
     """An artifact in an ONNX Runtime session."""
 
     name = EngineName.ONNXRUNTIME
-    precision = "fp32"
+    precision = Precision.FP32
+    device = "cpu"
+    batch_size = 8
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, settings: EngineOptions) -> None:
+        cores = settings.threads or usable_cores()
+        self.streams = settings.streams or min(cores, 8)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
+        options.intra_op_num_threads = max(1, cores // self.streams)
         try:
             self._session = onnxruntime.InferenceSession(artifact.path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base

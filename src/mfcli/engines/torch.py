@@ -16,6 +16,8 @@ class TorchEngine:
 
     name = EngineName.TORCH
     precision = "fp32"
+    streams = 1
+    batch_size = 8
 
     def __init__(self, artifact: Artifact) -> None:
         if artifact.checkpoint is None:

@@ -5,13 +5,19 @@ from typing import TextIO
 from mfcli.formats.base import FormatName, Writer
 
 
-def open_writer(name: FormatName, stream: TextIO) -> Writer:
-    """Return the writer of a format on a text stream; the stream must not translate newlines (table excepted)."""
+def open_writer(name: FormatName, stream: TextIO, *, compact: bool = False) -> Writer:
+    """Return the writer of a format on a text stream.
+
+    Args:
+        name: the format.
+        stream: must not translate newlines (table excepted).
+        compact: whether a table has one line a picture instead of a small table each.
+    """
     match name:
         case FormatName.TABLE:
-            from mfcli.formats.table import TableWriter
+            from mfcli.formats.table import LineWriter, TableWriter
 
-            return TableWriter(stream)
+            return LineWriter(stream) if compact else TableWriter(stream)
         case FormatName.JSON:
             from mfcli.formats.json import JsonWriter
 

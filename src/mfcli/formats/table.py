@@ -44,7 +44,7 @@ class TableWriter:
 
     def write(self, result: PictureResult) -> None:
         """Write the picture's name and its table, or why there is none."""
-        name = Text(printable(result.input), style="bold", overflow="fold")
+        name = Text(named(result), style="bold", overflow="fold")
         if result.error:
             self._console.print(name + Text(f": {printable(result.error.message)}", style="red"))
         else:
@@ -68,8 +68,42 @@ class TableWriter:
     def end(self, summary: Summary) -> None:
         """Write counts, where there were several pictures."""
         if summary.inputs > 1:
-            failed = f", {summary.failed} failed" if summary.failed else ""
-            self._console.print(Text(f"{summary.inputs} pictures: {summary.ok} classified{failed}", style="dim"))
+            self._console.print(_counts(summary))
+
+
+class LineWriter:
+    """One line a picture: its name and its predictions, cut at the terminal's edge; for many pictures."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = _make_console(stream, fold=True)
+
+    def begin(self, run: RunInfo) -> None:
+        """Write nothing."""
+
+    def write(self, result: PictureResult) -> None:
+        """Write one line, flushed."""
+        line = Text(named(result), style="bold", overflow="ellipsis", no_wrap=True)
+        if result.error:
+            line.append(f"  {printable(result.error.message)}", "not bold red")
+        for p in result.predictions:
+            line.append(f"  {printable(p.label)}", "not bold" if p.rank == 1 else "not bold dim")
+            line.append(f" {p.prob:.1%}", "not bold cyan" if p.rank == 1 else "not bold dim")
+        self._console.print(line)
+        self._console.file.flush()
+
+    def end(self, summary: Summary) -> None:
+        """Write counts."""
+        self._console.print(_counts(summary))
+
+
+def named(result: PictureResult) -> str:
+    """Return what a result is of, printable: the input, and the member of an archive after a colon."""
+    return printable(result.input if result.member is None else f"{result.input}:{result.member}")
+
+
+def _counts(summary: Summary) -> Text:
+    failed = f", {summary.failed} failed" if summary.failed else ""
+    return Text(f"{summary.inputs} pictures: {summary.ok} classified{failed}", style="dim")
 
 
 def _bar(prob: float) -> str:

@@ -1,33 +1,136 @@
-"""Classify pictures one after another and hand every result to a writer."""
+"""Classify pictures and hand every result, in order, to a writer."""
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from mfcli.errors import MfError
+from mfcli.errors import MfError, TooManyFailuresError, UsageError
 from mfcli.formats.base import Writer
+from mfcli.outputs import Journal, State
 from mfcli.predictor import Predictor
-from mfcli.results import Summary
+from mfcli.results import Progress, Summary, Tally
 from mfcli.sources import Source
 
 
-def predict(predictor: Predictor, sources: Iterable[Source], writer: Writer) -> Summary:
+@dataclass(frozen=True, slots=True)
+class MaxFailures:
+    """How many failures a run bears.
+
+    Attributes:
+        count: the run stops when more have failed; None for no such limit.
+        percent: the run stops when a larger share of at least `settled` pictures has failed; None for no such limit.
+        settled: pictures before a share says something.
+    """
+
+    count: int | None = None
+    percent: float | None = None
+    settled: int = 100
+
+    @classmethod
+    def parse(cls, text: str) -> "MaxFailures":
+        """Read `N` or `P%`.
+
+        Raises:
+            UsageError: it is neither.
+        """
+        try:
+            if text.endswith("%"):
+                percent = float(text[:-1])
+                if 0 <= percent <= 100:
+                    return cls(percent=percent)
+            elif (count := int(text)) >= 0:
+                return cls(count=count)
+        except ValueError:
+            pass
+        raise UsageError(f"--max-failures {text!r} is neither a number nor a percentage", "--max-failures 5%")
+
+    def are_passed(self, failed: int, inputs: int) -> bool:
+        """Whether so many failures are too many."""
+        if self.count is not None:
+            return failed > self.count
+        return self.percent is not None and inputs >= self.settled and 100 * failed > self.percent * inputs
+
+
+ANY_FAILURES = MaxFailures()
+
+
+@dataclass(slots=True)
+class _Counts:
+    inputs: int = 0
+    failed: int = 0
+    finished_before: int = 0
+    failed_before: int = 0
+
+    @property
+    def summary(self) -> Summary:
+        inputs, failed = self.inputs + self.finished_before, self.failed + self.failed_before
+        return Summary(inputs, inputs - failed, failed)
+
+
+def predict(
+    predictor: Predictor,
+    sources: Iterable[Source],
+    writer: Writer,
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    max_failures: MaxFailures = ANY_FAILURES,
+    journal: Journal | None = None,
+    retry_writer: Writer | None = None,
+    progress: Progress = lambda _: None,
+) -> Summary:
     """Write a row for every source, in order, and return the counts.
 
     An interrupt, or an engine that fails, leaves what was written complete in its format, then goes on to the caller.
 
+    Args:
+        predictor: classifies.
+        sources: the pictures.
+        writer: gets the results.
+        batch_size: pictures computed as one, None for what suits the engine.
+        workers: threads that decode, None for what suits the machine.
+        max_failures: when to stop early.
+        journal: says which sources are finished already; they are skipped, and counted in the summary.
+        retry_writer: gets the results of sources that had failed; None to skip those as well.
+        progress: told the counts after each result.
+
     Raises:
         EngineError: the engine fails.
+        TooManyFailuresError: more failed than `max_failures` bears.
         OSError: the writer's stream fails.
     """
-    inputs = failed = 0
-    writer.begin(predictor.run)
+    counts = _Counts()
+    writers: deque[Writer] = deque()  # of the results under way, in order
+
+    def unfinished() -> Iterator[Source]:
+        for source in sources:
+            state = journal.state_of(source.raw, source.member) if journal else State.NEW
+            if state is State.NEW:
+                writers.append(writer)
+            elif state is State.FAILED and retry_writer is not None:
+                writers.append(retry_writer)
+            else:
+                counts.finished_before += 1
+                counts.failed_before += state is State.FAILED
+                continue
+            yield source
+
+    for each in (writer, retry_writer):
+        if each is not None:
+            each.begin(predictor.run)
     try:
-        for result in predictor.predict(sources):
-            writer.write(result)
-            inputs += 1
-            failed += result.error is not None
+        for result in predictor.predict(unfinished(), batch_size=batch_size, workers=workers):
+            writers.popleft().write(result)
+            counts.inputs += 1
+            counts.failed += result.error is not None
+            progress(Tally(counts.inputs, counts.failed, counts.finished_before))
+            if max_failures.are_passed(counts.failed, counts.inputs):
+                raise TooManyFailuresError(
+                    f"stopped: {counts.failed} of {counts.inputs} pictures failed, more than --max-failures bears",
+                    "the rows say why",
+                )
     except (KeyboardInterrupt, MfError):
-        writer.end(Summary(inputs, inputs - failed, failed))
+        writer.end(counts.summary)
         raise
-    summary = Summary(inputs, inputs - failed, failed)
-    writer.end(summary)
-    return summary
+    writer.end(counts.summary)
+    return counts.summary
