@@ -1,0 +1,152 @@
+"""Output files: whole or as they were, and journals that go on after any cut."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mfcli.errors import OutputError
+from mfcli.outputs import RETRY_SUFFIX, Journal, State, appearing, refuse_existing
+from mfcli.results import PREDICT_SCHEMA
+
+RUN = "0123456789abcdef"
+
+
+def row(name: str, status: str = "ok", run: str = RUN, **more: Any) -> str:
+    fields = {"schema": PREDICT_SCHEMA, "input": name, "input_b64": None, "member": None, "status": status, "run": run}
+    return json.dumps(fields | more) + "\n"
+
+
+def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with appearing(path) as stream:
+        stream.write("a\r\nb\n")
+        assert not path.exists()
+    assert path.read_bytes() == b"a\r\nb\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_what_was_written_before_an_interrupt_appears(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with appearing(tmp_path / "out.csv") as stream:
+            stream.write("a\n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "out.csv").read_text() == "a\n"
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text("old")
+    with pytest.raises(OutputError, match="No space left"), appearing(path):
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_link_stays_a_link_and_the_mode_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "real.csv").chmod(0o600)
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    with appearing(tmp_path / "link.csv") as stream:
+        stream.write("new")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == "new"
+    assert (tmp_path / "real.csv").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_device_is_written_directly() -> None:
+    with appearing(Path("/dev/null")) as stream:
+        stream.write("x")
+    assert not Path("/dev/null").is_file()
+
+
+@pytest.mark.parametrize(("name", "message"), [("there.csv", "exists"), (".", "folder"), ("no/x.csv", "no folder")])
+def test_what_cannot_be_written_is_refused_at_once(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "there.csv").write_text("x")
+    with pytest.raises(OutputError, match=message):
+        refuse_existing(tmp_path / name)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 10**6), statuses=st.lists(st.sampled_from(["ok", "error"]), min_size=1, max_size=8))
+def test_a_journal_cut_anywhere_goes_on_to_the_same_bytes(cut: int, statuses: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    rows = [row(f"{number}é.jpg", status) for number, status in enumerate(statuses)]
+    whole = "".join(rows).encode()
+    path.write_bytes(whole[: cut % (len(whole) + 1)])
+    journal = Journal(path, RUN)
+    for number, line in enumerate(rows):
+        if journal.state_of(f"{number}é.jpg".encode(), None) is State.NEW:
+            journal.rows.write(line)
+    journal.close()
+    assert path.read_bytes() == whole
+
+
+def test_the_same_input_twice_is_finished_twice(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("a.jpg") + row("a.jpg") + row("b.zip", member="a.jpg") + row("x", input_b64="/w=="))
+    journal = Journal(path, RUN)
+    assert [journal.state_of(b"a.jpg", None) for _ in range(3)] == [State.OK, State.OK, State.NEW]
+    assert journal.state_of(b"b.zip", None) is State.NEW
+    assert journal.state_of(b"b.zip", "a.jpg") is State.OK
+    assert journal.state_of(b"\xff", None) is State.OK
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (row("a", run="ffffffffffffffff"), "is of another run: a reason"),
+        ("hello\nworld\n", "line 1 of .* is no row"),
+        (row("a") + '{"schema":"other/1"}\n' + row("b"), "line 2 of .* is no row"),
+        ("[1]\n" + row("b"), "line 1 of .* is no row"),
+    ],
+)
+def test_a_foreign_journal_is_refused_and_left_alone(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(text)
+    with pytest.raises(OutputError, match=message):
+        Journal(path, RUN, difference=lambda _: "a reason")
+    assert path.read_text() == text
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.jsonl", RUN)
+    with pytest.raises(OutputError, match="being written by another"):
+        Journal(tmp_path / "out.jsonl", RUN)
+    journal.close()
+    Journal(tmp_path / "out.jsonl", RUN).close()
+
+
+def test_retried_rows_take_the_failed_ones_places(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("a") + row("b", "error") + row("c") + row("b", "error") + row("d", "error"))
+    journal = Journal(path, RUN, retry_failed=True)
+    assert journal.state_of(b"b", None) is State.FAILED
+    assert journal.retries is not None
+    journal.retries.write(row("b", "ok", n=1))
+    journal.retries.write(row("b", "error", n=2))
+    journal.rows.write(row("e"))
+    journal.close()
+    assert path.read_text() == row("a") + row("b", n=1) + row("c") + row("b", "error", n=2) + row("d", "error") + row(
+        "e"
+    )
+    assert os.listdir(tmp_path) == ["out.jsonl"]
+
+
+def test_retried_rows_of_a_killed_run_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("a", "error") + row("b", "error"))
+    Path(f"{path}{RETRY_SUFFIX}").write_text(row("a", "ok") + row("b", "ok")[:30])
+    journal = Journal(path, RUN)
+    assert journal.state_of(b"a", None) is State.OK
+    assert journal.state_of(b"b", None) is State.FAILED
+    journal.close()
+    assert path.read_text() == row("a") + row("b", "error")
