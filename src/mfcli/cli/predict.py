@@ -1,7 +1,6 @@
 """mf predict."""
 
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -233,18 +232,24 @@ def predict(
             _count(
                 progress, lambda: from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
             )
-        with _writers(predictor, format, output, many, overwrite, resume, retry_failed) as (writer, journal, retries):
-            summary = task.predict(
-                predictor,
-                sources,
-                writer,
-                batch_size=size,
-                workers=workers,
-                max_failures=limit,
-                journal=journal,
-                retry_writer=retries,
-                progress=progress,
-            )
+        with _writers(predictor, format, output, many, resume, retry_failed) as (writer, journal, retries):
+            try:
+                summary = task.predict(
+                    predictor,
+                    sources,
+                    writer,
+                    batch_size=size,
+                    workers=workers,
+                    max_failures=limit,
+                    journal=journal,
+                    retry_writer=retries,
+                    progress=progress,
+                )
+            except KeyboardInterrupt:
+                if output is not None and not quiet:
+                    go_on = "; --resume goes on" if format is FormatName.JSONL else ""
+                    note(f"interrupted: {output} holds what was done{go_on}")
+                raise
     raise typer.Exit(ExitCode.OK if allow_failures else _exit_code(summary))
 
 
@@ -291,7 +296,12 @@ def _batch_size(text: str) -> int | None:
 
 def _is_a_set(name: str) -> bool:
     """Whether an argument may stand for many pictures."""
-    return name != "-" and not os.path.isfile(name) and "://" not in name or name.lower().endswith(_ARCHIVES)
+    with contextlib.suppress(OSError, ValueError):
+        path = Path(name)
+        if path.is_dir() or name.lower().endswith(_ARCHIVES):
+            return True
+        return not path.exists() and any(sign in name for sign in "*?[")
+    return False
 
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -303,7 +313,6 @@ def _writers(
     format: FormatName,
     output: Path | None,
     many: bool,
-    overwrite: bool,
     resume: bool,
     retry_failed: bool,
 ) -> Iterator[tuple["Writer", "Journal | None", "Writer | None"]]:
