@@ -15,7 +15,8 @@ from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, MfError, UsageError
 from mfcli.formats.base import FormatName
 from mfcli.results import Summary
-from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K, Settings
+from mfcli.selection import DEFAULT_TIMEOUT_S, has_magic
+from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 from mfcli.variants import Pretraining, Variant, find_variant
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def predict(
     stdin = None if sys.stdin is None else sys.stdin.buffer
     elsewhere = output is not None or not (sys.stdout and sys.stdout.isatty())
     with StderrProgress(note, quiet, elsewhere) as progress:
-        sources = from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
+        sources = from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection, notice=progress)
         predictor = load_predictor(
             model,
             weights=weights,
@@ -296,15 +297,14 @@ def _batch_size(text: str) -> int | None:
 
 def _is_a_set(name: str) -> bool:
     """Whether an argument may stand for many pictures."""
+    from mfcli.paths import is_archive_name
+
     with contextlib.suppress(OSError, ValueError):
         path = Path(name)
-        if path.is_dir() or name.lower().endswith(_ARCHIVES):
+        if path.is_dir() or is_archive_name(name):
             return True
-        return not path.exists() and any(sign in name for sign in "*?[")
+        return not path.exists() and has_magic(name)
     return False
-
-
-_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
 
 @contextlib.contextmanager
