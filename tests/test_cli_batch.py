@@ -220,3 +220,58 @@ def test_undecodable_names_are_resumed(mf_process: Mf, many: list[Path], tmp_pat
     assert mf_process("predict", *odd, "-q", "-o", out, "--resume").code == 0
     assert len(rows(out)) == 3
     assert rows(out)[2]["input"] == os.fsdecode(odd[2])
+
+
+def test_a_folder_an_archive_and_a_glob(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    import zipfile
+
+    for name in ("b10.png", "b9.png", "sub/a.png", ".hidden.png", "notes.txt"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(many[0].read_bytes())
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.write(many[0], "inner/z.png")
+    folder = str(tmp_path / "photos")
+    ran = mf("predict", folder, tmp_path / "photos.zip", f"{folder}/b*.png", "-q", "--format", "csv")
+    found = [(row["input"], row["member"], row["status"]) for row in csv.DictReader(ran.out.splitlines())]
+    assert ran.code == 0
+    assert found == [
+        (f"{folder}/b9.png", "", "ok"),
+        (f"{folder}/b10.png", "", "ok"),
+        (f"{folder}/sub/a.png", "", "ok"),
+        (str(tmp_path / "photos.zip"), "inner/z.png", "ok"),
+        (f"{folder}/b9.png", "", "ok"),
+        (f"{folder}/b10.png", "", "ok"),
+    ]
+    lines = mf("predict", tmp_path / "photos.zip", "-q", "-k", "1").out.splitlines()
+    assert lines[0].startswith(f"{tmp_path}/photos.zip:inner/z.png  ")
+
+
+def test_a_folder_without_pictures(mf: Mf, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    ran = mf("predict", tmp_path, "-q", "--format", "csv")
+    assert ran.code == 3
+    assert f"error: no pictures in {tmp_path}" in ran.err
+
+
+def test_a_list_is_answered_while_it_is_still_written(many: list[Path]) -> None:
+    command = [sys.executable, "-m", "mfcli", "predict", "--files-from", "-", "-0", "--format", "jsonl", "-q"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for path in many[:3]:
+            process.stdin.write(os.fsencode(path) + b"\0")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["input"] == str(path)
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
+def test_a_file_that_vanishes_while_it_waits(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        path.write_bytes(many[0].read_bytes())
+    (tmp_path / "list").write_text("\n".join(map(str, paths)))
+    paths[1].unlink()
+    ran = mf("predict", "--files-from", tmp_path / "list", "-q", "--format", "jsonl")
+    found = [json.loads(line) for line in ran.out.splitlines()]
+    assert [row["error"] and row["error"]["code"] for row in found] == [None, "not_found", None]
