@@ -251,6 +251,9 @@ def predict(
                     go_on = "; --resume goes on" if format is FormatName.JSONL else ""
                     note(f"interrupted: {output} holds what was done{go_on}")
                 raise
+    if output is not None and not quiet:
+        failed = f", {summary.failed} failed" if summary.failed else ""
+        note(f"{summary.inputs} pictures: {summary.ok} classified{failed}; {output}")
     raise typer.Exit(ExitCode.OK if allow_failures else _exit_code(summary))
 
 
