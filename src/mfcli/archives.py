@@ -82,7 +82,9 @@ def _archive_errors() -> Iterator[None]:
         raise PictureError(FailureCode.TOO_LARGE, "does not fit into memory") from error
     except EOFError as error:
         raise PictureError(FailureCode.TRUNCATED, "is truncated: its data ends early") from error
-    except (NotImplementedError, RuntimeError) as error:
+    except RecursionError as error:  # names of names of names
+        raise PictureError(FailureCode.DECODE, "is damaged: its headers are nested too deep") from error
+    except RuntimeError as error:  # NotImplementedError among them
         raise PictureError(FailureCode.UNSUPPORTED, f"cannot be unpacked: {_one_line(error)}") from error
     except tarfile.TarError as error:
         message = _one_line(error)
@@ -98,13 +100,14 @@ def _one_line(error: BaseException) -> str:
 
 
 def _relative(name: str) -> str:
+    name = name.replace("\\", "/")  # some programs on Windows write it
     while name.startswith("./"):
         name = name[2:].lstrip("/")
     return name
 
 
 def _leads_out(name: str) -> bool:
-    parts = name.replace("\\", "/").split("/")
+    parts = _relative(name).split("/")
     return parts[0] == "" or ".." in parts or (len(parts[0]) == 2 and parts[0][1] == ":")
 
 

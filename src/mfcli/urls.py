@@ -206,6 +206,8 @@ def _picture_error(error: Exception) -> PictureError:
                 return PictureError(FailureCode.NETWORK, cause.message)
             case _UnknownHostError():
                 return PictureError(FailureCode.NETWORK, f"host {cause} is not known")
+    if isinstance(error, requests.exceptions.InvalidHeader):
+        return PictureError(FailureCode.NETWORK, "the server's answer is malformed")
     if isinstance(error, ValueError):
         return PictureError(FailureCode.UNSUPPORTED, "is not a valid web address")
     if isinstance(error, _SHOWN):
