@@ -1,9 +1,11 @@
 """Selection: what is taken by name, and in which order."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from mfcli.selection import PICTURE_SUFFIXES, Selection, glob_of, in_natural_order
+from mfcli.selection import PICTURE_SUFFIXES, Selection, glob_of, in_natural_order, natural_key
 
 NEVER_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow knows and leaves to another program, or to nobody."""
@@ -28,11 +30,11 @@ def test_the_suffixes_are_pillows() -> None:
     ],
 )
 def test_natural_order(names: list[str]) -> None:
-    assert in_natural_order(reversed(names), str) == in_natural_order(names, str)
+    assert list(in_natural_order(reversed(names), str)) == list(in_natural_order(names, str))
     if "01.jpg" not in names:
-        assert in_natural_order(reversed(names), str) == names
+        assert list(in_natural_order(reversed(names), str)) == names
     else:
-        assert in_natural_order(names, str) == ["01.jpg", "1.jpg", *names[2:]]
+        assert list(in_natural_order(names, str)) == ["01.jpg", "1.jpg", *names[2:]]
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,10 @@ def test_include_and_exclude(include: tuple[str, ...], exclude: tuple[str, ...],
     names = ["a.jpg", "B.PNG", "s/c.webp", "s/t/d.gif", "n.txt", "z.zip", ".h.jpg", ".d/e.jpg", "x.pdf", "x.eps"]
     wanted = [*taken, "x.pdf", "x.eps"] if include == ("*",) else taken
     assert [name for name in names if selection.takes_member(name)] == wanted
+
+
+@given(st.lists(st.text("aB.01259/", max_size=6), max_size=300))
+def test_few_and_many_sorts_of_names_have_the_same_order(names: list[str]) -> None:
+    expected = sorted(sorted(names), key=natural_key)
+    assert list(in_natural_order(names, str)) == expected
+    assert list(in_natural_order(names[:3] * 40, str)) == sorted(sorted(names[:3] * 40), key=natural_key)

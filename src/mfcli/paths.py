@@ -89,11 +89,11 @@ def _check_regular(mode: int) -> None:
 
 @dataclass(slots=True)
 class _Folder:
-    """A folder on the way down: its names that are still to come, the next one last."""
+    """A folder on the way down: its names that are still to come."""
 
     relative: str
     identity: tuple[int, int]
-    names: list[str] = field(default_factory=list)
+    names: Iterator[str] = field(default_factory=lambda: iter(()))
     folders: set[str] = field(default_factory=set)
     links: set[str] = field(default_factory=set)
 
@@ -174,10 +174,10 @@ def _walk(
             entering = None
             continue
         folder = stack[-1]
-        if not folder.names:
+        name = next(folder.names, None)
+        if name is None:
             stack.pop()
             continue
-        name = folder.names.pop()
         relative = f"{folder.relative}/{name}" if folder.relative else name
         path = os.path.join(top, relative)
         if name in folder.folders or (name in folder.links and os.path.isdir(path)):
@@ -191,6 +191,7 @@ def _listed(path: str, relative: str, takes: Callable[[str], bool], enters: Call
     status = os.stat(path)
     folder = _Folder(relative, (status.st_dev, status.st_ino))
     prefix = f"{relative}/" if relative else ""
+    names: list[str] = []
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_symlink():  # looked up when its turn has come
@@ -203,9 +204,8 @@ def _listed(path: str, relative: str, takes: Callable[[str], bool], enters: Call
                 folder.folders.add(entry.name)
             elif not takes(prefix + entry.name):
                 continue
-            folder.names.append(entry.name)
-    folder.names = in_natural_order(folder.names, str)
-    folder.names.reverse()
+            names.append(entry.name)
+    folder.names = in_natural_order(names, str)
     return folder
 
 

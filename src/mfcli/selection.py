@@ -2,9 +2,11 @@
 
 import fnmatch
 import functools
+import heapq
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,6 +25,8 @@ PICTURE_SUFFIXES = frozenset(_SUFFIXES.split())
 _MAGIC = re.compile(r"[*?[]")
 _DIGITS = re.compile(r"[0-9]+")
 _ANY_DEPTH = "**"
+_ANY_DIGIT = str.maketrans("123456789", "0" * 9)
+_FEW = 64
 _Name = TypeVar("_Name")
 
 
@@ -36,9 +40,22 @@ def _counted(digits: re.Match[str]) -> str:
     return f"{len(number):05}{number}"
 
 
-def in_natural_order(names: Iterable[_Name], text: Callable[[_Name], str]) -> list[_Name]:
-    """Return the names sorted; those that count as equal (img1, img01) by their characters."""
-    return sorted(sorted(names, key=text), key=lambda name: natural_key(text(name)))
+def in_natural_order(names: Iterable[_Name], text: Callable[[_Name], str]) -> Iterator[_Name]:
+    """Yield the names sorted; those that count as equal (img1, img01) by their characters.
+
+    The first comes soon, however many there are: names that differ in nothing but the values of their digits have the
+    same natural and plain order, and the few such sorts of names that a folder has are merged as they are asked for.
+    """
+    alike: dict[str, list[_Name]] = {}
+    for name in names:
+        alike.setdefault(text(name).translate(_ANY_DIGIT), []).append(name)
+
+    def key(name: _Name) -> tuple[str, str]:
+        return natural_key(text(name)), text(name)
+
+    if len(alike) > _FEW:
+        return iter(sorted(itertools.chain.from_iterable(alike.values()), key=key))
+    return heapq.merge(*(sorted(group, key=text) for group in alike.values()), key=key)
 
 
 def has_magic(text: str) -> bool:
@@ -131,6 +148,8 @@ class Selection:
         """
         name = relative.rpartition("/")[2]
         include = self.include
+        if not include and not self.exclude:  # the usual case, a hundred thousand times
+            return name[:1] != "." and name[name.rfind(".") :].lower() in PICTURE_SUFFIXES
         if is_hidden(name):
             include = tuple(glob for glob in include if is_hidden(glob.rpartition("/")[2]))
             if not include:
