@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import struct
 import tarfile
 import threading
@@ -230,6 +231,21 @@ def test_a_tar_damaged_in_the_middle(tmp_path: Path) -> None:
     data[1024:1100] = b"z" * 76  # the second header, which tarfile alone would take for the end
     path.write_bytes(data)
     assert read(path) == {"a.jpg": b"a", None: "decode"}
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_that_is_cut(tmp_path: Path, compression: int) -> None:
+    noise = random.Random(1).randbytes(3000)
+    files = {"b.jpg": noise, "a.jpg": b"a" * 500, "n.txt": b"n", "é.jpg": b"e", "c.jpg": noise}
+    path = zip_of(tmp_path / "p.zip", files, compression)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"PK\1\2") - 10])
+    found = read(path)
+    assert list(found) == ["b.jpg", "a.jpg", "é.jpg", None]
+    assert found == {name: files[name] for name in ("b.jpg", "a.jpg", "é.jpg")} | {None: "truncated"}
+    path.write_bytes(path.read_bytes().replace(noise[:100], noise[100:200]))
+    assert read(path)["b.jpg"] == "decode"
+    assert read(path, Selection(max_bytes=100)) == {None: "truncated"}
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:

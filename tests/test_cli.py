@@ -72,7 +72,7 @@ def test_standard_input(mf_process: Mf, coffee: Path) -> None:
 
 
 def test_every_bad_picture_is_a_row_and_the_rest_are_answered(mf: Mf, bad: dict[str, Path], coffee: Path) -> None:
-    inputs = [coffee, *bad.values(), coffee]
+    inputs = [coffee, *bad.values(), Path("/dev/null"), coffee]
     ran = mf("predict", *inputs, "-q", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(ran.out)))
     assert ran.code == 5
@@ -86,6 +86,7 @@ def test_every_bad_picture_is_a_row_and_the_rest_are_answered(mf: Mf, bad: dict[
         "too_large",
         "truncated",
         "not_found",
+        "unsupported",
         "",
     ]
     assert rows[0]["label_1"] == rows[-1]["label_1"] == "espresso"

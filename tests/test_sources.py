@@ -192,7 +192,7 @@ def test_usage(arguments: list[str], options: dict[str, object], stdin: io.Bytes
         (b"a.jpg\0f/1.jpg\0\0new\nline.jpg\0", True, ["a.jpg", "f/1.jpg", "new\nline.jpg = not_found"]),
         (b"a.jpg\0f/1.jpg\0", False, ["a.jpg\0f/1.jpg\0 = not_found"]),
         (b"caf\xe9.jpg\n", False, ["caf\ufffd.jpg = not_found"]),
-        (b"ftp://x/a.jpg\n", False, ["ftp://x/a.jpg = unsupported"]),
+        (b"ftp://x/a.jpg\nftp://[\na.jpg\n", False, ["ftp://x/a.jpg = unsupported", "ftp://[ = unsupported", "a.jpg"]),
     ],
 )
 def test_lists(here: Path, listed: bytes, nul: bool, wanted: list[str] | None) -> None:

@@ -235,7 +235,7 @@ def test_credentials(server: Server) -> None:
     url = server.url("/r").replace("//", "//user:secret@")
     assert fetch(url, 5, 10**6).read() == PICTURE
     assert [headers["Authorization"] for _, headers in server.asked] == ["Basic dXNlcjpzZWNyZXQ="] * 2
-    server.says("/r", 302, Location=server.url("/a.jpg", "localhost"))
+    server.says("/r", 302, Location=server.url())
     assert fetch(url, 5, 10**6).read() == PICTURE
     assert "Authorization" not in server.asked[-1][1]
     server.says("/r", 401)
@@ -294,6 +294,15 @@ def test_a_name_that_changes_its_address(server: Server, hosts: dict[str, list[s
     server.says("/r", 302, Location=server.url("/secret", "shifty.example"))
     assert "shifty.example, a private" in failure(server.url("/r", "shifty.example")).message
     assert [path for path, _ in server.asked] == ["/r", "/r"]
+
+
+def test_a_private_server_can_redirect_to_itself_alone(server: Server, hosts: dict[str, list[str]]) -> None:
+    hosts["inside.example"] = ["127.0.0.1"]
+    server.says("/r", 302, Location=server.url())
+    assert fetch(server.url("/r"), 5, 10**6).read() == PICTURE
+    for host in ("localhost", "inside.example", "169.254.169.254"):
+        server.says("/r", 302, Location=server.url("/a.jpg", host))
+        assert f"{host}, a private address" in failure(server.url("/r")).message
 
 
 @pytest.mark.usefixtures("public")

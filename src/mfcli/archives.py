@@ -8,11 +8,14 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import stat
+import struct
 import tarfile
 import threading
 import weakref
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +35,11 @@ _MAX_HEADER_BYTES = 2**20
 """Long names and attributes of a tar member, which tarfile reads as a whole."""
 _CHUNK_BYTES = 2**18
 _ENCRYPTED = 0x1
+_SIZE_COMES_LATER = 0x8
 _NAME_IS_UTF8 = 0x800
+_LOCAL_HEADER = b"PK\3\4"
+_LOCAL = struct.Struct("<4s5H3I2H")
+"""Signature, version, flags, method, time, date, CRC-32, packed and unpacked size, lengths of name and extra field."""
 _LEADS_OUT = Failure(FailureCode.UNSUPPORTED, "its name leads out of the archive, and is not read")
 
 
@@ -126,9 +133,9 @@ class _Zip:
     """An open zip file, read by one thread at a time and closed when the last member is let go."""
 
     def __init__(self, file: BinaryIO) -> None:
-        weakref.finalize(self, file.close)
         self._lock = threading.Lock()
         self.zip = zipfile.ZipFile(file)
+        weakref.finalize(self, file.close)
 
     def open(self, info: zipfile.ZipInfo, max_bytes: int) -> BinaryIO:
         """Unpack a member into memory.
@@ -154,19 +161,54 @@ def _unpacked(packed: IO[bytes], compressed_bytes: int, max_bytes: int) -> Binar
 
 
 def _zip_members(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -> Iterator[Member]:
-    is_cut = file.read(4) == b"PK\3\4"
+    is_cut = file.read(4) == _LOCAL_HEADER
     try:
         archive = _Zip(file)
     except zipfile.BadZipFile as error:
-        if is_cut:
-            raise PictureError(FailureCode.TRUNCATED, "is truncated: its table of contents is missing") from error
-        raise PictureError(FailureCode.DECODE, "is not a zip archive") from error
+        with file:
+            if not is_cut:
+                raise PictureError(FailureCode.DECODE, "is not a zip archive") from error
+            yield from _salvaged(file, takes, max_bytes)
+        raise PictureError(FailureCode.TRUNCATED, "is truncated: its table of contents is missing") from error
     named = [(_zip_name(info), info) for info in archive.zip.infolist() if not info.is_dir()]
     for name, info in in_natural_order(named, lambda item: item[0]):
         if not takes(_relative(name)):
             continue
         failure = _zip_failure(name, info, max_bytes)
         yield Member(name, failure, None if failure else partial(archive.open, info, max_bytes))
+
+
+def _salvaged(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -> Iterator[Member]:
+    """What lies before the cut, in its order, as far as the headers tell where the next one is."""
+    file.seek(0)
+    while (header := file.read(_LOCAL.size)).startswith(_LOCAL_HEADER) and len(header) == _LOCAL.size:
+        _, _, flags, method, _, _, crc, packed_bytes, size_bytes, name_bytes, extra_bytes = _LOCAL.unpack(header)
+        if flags & _SIZE_COMES_LATER or packed_bytes > max_bytes:
+            return
+        raw_name = file.read(name_bytes)
+        file.seek(extra_bytes, os.SEEK_CUR)
+        packed = file.read(packed_bytes)
+        if len(packed) < packed_bytes or not raw_name:
+            return
+        info = zipfile.ZipInfo(raw_name.decode("utf-8" if flags & _NAME_IS_UTF8 else "cp437", "replace"))
+        info.flag_bits, info.file_size = flags, size_bytes
+        name = _zip_name(info)
+        if not info.is_dir() and takes(_relative(name)):
+            failure = _zip_failure(name, info, max_bytes)
+            yield Member(name, failure, None if failure else partial(_inflated, packed, method, crc, max_bytes))
+
+
+def _inflated(packed: bytes, method: int, crc: int, max_bytes: int) -> BinaryIO:
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise PictureError(FailureCode.UNSUPPORTED, f"is packed by method {method}, and the archive is truncated")
+    with _archive_errors():
+        data = packed if method == zipfile.ZIP_STORED else zlib.decompressobj(-15).decompress(packed, max_bytes + 1)
+        if len(data) > max_bytes or _over_ratio(len(data), len(packed)):
+            failure = _too_large(max_bytes)
+            raise PictureError(failure.code, failure.message)
+        if zlib.crc32(data) != crc:
+            raise zipfile.BadZipFile("its checksum is wrong")
+    return io.BytesIO(data)
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:

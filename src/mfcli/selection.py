@@ -4,7 +4,6 @@ import fnmatch
 import functools
 import heapq
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -112,6 +111,8 @@ def glob_of(text: str) -> Glob:
 
 def _meant_by(globs: tuple[str, ...], path: str) -> bool:
     """Whether a glob names this path: by its base name, or, for a glob with a slash, by the whole of it."""
+    if not globs:
+        return False
     names = [name for name in path.split("/") if name not in ("", ".")]
     return any(glob_of(glob).matches(names if "/" in glob else names[-1:]) for glob in globs)
 
@@ -156,7 +157,7 @@ class Selection:
                 return False
         if include:
             return _meant_by(include, relative) and not _meant_by(self.exclude, relative)
-        return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES and not _meant_by(self.exclude, relative)
+        return name[name.rfind(".") :].lower() in PICTURE_SUFFIXES and not _meant_by(self.exclude, relative)
 
     def enters(self, relative: str) -> bool:
         """Whether a folder in a folder or archive is looked into, by its path in there."""

@@ -6,6 +6,7 @@ opened, so that every failure is a row. What the bytes mean is images.py's busin
 """
 
 import base64
+import contextlib
 import io
 import itertools
 import os
@@ -32,6 +33,8 @@ _LEFT_OUT = "hidden files, and names without a picture's suffix, are left out: n
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _MAX_LINE_BYTES = 2**16
 _CHUNK_BYTES = 2**16
+_MAX_NAMED = 10
+"""The folders without pictures that are remembered until the first picture comes."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -123,11 +126,17 @@ def _check_usage(arguments: list[str], stdin: BinaryIO | None, files_from: str |
         raise UsageError("'-' stands for one picture on standard input and can be given once", _FROM_STDIN)
     if STDIN in arguments and files_from == STDIN:
         raise UsageError("standard input cannot be a picture ('-') and a list (--files-from -) at once", _FROM_STDIN)
-    closed = "closed" if stdin is None else "a keyboard" if stdin.isatty() else None
-    if STDIN in arguments and closed:
-        raise UsageError(f"'-' reads a picture from standard input, which is {closed}", _FROM_STDIN)
-    if files_from == STDIN and closed:
-        raise UsageError(f"--files-from - reads names from standard input, which is {closed}", _LIST_FROM_STDIN)
+    if STDIN in arguments and (what := _no_stdin(stdin)):
+        raise UsageError(f"'-' reads a picture from standard input, which is {what}", _FROM_STDIN)
+    if files_from == STDIN and (what := _no_stdin(stdin)):
+        raise UsageError(f"--files-from - reads names from standard input, which is {what}", _LIST_FROM_STDIN)
+
+
+def _no_stdin(stdin: BinaryIO | None) -> str | None:
+    """Why nothing can be read from standard input, None where it can."""
+    if stdin is None or stdin.closed:
+        return "closed"
+    return "a keyboard" if stdin.isatty() else None
 
 
 def _opened_list(path: str) -> BinaryIO:
@@ -167,10 +176,6 @@ def _noticed(streams: _Streams, notice: Callable[[str], None], files_from: str |
         listed = "the list on standard input" if files_from == STDIN else files_from
         where = ", ".join(empty) or f"{listed}"
         raise NoInputsError(f"no pictures in {where}", _LEFT_OUT if empty else _LIST_FROM_STDIN)
-
-
-_MAX_NAMED = 10
-"""The folders without pictures that are remembered until the first picture comes."""
 
 
 def _of_argument(argument: str, stdin: BinaryIO | None, selection: Selection) -> tuple[str | None, Iterator[Source]]:
@@ -215,7 +220,9 @@ def _of_glob(pattern: str, selection: Selection) -> Iterator[Source]:
         named = None if found.failure else _of_name(found.path, selection)
         yield from [_of_found(found)] if named is None else named[1]
     if is_empty:
-        yield Source(pattern, failure=Failure(FailureCode.NOT_FOUND, "no such file, and as a glob it matches nothing"))
+        yield Source(
+            pattern, failure=Failure(FailureCode.NOT_FOUND, "no such file, and as a glob it matches no picture")
+        )
 
 
 def _of_archive(path: str, takes: Callable[[str], bool], selection: Selection) -> Iterator[Source]:
@@ -275,10 +282,11 @@ def _fetch(url: str, timeout_s: float, max_bytes: int) -> BinaryIO:
 
 
 def _of_lines(file: BinaryIO, nul: bool, files_from: str, selection: Selection) -> _Streams:
+    lines = _lines(file, b"\0" if nul else b"\n")
     try:
-        for line in _lines(file, b"\0" if nul else b"\n"):
-            yield _of_line(line, nul, selection)
-    except (OSError, ValueError) as error:  # a folder on standard input, a disk that fails
+        with contextlib.nullcontext() if files_from == STDIN else file:
+            yield from (_of_line(line, nul, selection) for line in lines)
+    except OSError as error:  # a folder on standard input, a disk that fails
         failure = failure_of(error, "read")
         yield None, iter([Source(files_from, failure=Failure(failure.code, f"as a list, {failure.message}"))])
 
@@ -293,7 +301,7 @@ def _of_line(line: bytes, nul: bool, selection: Selection) -> tuple[str | None, 
         return None, iter([Source(name, failure=Failure(FailureCode.NOT_FOUND, f"no such file{wrong_end}"))])
     named = _of_name(name, selection)
     is_whole = named is not None and named[0] is not None  # folder or archive: the globs are for what is in it
-    path = urlsplit(name).path if _ADDRESS.match(name) else name
+    path = re.split(r"[?#]", name)[0] if _ADDRESS.match(name) else name
     if not (selection.lets_in(path) if is_whole else selection.passes(path)):
         return None, iter(())
     return named or (None, iter([Source(name)]))

@@ -1,8 +1,9 @@
 """One picture from the web: bounded in time and size, and never from where a stranger points into this network.
 
-The user may name any address. A redirect may not lead from the public internet to a private, loopback or link-local
-address: a connection for one goes to an address that was checked, not to a name that may mean another one by then.
-Behind a proxy, which looks names up itself, only names and literal addresses can be checked.
+The user may name any host. A redirect may lead to a private, loopback or link-local address only on that same host, and
+not once an answer came from the public internet: its connection goes to an address that was checked, not to a name that
+may mean another one by then. Behind a proxy, which looks names up itself, only names and literal addresses can be
+checked. (The look-up of a name is the one thing that a time-out cannot break off.)
 """
 
 import contextlib
@@ -113,11 +114,11 @@ class _Watched(HTTPConnection):
 
     def _connected(self, addresses: list[str]) -> socket.socket:
         error: OSError | None = None
-        for address in addresses:
+        for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:
                 connected = urllib3.util.connection.create_connection(
                     (address, self.port),
-                    _thread.fetch.left_s,
+                    _thread.fetch.left_s / left,  # so that one that never answers leaves time for the others
                     source_address=self.source_address,
                     socket_options=self.socket_options,
                 )
@@ -217,6 +218,7 @@ def _picture_error(error: Exception) -> PictureError:
 
 def _followed(url: str, fetching: _Fetch) -> requests.Response:
     """Ask, and follow redirects by hand: each one is checked, and gets its own host's credentials only."""
+    named = urlsplit(url).hostname
     for _ in range(_MAX_REDIRECTS + 1):
         response = _session(fetching.public_only).get(
             url, stream=True, allow_redirects=False, timeout=(fetching.left_s, fetching.left_s)
@@ -224,9 +226,10 @@ def _followed(url: str, fetching: _Fetch) -> requests.Response:
         if not response.is_redirect:
             return response
         response.close()
-        fetching.public_only = fetching.public_only or _was_public(url, fetching)
+        was_public = _was_public(url, fetching)
         url = redirected(url, response)
         host = urlsplit(url).hostname or ""
+        fetching.public_only = fetching.public_only or was_public or host != named
         if fetching.public_only and _is_private_name(host):
             raise _PrivateAddressError(host)
     raise PictureError(FailureCode.NETWORK, f"{shown(url)} redirects more than {_MAX_REDIRECTS} times")
