@@ -369,7 +369,7 @@ def test_an_engine_that_fails_leaves_valid_output(mf: Mf, coffee: Path, monkeypa
         return logits(self, batch)
 
     monkeypatch.setattr(OnnxRuntimeEngine, "logits", fail_later)
-    ran = mf("predict", *[coffee] * 4, "-q", "--format", "json", "--threads", "1", "--batch-size", "1")
+    ran = mf("predict", *[coffee] * 4, "-q", "--format", "json", "--threads", "1", "-j", "1", "-b", "1")
     assert (ran.code, ran.err) == (7, "error: out of order\n")
     assert json.loads(ran.out)["summary"] == {"inputs": 2, "ok": 2, "failed": 0}
 
