@@ -112,7 +112,7 @@ class _Writer:
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
-    def constant(self, name: str, values: Array | NDArray[np.int64]) -> str:
+    def constant(self, name: str, values: NDArray[Any]) -> str:
         """Add a constant as it is; one of a name that exists is taken to be the same."""
         if name not in self._known:
             self._known.add(name)
@@ -172,11 +172,11 @@ class _Writer:
 
     # Layers that multiply.
 
-    def linear(self, x: Feature, name: str, weight: Array, bias: torch.Tensor | None = None) -> Feature:
+    def linear(self, x: Feature, name: str, weight: Array, own_bias: torch.Tensor | None = None) -> Feature:
         """Write a linear layer over the channels: weight float32 (out, in)."""
-        bias = np.zeros(len(weight)) if bias is None else _array(bias).astype(np.float64)
+        bias = np.zeros(len(weight)) if own_bias is None else _array(own_bias).astype(np.float64)
         if x.shift is not None:
-            bias = bias + weight.astype(np.float64) @ _per_channel(x.shift, x.channels)
+            bias += weight.astype(np.float64) @ _per_channel(x.shift, x.channels)
         if x.channels_last:
             factors = () if x.gain is None else (x.gain[:, np.newaxis],)
             out = self.node("MatMul", x.name, self.weight(f"{name}.weight", weight.T, *factors))
@@ -330,8 +330,9 @@ class _Writer:
 
     # The backbone.
 
-    def mlp(self, x: Feature, mlp: Mlp) -> Feature:
+    def mlp(self, x: Feature, mlp: nn.Module) -> Feature:
         """Write a block's channel MLP."""
+        assert isinstance(mlp, Mlp)
         name = self._names[mlp]
         x = self.activation(self.linear(x, f"{name}.fc1", _array(mlp.fc1.weight), mlp.fc1.bias), mlp.act)
         return self.linear(x, f"{name}.fc2", _array(mlp.fc2.weight), mlp.fc2.bias)
@@ -362,6 +363,7 @@ class _Writer:
             x = self.downsampling(x, downsample)
             x = self.in_layout(x, channels_last=not isinstance(stage[0].token_mixer, _CHANNELS_FIRST))
             for block in stage:
+                assert isinstance(block, MetaFormerBlock)
                 x = self.block(x, block)
         pooled = self.node("GlobalAveragePool", self.in_layout(x, channels_last=False).name)
         features = self.layer_norm(self.node("Flatten", pooled), model.norm)
