@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
-    predictor = mfcli.load_predictor(options.model, engine=options.engine, precision=options.precision, streams=None)
+    predictor = mfcli.load_predictor(options.model, engine=options.engine, precision=options.precision)
     names = {label.wnid: label.name for label in predictor.labels if label.wnid}
     pictures = labelled(options.folder)
     started = time.perf_counter()

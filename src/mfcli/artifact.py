@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from mfcli.metaformer import MetaFormer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the graph or the metadata of an artifact changes meaning; older files are then rebuilt."""
 
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -343,50 +343,13 @@ def _labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("mfcli", "torch", "timm", "onnx", "onnxscript", "onnxruntime")}
+    return {name: version(name) for name in ("mfcli", "torch", "timm", "onnx", "onnxruntime")}
 
 
 def _export(model: "MetaFormer", variant: Variant, half_weights: bool) -> "ModelProto":
-    import torch
+    from mfcli.graph import write_graph
 
-    example = torch.zeros(2, *variant.input_size)  # the exporter takes a batch of 1 for a constant
-    program = torch.onnx.export(
-        model,
-        (example,),
-        dynamo=True,
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("N")},),
-        verbose=False,
-    )
-    assert program is not None  # it is None only when exporting to a file without dynamo
-    proto = program.model_proto
-    for node in proto.graph.node:
-        del node.metadata_props[:]  # stack traces of the exporting machine
-        node.doc_string = ""
-    if half_weights:
-        _store_as_half(proto)
-    return proto
-
-
-def _store_as_half(proto: "ModelProto") -> None:
-    """Store float32 weights as float16 and cast them back; the runtime folds the casts when it loads the graph."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    casts = []
-    for tensor in proto.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        values = numpy_helper.to_array(tensor)
-        half = values.astype(np.float16)
-        if not np.array_equal(half.astype(np.float32), values):
-            continue  # a constant of the graph, not a rounded weight
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
-        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
-    for index, cast in enumerate(casts):
-        proto.graph.node.insert(index, cast)
+    return write_graph(model, variant.input_size, half_weights=half_weights)
 
 
 def _check(proto: "ModelProto", model: "MetaFormer", variant: Variant) -> dict[str, float]:

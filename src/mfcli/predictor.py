@@ -259,7 +259,6 @@ def load_predictor(
     device: str = "auto",
     precision: Precision | str = Precision.FP32,
     threads: int | None = None,
-    streams: int | None = 1,
     exif: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     settings: Settings | None = None,
@@ -276,7 +275,6 @@ def load_predictor(
         device: where: auto, cpu, cuda, cuda:N or mps.
         precision: the arithmetic: fp32, bf16 or fp16.
         threads: cores that the engine may use, None for all.
-        streams: batches computed at the same time; None for the most pictures a second, 1 for the quickest answer.
         exif: whether pictures are turned upright by their EXIF orientation.
         max_pixels: the largest picture that is decoded or resized to, in pixels.
         settings: defaults; None reads the environment.
@@ -293,7 +291,7 @@ def load_predictor(
     if top_k is not None and top_k < 1:  # said before anything is downloaded or prepared
         raise UsageError(f"--top-k {top_k} is less than 1", "--top-k 1")
     engine = _one_of(EngineName, engine, "engine")
-    options = EngineOptions(device, _one_of(Precision, precision, "precision"), threads, streams)
+    options = EngineOptions(device, _one_of(Precision, precision, "precision"), threads)
     artifact = ensure(variant, Path(weights) if weights else None, settings, progress)
     loaded = load_engine(engine, artifact, options)
     return Predictor(artifact, loaded, labels=labels, top_k=top_k, exif=exif, max_pixels=max_pixels)

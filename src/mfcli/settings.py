@@ -4,6 +4,7 @@ Nothing else in the package looks at MF_* variables. A flag beats the environmen
 default; `cli` and `load_predictor` are the callers.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,20 +81,6 @@ class Settings:
         )
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use: those it is bound to, and no more than its control group's quota."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        cores = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass  # no control group, or "max"
-    return cores
-
-
 def _is_true(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, "").lower() not in _FALSE
 
@@ -110,3 +97,32 @@ def _hub_cache_dir(environ: Mapping[str, str]) -> Path:
 
 def _torch_hub_dir(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("TORCH_HOME") or _user_cache(environ) / "torch") / "hub" / "checkpoints"
+
+
+def usable_cores(cgroup_root: Path = Path("/sys/fs/cgroup"), own_cgroup: Path = Path("/proc/self/cgroup")) -> int:
+    """Return how many cores this process may keep busy: those it may run on, or fewer by its control group's quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *_cgroup_quotas(cgroup_root, own_cgroup)]))
+
+
+def _cgroup_quotas(root: Path, own_cgroup: Path) -> list[int]:
+    """The quotas, in whole cores, of the process's control group (version 2) and of those around it."""
+    try:
+        lines = own_cgroup.read_text().splitlines()
+    except OSError:
+        return []
+    group = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    own = root / group.lstrip("/")
+    quotas = []
+    for folder in (own, *own.parents):
+        try:
+            quota, period = (folder / "cpu.max").read_text().split()
+            quotas.append(math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError):  # no limit here, which reads "max"
+            pass
+        if folder == root:
+            break
+    return quotas

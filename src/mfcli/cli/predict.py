@@ -220,7 +220,6 @@ def predict(
             device=device,
             precision=precision,
             threads=threads,
-            streams=None if many or len(inputs) > 1 else 1,
             exif=not no_exif,
             max_pixels=max_pixels,
             settings=settings,

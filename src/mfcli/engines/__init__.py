@@ -1,26 +1,70 @@
 """Engines: an artifact goes in, an object that computes logits comes out. One file each, loaded on use."""
 
+import re
 from typing import TYPE_CHECKING
 
-from mfcli.engines.base import DEFAULT_OPTIONS, Engine, EngineName, EngineOptions
+from mfcli.engines.base import Engine, EngineName, EngineOptions, Precision
+from mfcli.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from mfcli.artifact import Artifact
 
+_DEVICES = re.compile(r"auto|cpu|cuda(:\d{1,4})?|mps")
 
-def load_engine(name: EngineName, artifact: "Artifact", options: EngineOptions = DEFAULT_OPTIONS) -> Engine:
+
+def load_engine(name: EngineName, artifact: "Artifact", options: EngineOptions | None = None) -> Engine:
     """Load a model into an engine.
 
-    Raises:
-        EngineError: the engine is not installed or refuses the model.
-        ModelError: the engine needs the checkpoint and it is not there.
-    """
-    match name:
-        case EngineName.AUTO | EngineName.ONNXRUNTIME:
-            from mfcli.engines.onnxruntime import OnnxRuntimeEngine
+    Args:
+        name: which; AUTO is torch for a GPU, OpenVINO for bf16, else ONNX Runtime.
+        artifact: the model.
+        options: device, precision and threads; None for the defaults.
 
-            return OnnxRuntimeEngine(artifact, options)
+    Raises:
+        EngineError: the engine is not installed, cannot do what the options ask for, or refuses the model.
+        ModelError: the engine needs the checkpoint and it is not there.
+        UsageError: there is no such device or number of threads.
+    """
+    options = options or EngineOptions()
+    match chosen_engine(name, options):
+        case EngineName.OPENVINO:
+            from mfcli.engines.openvino import OpenVinoEngine
+
+            return OpenVinoEngine(artifact, options)
         case EngineName.TORCH:
             from mfcli.engines.torch import TorchEngine
 
-            return TorchEngine(artifact)
+            return TorchEngine(artifact, options)
+        case _:
+            from mfcli.engines.onnxruntime import OnnxRuntimeEngine
+
+            return OnnxRuntimeEngine(artifact, options)
+
+
+def chosen_engine(name: EngineName, options: EngineOptions) -> EngineName:
+    """Return the engine that a name and options stand for; imports none.
+
+    Raises:
+        EngineError: that engine has no such device or precision.
+        UsageError: there is no such device or number of threads.
+    """
+    device, precision = options.device, options.precision
+    if not _DEVICES.fullmatch(device):
+        raise UsageError(f"unknown device {device!r}", "one of auto, cpu, cuda, cuda:0, cuda:1, ..., mps")
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"--threads {options.threads} is less than 1", "--threads 1")
+    on_gpu = device not in ("auto", "cpu")
+    if name is EngineName.AUTO:
+        if on_gpu:
+            name = EngineName.TORCH
+        else:
+            name = EngineName.ONNXRUNTIME if precision is Precision.FP32 else EngineName.OPENVINO
+    if name is EngineName.TORCH:
+        return name
+    if on_gpu:
+        raise EngineError(f"--engine {name} runs on the CPU alone", f"--engine torch --device {device}")
+    if precision is Precision.FP16:
+        raise EngineError("fp16 needs a GPU", "--precision bf16, or --device cuda")
+    if name is EngineName.ONNXRUNTIME and precision is not Precision.FP32:
+        raise EngineError(f"--engine onnxruntime has no {precision}", f"--engine openvino --precision {precision}")
+    return name
