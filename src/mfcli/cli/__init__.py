@@ -13,6 +13,7 @@ import typer
 
 from mfcli import __version__
 from mfcli.cli import cache, models
+from mfcli.cli.benchmark import benchmark
 from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
 from mfcli.cli.predict import predict
 from mfcli.cli.streams import ReaderGoneError, fail, say, standard_output
@@ -32,6 +33,7 @@ app.command()(models.list_models)
 app.command()(models.info)
 app.command()(models.download)
 app.add_typer(cache.app)
+app.command()(benchmark)
 app.command()(completion)
 
 
