@@ -15,6 +15,7 @@ from mfcli import __version__
 from mfcli.cli import cache, models
 from mfcli.cli.benchmark import benchmark
 from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
+from mfcli.cli.doctor import doctor
 from mfcli.cli.predict import predict
 from mfcli.cli.streams import ReaderGoneError, fail, say, standard_output
 from mfcli.errors import ExitCode, MfError
@@ -34,6 +35,7 @@ app.command()(models.info)
 app.command()(models.download)
 app.add_typer(cache.app)
 app.command()(benchmark)
+app.command()(doctor)
 app.command()(completion)
 
 
