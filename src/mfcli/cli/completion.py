@@ -43,9 +43,11 @@ def answer(app: typer.Typer) -> int:
 
     Never says anything else: whoever presses Tab has not asked for an error message.
     """
-    from typer._completion_classes import completion_init
+    from typer import _completion_classes
 
-    completion_init()  # typer does it on its own only where the program has its --install-completion
+    _completion_classes.completion_init()  # typer does it itself only for programs with its --install-completion
+    # it renders markup, of which our help has none, and rich takes 100 ms to import
+    _completion_classes._sanitize_help_text = lambda text: text
     _join_equals_signs(os.environ)
     try:
         app(args=[], prog_name="mf", standalone_mode=False)

@@ -208,21 +208,25 @@ def _add(sizes: dict[str, dict[str, int]], name: str, what: str, path: Path) -> 
 
 
 def _extras() -> Iterator[Finding]:
-    """What the package's own metadata calls an extra, those for developers aside."""
+    for extra, names in _required().items():
+        versions = {name: version for name in names if (version := _version(name))}
+        whole = len(versions) == len(names)
+        hint = None if whole else f"pip install 'mfcli[{extra}]'"
+        yield Finding(Group.EXTRAS, extra, Status.OK if whole else Status.ABSENT, versions or None, hint)
+
+
+def _required() -> dict[str, list[str]]:
+    """What each extra of the package asks for, by the package's own metadata; those for developers aside."""
     try:
         required = metadata.requires("mfcli") or []
     except metadata.PackageNotFoundError:  # run from a folder that was never installed
-        return
+        return {}
     wanted: dict[str, list[str]] = {}
     for requirement in required:
         match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
         if match and match[2] not in ("dev", "test"):
             wanted.setdefault(match[2], []).append(match[1])
-    for extra, names in wanted.items():
-        versions = {name: version for name in names if (version := _version(name))}
-        whole = len(versions) == len(names)
-        hint = None if whole else f"pip install 'mfcli[{extra}]'"
-        yield Finding(Group.EXTRAS, extra, Status.OK if whole else Status.ABSENT, versions or None, hint)
+    return wanted
 
 
 def _version(distribution: str) -> str | None:
@@ -237,8 +241,8 @@ def _engines() -> Iterator[Finding]:
     names = [DEFAULT_ENGINE, *(name for name in EngineName if name not in (EngineName.AUTO, DEFAULT_ENGINE))]
     for name in names:
         if find_spec(name.value) is None:  # an engine has the name of its package
-            hint = f"pip install {name}" if name is DEFAULT_ENGINE else f"pip install 'mfcli[{name}]'"
-            yield Finding(Group.ENGINES, name.value, Status.ABSENT, None, hint)
+            wanted = f"'mfcli[{name}]'" if name.value in _required() else name.value
+            yield Finding(Group.ENGINES, name.value, Status.ABSENT, None, f"pip install {wanted}")
             continue
         for probe in _tried(name):
             logits = probe.pop("logits", None)
