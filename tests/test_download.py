@@ -241,7 +241,7 @@ def test_https_never_becomes_http() -> None:
     response = Response()
     response.status_code, response.headers["Location"] = 302, "http://127.0.0.1/x"
     with pytest.raises(SourceError, match="from https to http"):
-        remote._redirected("https://127.0.0.1/x", response)
+        remote.redirected("https://127.0.0.1/x", response)
 
 
 def test_a_redirect_to_a_file(hub: Hub, tmp_path: Path) -> None:
@@ -256,9 +256,9 @@ def test_credentials_stay_with_their_host(hub: Hub, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("NETRC", str(netrc))
     hub.behaviour = Behaviour(redirect_scheme="http")
     cdn = f"http://localhost:{hub.cdn.server_port}"
-    original = remote._redirected
+    original = remote.redirected
     monkeypatch.setattr(
-        remote, "_redirected", lambda url, response: cdn + original(url, response).split(str(hub.cdn.server_port))[1]
+        remote, "redirected", lambda url, response: cdn + original(url, response).split(str(hub.cdn.server_port))[1]
     )
     assert_arrived(get(hub, tmp_path))
     assert ["Authorization" in headers for headers in hub.headers] == [True, False]

@@ -64,8 +64,7 @@ def test_batch_examples_name_a_model() -> None:
 def test_every_exit_and_failure_code_is_explained() -> None:
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
     assert codes == set(ExitCode)
-    not_yet = {FailureCode.NETWORK, FailureCode.TIMEOUT}
-    assert all(f"`{code}`" in README for code in set(FailureCode) - not_yet)
+    assert all(f"`{code}`" in README for code in FailureCode)
 
 
 def test_bilinear_and_bicubic_answers_are_those_of_the_table() -> None:

@@ -27,8 +27,9 @@ from mfcli.engines import load_engine
 from mfcli.engines.base import Engine, EngineName, EngineOptions, Precision
 from mfcli.errors import EngineError, MfError, UsageError
 from mfcli.predictor import Predictor
+from mfcli.selection import Selection
 from mfcli.settings import Settings
-from mfcli.sources import Selection, Source, from_arguments
+from mfcli.sources import Source, from_arguments
 from mfcli.variants import find_variant
 
 MAX_PICTURES = 1000

@@ -23,7 +23,7 @@ from mfcli.errors import OutputError
 from mfcli.results import PREDICT_SCHEMA
 
 RETRY_SUFFIX = ".retry"
-"""Of the file beside a journal that collects new rows of inputs that had failed, until they take the old ones' places."""
+"""Of the file beside a journal that collects new rows of failed inputs until they take the old ones' places."""
 
 
 class State(Enum):

@@ -28,7 +28,6 @@ from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings, usable_c
 from mfcli.sources import Source
 from mfcli.variants import Variant, find_variant
 
-
 Name = TypeVar("Name", bound=StrEnum)
 
 

@@ -139,7 +139,7 @@ def _resolve_once(session: requests.Session, url: str) -> Remote:
             raise RefusedError(url, response.status_code)
         if not response.is_redirect:
             return _remote(url, location, response.headers, response.headers.get("Content-Length"))
-        location = _redirected(location, response)
+        location = redirected(location, response)
         if "X-Linked-Etag" in response.headers:  # the hub has said all; what is behind may be signed for GET alone
             return _remote(url, location, response.headers, response.headers.get("X-Linked-Size"))
     raise SourceError(f"{shown(url)} redirects without end")
@@ -164,7 +164,7 @@ def get(session: requests.Session, url: str, headers: Mapping[str, str]) -> requ
         response = _one_request(session, "GET", url, headers)
         if not response.is_redirect:
             return response
-        url = _redirected(url, response)
+        url = redirected(url, response)
         response.close()
     raise SourceError(f"{shown(url)} redirects without end")
 
@@ -185,7 +185,12 @@ def _one_request(session: requests.Session, method: str, url: str, headers: Mapp
     return response
 
 
-def _redirected(url: str, response: requests.Response) -> str:
+def redirected(url: str, response: requests.Response) -> str:
+    """Return where an answer redirects to.
+
+    Raises:
+        SourceError: that is no web address, or not https after https.
+    """
     target = urljoin(url, response.headers["Location"])
     if urlsplit(target).scheme not in ("http", "https"):
         raise SourceError(f"{shown(url)} redirects to {shown(target)}, which is no web address")

@@ -18,9 +18,6 @@ DEFAULT_TOP_K = 5
 DEFAULT_MAX_PIXELS = 178_956_970
 """Twice the size at which Pillow begins to warn: 0.5 GB as RGB."""
 
-DEFAULT_TIMEOUT_S = 30.0
-"""What one http(s) address may take."""
-
 _FALSE = frozenset({"", "0", "false", "no", "off"})
 
 

@@ -22,7 +22,9 @@ def settings() -> Settings:
 
 def test_a_row_has_figures_that_fit_each_other(settings: Settings, coffee: Path) -> None:
     notes: list[object] = []
-    plan = Plan(("bundled", "caformer_t9_64"), batch_sizes=(3,), images=(str(coffee),), threads=1, workers=1, **QUICK)
+    plan = Plan(
+        ("bundled", "caformer_t9_64"), batch_sizes=(3,), images=(str(coffee.parent),), threads=1, workers=1, **QUICK
+    )
     (row,) = benchmark(plan, settings, notes.append)
     assert (row.case.model, row.error, notes) == ("caformer_t9_64", None, ["measuring"])
     assert row.loaded is not None
@@ -35,6 +37,12 @@ def test_a_row_has_figures_that_fit_each_other(settings: Settings, coffee: Path)
     assert figures.end_to_end.min / figures.engine.max <= figures.ratio <= figures.end_to_end.max / figures.engine.min
     assert 0 < figures.latency_p50_ms <= figures.latency_p95_ms
     assert 50 < figures.peak_memory_mib < 1000
+
+
+def test_no_picture_comes_from_the_network(settings: Settings) -> None:
+    (row,) = benchmark(Plan(("bundled",), images=("http://127.0.0.1:9/a.jpg",), **QUICK), settings)
+    assert row.error is not None
+    assert "http://127.0.0.1:9/a.jpg" in row.error.message
 
 
 def test_pictures_that_cannot_be_read_are_an_error(settings: Settings, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Thin on purpose: what a command does is in tasks/. `main` is the only place that
 """
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -62,7 +63,12 @@ def _print_traceback() -> None:
 
 def run() -> NoReturn:
     """Run `main` as a program: everything is written, so leave at once; taking the interpreter down costs 40 ms."""
-    os._exit(main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends ends a run as Ctrl-C does
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

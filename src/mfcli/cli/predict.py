@@ -1,7 +1,6 @@
 """mf predict."""
 
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, MfError, UsageError
 from mfcli.formats.base import FormatName
 from mfcli.results import Summary
-from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K, Settings
+from mfcli.selection import DEFAULT_TIMEOUT_S, has_magic
+from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 from mfcli.variants import Pretraining, Variant, find_variant
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def predict(
     stdin = None if sys.stdin is None else sys.stdin.buffer
     elsewhere = output is not None or not (sys.stdout and sys.stdout.isatty())
     with StderrProgress(note, quiet, elsewhere) as progress:
-        sources = from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
+        sources = from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection, notice=progress)
         predictor = load_predictor(
             model,
             weights=weights,
@@ -233,18 +233,27 @@ def predict(
             _count(
                 progress, lambda: from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
             )
-        with _writers(predictor, format, output, many, overwrite, resume, retry_failed) as (writer, journal, retries):
-            summary = task.predict(
-                predictor,
-                sources,
-                writer,
-                batch_size=size,
-                workers=workers,
-                max_failures=limit,
-                journal=journal,
-                retry_writer=retries,
-                progress=progress,
-            )
+        with _writers(predictor, format, output, many, resume, retry_failed) as (writer, journal, retries):
+            try:
+                summary = task.predict(
+                    predictor,
+                    sources,
+                    writer,
+                    batch_size=size,
+                    workers=workers,
+                    max_failures=limit,
+                    journal=journal,
+                    retry_writer=retries,
+                    progress=progress,
+                )
+            except KeyboardInterrupt:
+                if output is not None and not quiet:
+                    go_on = "; --resume goes on" if format is FormatName.JSONL else ""
+                    note(f"interrupted: {output} holds what was done{go_on}")
+                raise
+    if output is not None and not quiet:
+        failed = f", {summary.failed} failed" if summary.failed else ""
+        note(f"{summary.inputs} pictures: {summary.ok} classified{failed}; {output}")
     raise typer.Exit(ExitCode.OK if allow_failures else _exit_code(summary))
 
 
@@ -291,10 +300,14 @@ def _batch_size(text: str) -> int | None:
 
 def _is_a_set(name: str) -> bool:
     """Whether an argument may stand for many pictures."""
-    return name != "-" and not os.path.isfile(name) and "://" not in name or name.lower().endswith(_ARCHIVES)
+    from mfcli.paths import is_archive_name
 
-
-_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+    with contextlib.suppress(OSError, ValueError):
+        path = Path(name)
+        if path.is_dir() or is_archive_name(name):
+            return True
+        return not path.exists() and has_magic(name)
+    return False
 
 
 @contextlib.contextmanager
@@ -303,7 +316,6 @@ def _writers(
     format: FormatName,
     output: Path | None,
     many: bool,
-    overwrite: bool,
     resume: bool,
     retry_failed: bool,
 ) -> Iterator[tuple["Writer", "Journal | None", "Writer | None"]]:

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from mfcli.engines.base import Engine, EngineName, EngineOptions
+from mfcli.engines.base import DEFAULT_OPTIONS, Engine, EngineName, EngineOptions
 
 if TYPE_CHECKING:
     from mfcli.artifact import Artifact
 
 
-def load_engine(name: EngineName, artifact: "Artifact", options: EngineOptions = EngineOptions()) -> Engine:
+def load_engine(name: EngineName, artifact: "Artifact", options: EngineOptions = DEFAULT_OPTIONS) -> Engine:
     """Load a model into an engine.
 
     Raises:

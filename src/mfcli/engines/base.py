@@ -43,6 +43,9 @@ class EngineOptions:
     streams: int | None = 1
 
 
+DEFAULT_OPTIONS = EngineOptions()
+
+
 class Engine(Protocol):
     """Runs one model; made by `engines.load_engine`.
 

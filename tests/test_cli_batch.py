@@ -1,0 +1,277 @@
+"""Many pictures through the command line: output files, resuming after any end, failures, and how it is told."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Ran
+from deterministic import picture
+
+Mf = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Sixty small pictures, every tenth of them broken."""
+    folder = tmp_path_factory.mktemp("many")
+    paths = [folder / f"{number:03}.png" for number in range(60)]
+    for number, path in enumerate(paths):
+        picture(60 + number, 64, name=str(number)).save(path)
+        if number % 10 == 5:
+            path.write_bytes(path.read_bytes()[:100])
+    return paths
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "txt"])
+def test_the_suffix_names_the_format(suffix: str, mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / f"out.{suffix}"
+    ran = mf("predict", *many, "-o", path, "-q")
+    assert (ran.code, ran.out, ran.err) == (5, "", "")
+    text = path.read_text()
+    match suffix:
+        case "jsonl":
+            found = [(row["input"], row["status"]) for row in rows(path)]
+        case "json":
+            document = json.loads(text)
+            assert document["summary"] == {"inputs": 60, "ok": 54, "failed": 6}
+            found = [(row["input"], row["status"]) for row in document["results"]]
+        case "csv" | "tsv":
+            reader = csv.DictReader(text.splitlines(), delimiter="," if suffix == "csv" else "\t")
+            found = [(row["input"], row["status"]) for row in reader]
+        case _:
+            assert text.splitlines()[-1] == "60 pictures: 54 classified, 6 failed"
+            return
+    assert found == [(str(p), "error" if number % 10 == 5 else "ok") for number, p in enumerate(many)]
+
+
+@pytest.mark.parametrize("wishes", [["-b", "1"], ["-b", "3", "-j", "1"], ["-b", "16", "-j", "5"], ["--threads", "1"]])
+def test_answers_do_not_depend_on_batches_and_threads(wishes: list[str], mf: Mf, many: list[Path]) -> None:
+    plain = mf("predict", *many, "--format", "jsonl", "-q")
+    assert mf("predict", *many, "--format", "jsonl", "-q", *wishes).out == plain.out
+    one = mf("predict", many[0], "--format", "jsonl", "-q")
+    assert one.out == plain.out.splitlines(keepends=True)[0]
+
+
+def test_many_pictures_have_a_line_each(mf: Mf, many: list[Path]) -> None:
+    lines = mf("predict", *many, "-q", "-k", "2").out.splitlines()
+    assert len(lines) == 61
+    assert lines[0].startswith(f"{many[0]}  ")
+    assert "Truncated" in lines[5]
+
+
+def test_a_few_have_a_table_each(mf: Mf, many: list[Path]) -> None:
+    assert mf("predict", *many[:3], "-q").out.count("╭") == 3
+
+
+def test_an_existing_file_is_refused_before_any_work(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("precious")
+    ran = mf("predict", *many, "-o", path, "--model", "no_such_model")
+    assert ran.code == 8
+    assert ran.err == f"error: {path} exists\nhint: --overwrite replaces it; --resume goes on with a .jsonl file\n"
+    assert path.read_text() == "precious"
+    assert mf("predict", many[0], "-o", path, "--overwrite").code == 0
+    assert len(rows(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume"], "--resume, --retry-failed and --overwrite are about a file"),
+        (["--resume", "-o", "x.csv"], "only jsonl can be resumed, not csv"),
+        (["--resume", "--overwrite", "-o", "x.jsonl"], "--overwrite and --resume exclude each other"),
+        (["-o", "x.doc"], "the suffix of x.doc names no format"),
+        (["-b", "0"], "--batch-size '0' is neither a number from 1 to 4096 nor auto"),
+        (["--max-failures", "few"], "--max-failures 'few' is neither a number nor a percentage"),
+        (["--max-failures", "101%"], "--max-failures '101%' is neither a number nor a percentage"),
+    ],
+)
+def test_what_does_not_go_together(arguments: list[str], message: str, mf: Mf, many: list[Path]) -> None:
+    ran = mf("predict", many[0], *arguments)
+    assert ran.code == 2
+    assert ran.err.startswith(f"error: {message}\nhint: ")
+
+
+def start(arguments: list[str | Path]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-m", "mfcli", *arguments], stderr=subprocess.PIPE)
+
+
+def wait_for_rows(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"{path} never had {count} rows")
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_ended_goes_on_to_the_same_bytes(
+    end: signal.Signals, mf: Mf, many: list[Path], tmp_path: Path
+) -> None:
+    inputs = many * 15
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    assert mf("predict", *inputs, "-o", whole, "-q").code == 5
+    process = start(["predict", *inputs, "-o", cut, "-q"])
+    wait_for_rows(cut, 40)
+    process.send_signal(end)
+    process.communicate(timeout=60)
+    assert process.returncode == (-9 if end == signal.SIGKILL else 130)
+    part = cut.read_bytes()
+    assert 40 <= part.count(b"\n") < len(inputs)
+    cut.write_bytes(part + b'{"schema":"mf.pred')  # as if the last write had been torn
+    ran = mf("predict", *inputs, "-o", cut, "--resume", "-q")
+    assert (ran.code, ran.err) == (5, "")
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_a_finished_file_is_left_as_it_is(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    assert mf("predict", *many, "-o", path, "-q").code == 5
+    before = path.read_bytes()
+    assert mf("predict", *many, "-o", path, "--resume", "-q").code == 5
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        (["-k", "3"], "--top-k 5 instead of 3"),
+        (["--no-exif"], "without --no-exif"),
+        (["--engine", "torch"], "--engine onnxruntime instead of torch"),
+    ],
+)
+def test_resuming_another_run_names_the_difference(
+    wishes: list[str], message: str, mf: Mf, many: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "out.jsonl"
+    assert mf("predict", *many[:2], "-o", path, "-q").code == 0
+    ran = mf("predict", *many[:2], "-o", path, "--resume", *wishes, "-q")
+    assert ran.code == 8
+    assert ran.err.startswith(f"error: {path} is of another run: {message}\n")
+
+
+def test_resuming_with_other_weights(mf: Mf, many: list[Path], small_weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    assert mf("predict", many[0], "-o", path, "-q", "-m", "bundled", "--weights", small_weights).code == 0
+    ran = mf("predict", many[0], "-o", path, "-q", "--resume")
+    assert ran.code == 8
+    assert "is of another run: other weights of" in ran.err
+
+
+def test_failed_pictures_are_tried_again(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    inputs = [tmp_path / f"{number}.png" for number in range(5)]
+    for source, path in zip(many, inputs, strict=False):
+        path.write_bytes(source.read_bytes())
+    good = inputs[2].read_bytes()
+    inputs[2].unlink()
+    path = tmp_path / "out.jsonl"
+    assert mf("predict", *inputs, "-o", path, "-q").code == 5
+    assert [row["status"] for row in rows(path)] == ["ok", "ok", "error", "ok", "ok"]
+    inputs[2].write_bytes(good)
+    assert mf("predict", *inputs, "-o", path, "-q", "--resume").code == 5
+    assert mf("predict", *inputs, "-o", path, "-q", "--retry-failed").code == 0
+    assert [(row["input"], row["status"]) for row in rows(path)] == [(str(p), "ok") for p in inputs]
+
+
+def test_failures_can_be_allowed(mf: Mf, many: list[Path]) -> None:
+    assert mf("predict", *many, "-q", "--format", "csv", "--allow-failures").code == 0
+    assert mf("predict", many[5], "-q", "--format", "csv", "--allow-failures").code == 0
+
+
+def test_too_many_failures_stop_the_run(mf: Mf, many: list[Path]) -> None:
+    ran = mf("predict", *many, "-q", "--format", "json", "--max-failures", "2")
+    assert ran.code == 5
+    assert "stopped: 3 of 26 pictures failed" in ran.err
+    document = json.loads(ran.out)
+    assert [row["input"] for row in document["results"]] == [str(p) for p in many[:26]]
+    assert mf("predict", *many, "-q", "--format", "csv", "--max-failures", "6").code == 5
+    ran = mf("predict", *many * 4, "-q", "--format", "csv", "--max-failures", "9%")
+    assert ran.out.count("\n") == 101
+    assert mf("predict", *many * 4, "-q", "--format", "csv", "--max-failures", "11%").out.count("\n") == 241
+
+
+def test_a_full_disk_under_an_output_file(mf: Mf, many: list[Path]) -> None:
+    for format in ("csv", "jsonl"):
+        ran = mf("predict", *many, "-q", "-o", "/dev/full", "--format", format)
+        assert ran.code == 8
+        assert "error: cannot write /dev/full: No space left on device" in ran.err
+
+
+def test_undecodable_names_are_resumed(mf_process: Mf, many: list[Path], tmp_path: Path) -> None:
+    odd = [os.fsencode(tmp_path) + name for name in (b"/\xff.png", b"/\xfe.png", b"/a\nb,\"'.png")]
+    for path in odd:
+        Path(os.fsdecode(path)).write_bytes(many[0].read_bytes())
+    out = tmp_path / "out.jsonl"
+    assert mf_process("predict", *odd[:2], "-q", "-o", out).code == 0
+    assert mf_process("predict", *odd, "-q", "-o", out, "--resume").code == 0
+    assert len(rows(out)) == 3
+    assert rows(out)[2]["input"] == os.fsdecode(odd[2])
+
+
+def test_a_folder_an_archive_and_a_glob(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    import zipfile
+
+    for name in ("b10.png", "b9.png", "sub/a.png", ".hidden.png", "notes.txt"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(many[0].read_bytes())
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.write(many[0], "inner/z.png")
+    folder = str(tmp_path / "photos")
+    ran = mf("predict", folder, tmp_path / "photos.zip", f"{folder}/b*.png", "-q", "--format", "csv")
+    found = [(row["input"], row["member"], row["status"]) for row in csv.DictReader(ran.out.splitlines())]
+    assert ran.code == 0
+    assert found == [
+        (f"{folder}/b9.png", "", "ok"),
+        (f"{folder}/b10.png", "", "ok"),
+        (f"{folder}/sub/a.png", "", "ok"),
+        (str(tmp_path / "photos.zip"), "inner/z.png", "ok"),
+        (f"{folder}/b9.png", "", "ok"),
+        (f"{folder}/b10.png", "", "ok"),
+    ]
+    lines = mf("predict", tmp_path / "photos.zip", "-q", "-k", "1").out.splitlines()
+    assert lines[0].startswith(f"{tmp_path}/photos.zip:inner/z.png  ")
+
+
+def test_a_folder_without_pictures(mf: Mf, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    ran = mf("predict", tmp_path, "-q", "--format", "csv")
+    assert ran.code == 3
+    assert f"error: no pictures in {tmp_path}" in ran.err
+
+
+def test_a_list_is_answered_while_it_is_still_written(many: list[Path]) -> None:
+    command = [sys.executable, "-m", "mfcli", "predict", "--files-from", "-", "-0", "--format", "jsonl", "-q"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for path in many[:3]:
+            process.stdin.write(os.fsencode(path) + b"\0")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["input"] == str(path)
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
+def test_a_file_that_vanishes_while_it_waits(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        path.write_bytes(many[0].read_bytes())
+    (tmp_path / "list").write_text("\n".join(map(str, paths)))
+    paths[1].unlink()
+    ran = mf("predict", "--files-from", tmp_path / "list", "-q", "--format", "jsonl")
+    found = [json.loads(line) for line in ran.out.splitlines()]
+    assert [row["error"] and row["error"]["code"] for row in found] == [None, "not_found", None]

@@ -1,0 +1,136 @@
+"""Measure a model on labelled pictures.
+
+    python weights/evaluate.py tiny-imagenet-200/val
+
+The folder holds class folders named by WordNet id, or, as Tiny ImageNet-200's `val` does, `images/` and
+`val_annotations.txt`, or, for a few photos, `labels.csv` with the columns path and wnid. Pictures go through
+`mfcli.load_predictor` as through `mf predict`, so what is measured is what users get. Prints top-1 with its 95 % Wilson
+interval, top-5, the expected calibration error (15 bins of equal width), pictures a second and the size of its file;
+with pictures of classes that the model does not have, also how well its top probability tells them apart (AUROC).
+"""
+
+import argparse
+import csv
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mfcli
+from mfcli.results import PictureResult
+from mfcli.sources import Source
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One picture's truth and the model's five best."""
+
+    wnid: str
+    found: tuple[str | None, ...]
+    prob: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the first is the truth."""
+        return self.found[0] == self.wnid
+
+
+def labelled(folder: Path) -> list[tuple[Path, str]]:
+    """Return pictures and WordNet ids, by name."""
+    if (folder / "val_annotations.txt").is_file():
+        lines = (folder / "val_annotations.txt").read_text().splitlines()
+        return [(folder / "images" / name, wnid) for name, wnid in (line.split("\t")[:2] for line in lines)]
+    if (folder / "labels.csv").is_file():
+        with (folder / "labels.csv").open() as stream:
+            return [(folder / row["path"], row["wnid"]) for row in csv.DictReader(stream)]
+    return [(path, path.relative_to(folder).parts[0]) for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def interval(right: int, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share, in percent."""
+    z = 1.959964
+    share = right / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return 100 * (centre - half), 100 * (centre + half)
+
+
+def bins(answers: Sequence[Answer]) -> list[tuple[int, float, float]]:
+    """Return count, mean top probability and share of right answers of each bin that is not empty."""
+    members: list[list[Answer]] = [[] for _ in range(BINS)]
+    for answer in answers:
+        members[min(int(answer.prob * BINS), BINS - 1)].append(answer)
+    return [(len(m), sum(a.prob for a in m) / len(m), sum(a.is_right for a in m) / len(m)) for m in members if m]
+
+
+def auroc(inside: Sequence[float], outside: Sequence[float]) -> float:
+    """Return how often a value from `inside` is above one from `outside`, ties counted half."""
+    wins = sum((a > b) + 0.5 * (a == b) for a in inside for b in outside)
+    return wins / (len(inside) * len(outside))
+
+
+def per_class(answers: Sequence[Answer], names: dict[str, str]) -> list[tuple[float, str]]:
+    """Return top-1 in percent and name of each class, best first."""
+    members: dict[str, list[Answer]] = {}
+    for answer in answers:
+        members.setdefault(answer.wnid, []).append(answer)
+    shares = [(100 * sum(a.is_right for a in m) / len(m), names[wnid]) for wnid, m in members.items()]
+    return sorted(shares, reverse=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    options = parser.parse_args()
+    predictor = mfcli.load_predictor(options.model, engine=options.engine, precision=options.precision, streams=None)
+    names = {label.wnid: label.name for label in predictor.labels if label.wnid}
+    pictures = labelled(options.folder)
+    started = time.perf_counter()
+    results = list(predictor.predict(Source(str(path)) for path, _ in pictures))
+    seconds = time.perf_counter() - started
+    if failed := [result for result in results if result.error]:
+        raise SystemExit(f"{len(failed)} pictures failed, the first: {failed[0].input}: {failed[0].error}")
+    answers = [_answer(wnid, result) for (_, wnid), result in zip(pictures, results, strict=True)]
+    inside = [answer for answer in answers if answer.wnid in names]
+    outside = [answer for answer in answers if answer.wnid not in names]
+    right, count = sum(a.is_right for a in inside), len(inside)
+    low, high = interval(right, count)
+    classes = per_class(inside, names)
+    figures = {
+        "model": predictor.run.model,
+        "engine": f"{predictor.run.engine} {predictor.run.precision}",
+        "pictures": count,
+        "top1": 100 * right / count,
+        "top1_interval": [low, high],
+        "top5": 100 * sum(a.wnid in a.found for a in inside) / count,
+        "calibration_error": sum(n * abs(prob - share) for n, prob, share in bins(inside)) / count,
+        "images_per_s": len(pictures) / seconds,
+        "artifact_bytes": predictor.artifact.size_bytes,
+        "best_classes": classes[:5],
+        "worst_classes": classes[-5:],
+        "bins": bins(inside),
+    }
+    if outside:
+        figures["auroc"] = auroc([a.prob for a in inside], [a.prob for a in outside])
+        figures["pictures_outside"] = len(outside)
+    for name, value in figures.items():
+        print(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _answer(wnid: str, result: PictureResult) -> Answer:
+    return Answer(wnid, tuple(p.wnid for p in result.predictions), result.predictions[0].prob)
+
+
+if __name__ == "__main__":
+    main()
