@@ -43,9 +43,27 @@ def test_a_cached_artifact_needs_no_torch(coffee: Path, small_weights: Path) -> 
     assert not modules_after(*command) & set(HEAVY)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "--help"], ["list-models"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["predict", "--help"],
+        ["list-models"],
+        ["benchmark", "--help"],
+        ["doctor", "--help"],
+        ["completion", "bash"],
+    ],
+)
 def test_help_and_lists_import_no_engine(arguments: list[str]) -> None:
     assert not modules_after(*arguments) & {*HEAVY, "onnxruntime", "numpy", "PIL"}
+
+
+def test_completing_imports_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_MF_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "mf\ninfo\ncaf")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert not modules_after() & {*HEAVY, "onnxruntime", "numpy", "PIL", "rich"}
 
 
 def test_importing_the_package_costs_nothing() -> None:

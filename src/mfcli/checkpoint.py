@@ -194,6 +194,24 @@ def _squeeze_1x1_convolutions(state: StateDict, expected: Mapping[str, tuple[int
     }
 
 
+def write_random(path: Path, variant: Variant) -> None:
+    """Write a checkpoint of made-up weights, the same every time, at scales that keep activations near 1.
+
+    Its speed is that of real weights; its answers mean nothing.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from mfcli.metaformer import build_model
+
+    random = torch.Generator().manual_seed(0)
+    state = build_model(variant.architecture, num_classes=variant.num_classes).state_dict()
+    for name, tensor in state.items():
+        if tensor.ndim > 1 and not name.endswith("random_matrix"):
+            tensor.normal_(std=tensor[0].numel() ** -0.5, generator=random)
+    save_file(state, path)
+
+
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
     parts = []
     if missing := [name for name in expected if name not in found]:

@@ -14,6 +14,9 @@ import typer
 
 from mfcli import __version__
 from mfcli.cli import cache, models
+from mfcli.cli.benchmark import benchmark
+from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
+from mfcli.cli.doctor import doctor
 from mfcli.cli.predict import predict
 from mfcli.cli.streams import ReaderGoneError, fail, say, standard_output
 from mfcli.errors import ExitCode, MfError
@@ -32,6 +35,9 @@ app.command()(models.list_models)
 app.command()(models.info)
 app.command()(models.download)
 app.add_typer(cache.app)
+app.command()(benchmark)
+app.command()(doctor)
+app.command()(completion)
 
 
 def _version(wanted: bool) -> None:
@@ -67,6 +73,8 @@ def run() -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors become `error:` and `hint:` lines on stderr."""
+    if os.environ.get(COMPLETE_VARIABLE):
+        return answer(app)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries warn about things a user of the command cannot change
     debug = False

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mfcli.cli.options import DryRun, Format, Quiet
+from mfcli.cli.options import DryRun, Format, Models, Quiet
 from mfcli.cli.streams import note, standard_output
 from mfcli.errors import CheckError
 from mfcli.formats.base import FormatName
@@ -75,7 +75,7 @@ def verify(format: Format = FormatName.TABLE) -> None:
 
 @app.command()
 def rm(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL|GLOB...", help="Names, or globs between quotes.")],
+    models: Models,
     dry_run: DryRun = False,
     format: Format = FormatName.TABLE,
     quiet: Quiet = False,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mfcli.cli.options import DryRun, Format, InfoFormat, Offline, Quiet
+from mfcli.cli.options import DryRun, Format, InfoFormat, Model, Models, Offline, Quiet, complete_model
 from mfcli.cli.streams import fail, note, standard_output
 from mfcli.errors import UsageError
 from mfcli.formats.base import FormatName
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def list_models(
-    pattern: Annotated[str | None, typer.Argument(help="A glob, or a part of a name.", show_default=False)] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Argument(help="A glob, or a part of a name.", show_default=False, autocompletion=complete_model),
+    ] = None,
     family: Annotated[
         Family | None, typer.Option(help="Only this family.", show_default=False, case_sensitive=False)
     ] = None,
@@ -60,7 +63,7 @@ def _full(listed: "ListedModel") -> dict[str, Any]:
 
 
 def info(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from mf list-models.")],
+    model: Model,
     format: Annotated[InfoFormat, typer.Option("--format", help="How it is written.")] = InfoFormat.TABLE,
 ) -> None:
     """Show everything about one model: its row, how pictures are prepared for it, and its artifacts on this machine."""
@@ -82,7 +85,7 @@ def info(
 
 
 def download(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL|GLOB...", help="Names, or globs between quotes.")],
+    models: Models,
     force: Annotated[bool, typer.Option("--force", help="Fetch again what is there.")] = False,
     origin: Annotated[
         str | None,

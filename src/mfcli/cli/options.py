@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
+from mfcli.errors import UsageError
 from mfcli.formats.base import FormatName
+from mfcli.settings import BUNDLED_ALIAS
+from mfcli.variants import list_variants
+
+MAX_BATCH_SIZE = 4096
+"""Pictures in a batch."""
 
 
 class InfoFormat(StrEnum):
@@ -21,3 +27,40 @@ Offline = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes on stderr, only errors.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the model names that begin so: the paper's, and timm's once there is a dot in it."""
+    names = [BUNDLED_ALIAS, *(variant.name for variant in list_variants())]
+    if "." in incomplete:
+        names += [alias for variant in list_variants() for alias in variant.aliases if "." in alias]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_device(incomplete: str) -> list[str]:
+    """Return the devices that begin so; whether they are there is not asked, because that takes torch."""
+    return [name for name in ("auto", "cpu", "cuda", "mps") if name.startswith(incomplete)]
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A name from mf list-models.", autocompletion=complete_model)
+]
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL|GLOB...", help="Names, or globs between quotes.", autocompletion=complete_model),
+]
+
+
+def parse_batch_size(text: str) -> int | None:
+    """Read a number of pictures; None for `auto`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text == "auto":
+        return None
+    if text.isdecimal() and 1 <= int(text) <= MAX_BATCH_SIZE:
+        return int(text)
+    raise UsageError(
+        f"--batch-size {text!r} is neither a number from 1 to {MAX_BATCH_SIZE} nor auto", "--batch-size auto"
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mfcli.cli.options import Offline, Quiet
+from mfcli.cli.options import Offline, Quiet, complete_device, complete_model, parse_batch_size
 from mfcli.cli.streams import note, standard_output
 from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, MfError, UsageError
@@ -91,6 +91,7 @@ def predict(
             "-m",
             help="A name from mf list-models.",
             show_default="MF_MODEL, else bundled",
+            autocompletion=complete_model,
             rich_help_panel=_MODEL,
         ),
     ] = None,
@@ -166,7 +167,13 @@ def predict(
         EngineName, typer.Option(help="What computes the logits.", rich_help_panel=_RUNNING)
     ] = EngineName.AUTO,
     device: Annotated[
-        str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_RUNNING)
+        str,
+        typer.Option(
+            metavar="D",
+            help="auto, cpu, cuda, cuda:N or mps.",
+            rich_help_panel=_RUNNING,
+            autocompletion=complete_device,
+        ),
     ] = "auto",
     precision: Annotated[Precision, typer.Option(help="The arithmetic.", rich_help_panel=_RUNNING)] = Precision.FP32,
     allow_failures: Annotated[
@@ -194,7 +201,7 @@ def predict(
     resume = resume or retry_failed
     format = _format(format, output, resume, overwrite)
     limit = task.MaxFailures.parse(max_failures) if max_failures is not None else task.ANY_FAILURES
-    size = _batch_size(batch_size)
+    size = parse_batch_size(batch_size)
     if output is not None and not (overwrite or resume):
         refuse_existing(output)
     inputs = inputs or []
@@ -287,14 +294,6 @@ def _format(format: FormatName | None, output: Path | None, resume: bool, overwr
     if resume and format is not FormatName.JSONL:
         raise UsageError(f"only jsonl can be resumed, not {format}", "-o results.jsonl")
     return format
-
-
-def _batch_size(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if text.isdecimal() and 1 <= int(text) <= 4096:
-        return int(text)
-    raise UsageError(f"--batch-size {text!r} is neither a number from 1 to 4096 nor auto", "--batch-size auto")
 
 
 def _is_a_set(name: str) -> bool:

@@ -1,0 +1,153 @@
+"""mf benchmark."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mfcli.cli.options import Format, Offline, Quiet, complete_device, complete_model, parse_batch_size
+from mfcli.cli.streams import fail, note, standard_output
+from mfcli.engines.base import EngineName, Precision
+from mfcli.errors import ExitCode
+from mfcli.formats.base import FormatName
+from mfcli.settings import Settings
+
+if TYPE_CHECKING:
+    from mfcli.tasks.benchmark import Rate, Row
+
+_SECONDS, _ROUNDS = 12.0, 5
+
+
+def benchmark(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL...",
+            help="Names from mf list-models.",
+            show_default="MF_MODEL, else bundled",
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    engine: Annotated[
+        list[EngineName] | None, typer.Option(help="What computes the logits.", show_default="auto")
+    ] = None,
+    precision: Annotated[list[Precision] | None, typer.Option(help="The arithmetic.", show_default="fp32")] = None,
+    batch_size: Annotated[
+        list[str] | None,
+        typer.Option("--batch-size", "-b", metavar="N|auto", help="Pictures in a batch.", show_default="auto"),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=complete_device)
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Cores for the engine.", show_default="all")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-j", min=1, help="Threads that read and decode.", show_default="one a core"),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A checkpoint of the only MODEL: .pth or .safetensors.", show_default=False)
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Make weights up: just as fast, and nothing is downloaded.")
+    ] = False,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR|FILE", help="Pictures to read.", show_default="made-up JPEGs of about 500x375 pixels"
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="How long a row is measured.")] = _SECONDS,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Into how many rounds that is divided.")] = _ROUNDS,
+    format: Format = FormatName.TABLE,
+    offline: Offline = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how fast models are on this machine.
+
+    --engine, --precision, --batch-size and --images can be given several times; every combination of the first three
+    is a row, and the rows take turns, so that ratios hold on a busy machine. Rates are medians over the rounds. Exit
+    code 5: a row could not be measured, 6: none could.
+    """
+    from mfcli.formats.records import write_records
+    from mfcli.progress import StderrProgress
+    from mfcli.tasks import benchmark as task
+
+    settings = Settings.from_environ(offline=offline)
+    plan = task.Plan(
+        models=tuple(models or [settings.model]),
+        engines=tuple(dict.fromkeys(engine or [EngineName.AUTO])),
+        precisions=tuple(dict.fromkeys(precision or [Precision.FP32])),
+        batch_sizes=tuple(dict.fromkeys(map(parse_batch_size, batch_size or ["auto"]))),
+        device=device,
+        threads=threads,
+        workers=workers,
+        weights=weights,
+        random_weights=random_weights,
+        images=tuple(map(str, images or ())),
+        seconds=seconds,
+        rounds=rounds,
+    )
+    with StderrProgress(note, quiet) as progress:
+        rows = task.benchmark(plan, settings, progress)
+    failed = [row.error for row in rows if row.error]
+    with standard_output() as stream:
+        write_records(format, stream, _brief(rows) if format is FormatName.TABLE else [_full(row) for row in rows])
+    for message, hint in dict.fromkeys((error.message, error.hint) for error in failed):
+        fail(message, hint)
+    if failed:
+        raise typer.Exit(ExitCode.SOME_FAILED if len(failed) < len(rows) else ExitCode.ALL_FAILED)
+
+
+def _brief(rows: "Sequence[Row]") -> list[dict[str, Any]]:
+    records = [_cells(row) for row in rows]
+    if any(row.error for row in rows):
+        for record, row in zip(records, rows, strict=True):
+            record["error"] = row.error and row.error.message
+    return records
+
+
+def _cells(row: "Row") -> dict[str, Any]:
+    loaded, figures = row.loaded, row.figures
+    return {
+        "model": row.case.model,
+        "engine": loaded.engine if loaded else row.case.engine,
+        "precision": loaded.precision if loaded else row.case.precision,
+        "device": loaded.device if loaded else row.case.device,
+        "batch": f"{loaded.streams}x{loaded.batch_size}" if loaded else row.case.batch_size or "auto",
+        "engine/s": figures and _rate(figures.engine),
+        "end to end/s": figures and _rate(figures.end_to_end),
+        "ratio": figures and f"{figures.ratio:.2f}",
+        "p50 ms": figures and f"{figures.latency_p50_ms:.1f}",
+        "p95 ms": figures and f"{figures.latency_p95_ms:.1f}",
+        "peak MiB": figures and f"{figures.peak_memory_mib:.0f}",
+    }
+
+
+def _rate(rate: "Rate") -> str:
+    return f"{rate.median:.1f} ({rate.min:.1f}-{rate.max:.1f})"
+
+
+def _full(row: "Row") -> dict[str, Any]:
+    case, loaded, figures = row.case, row.loaded, row.figures
+    return {
+        "model": case.model,
+        "engine": loaded.engine if loaded else case.engine,
+        "precision": loaded.precision if loaded else case.precision,
+        "device": loaded.device if loaded else case.device,
+        "batch_size": loaded.batch_size if loaded else case.batch_size,
+        "streams": loaded.streams if loaded else None,
+        "threads": case.threads,
+        "workers": loaded.workers if loaded else case.workers,
+        "engine_images_per_s": figures.engine.median if figures else None,
+        "engine_images_per_s_min": figures.engine.min if figures else None,
+        "engine_images_per_s_max": figures.engine.max if figures else None,
+        "images_per_s": figures.end_to_end.median if figures else None,
+        "images_per_s_min": figures.end_to_end.min if figures else None,
+        "images_per_s_max": figures.end_to_end.max if figures else None,
+        "ratio": figures.ratio if figures else None,
+        "latency_p50_ms": figures.latency_p50_ms if figures else None,
+        "latency_p95_ms": figures.latency_p95_ms if figures else None,
+        "peak_memory_mib": figures.peak_memory_mib if figures else None,
+        "error": row.error.message if row.error else None,
+    }

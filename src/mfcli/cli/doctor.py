@@ -1,0 +1,71 @@
+"""mf doctor."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mfcli.cli.options import InfoFormat
+from mfcli.cli.streams import standard_output
+from mfcli.errors import CheckError
+from mfcli.settings import Settings
+
+if TYPE_CHECKING:
+    from mfcli.tasks.doctor import Finding
+
+SCHEMA = "mf.doctor/1"
+
+
+def doctor(
+    format: Annotated[InfoFormat, typer.Option("--format", help="How it is written.")] = InfoFormat.TABLE,
+) -> None:
+    """Find out what is installed and what really works here.
+
+    Every engine classifies a made-up picture with the bundled model, and its answer is compared with the default
+    engine's. Nothing is downloaded, no connection is opened. Exit code 9: the default engine does not work.
+    """
+    from mfcli.formats.json import indented
+    from mfcli.tasks import doctor as task
+
+    findings: list[Finding] = []
+    with standard_output() as stream:
+        for finding in task.doctor(Settings.from_environ()):
+            if format is InfoFormat.TABLE:
+                if not findings or findings[-1].group is not finding.group:
+                    stream.write(f"{finding.group}\n")
+                stream.write(_line(finding))
+                stream.flush()
+            findings.append(finding)
+        works = task.default_works(findings)
+        if format is InfoFormat.JSON:
+            stream.write(indented({"schema": SCHEMA, "works": works, "findings": [_record(f) for f in findings]}))
+    if not works:
+        raise CheckError("the default engine does not work here", "see its line under engines")
+
+
+def _line(finding: "Finding") -> str:
+    status = "" if finding.status == "fact" else finding.status
+    text = f"  {finding.name:<20}{status:<8}{_text(finding.value)}".rstrip() + "\n"
+    return text + (f"  {'':<20}hint: {finding.hint}\n" if finding.hint else "")
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case dict():
+            return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
+        case list():
+            return " ".join(map(str, value))
+    return str(value)
+
+
+def _record(finding: "Finding") -> dict[str, Any]:
+    return {
+        "group": finding.group.value,
+        "name": finding.name,
+        "status": finding.status.value,
+        "value": finding.value,
+        "hint": finding.hint,
+    }

@@ -1,0 +1,343 @@
+"""Find out what is installed and what really works here, without a network.
+
+Each engine is tried in a process of its own, because a broken one may not raise but crash, and because torch takes
+seconds to import. What is found comes one by one, so that it can be shown at once.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mfcli import __version__
+from mfcli.artifact import ensure
+from mfcli.engines import load_engine
+from mfcli.engines.base import EngineName, EngineOptions
+from mfcli.errors import MfError
+from mfcli.settings import BUNDLED_ALIAS, Settings, usable_cores
+from mfcli.synthetic import picture
+from mfcli.variants import find_variant
+from mfcli.weights import artifact_files, bundled_file, checkpoint_files
+
+DEFAULT_ENGINE = EngineName.ONNXRUNTIME
+"""What `--engine auto` stands for, and what the others are compared with."""
+
+MAX_DIFFERENCE = 0.01
+"""Largest difference of an engine's logits to the default's, as a share of their standard deviation."""
+
+_TIMEOUT_S = 180.0
+
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "i8mm", "bf16", "sve")
+"""What makes the products of a network fast, by the names of /proc/cpuinfo."""
+
+
+class Group(StrEnum):
+    """What a finding is about."""
+
+    PROGRAM = "program"
+    MACHINE = "machine"
+    ENGINES = "engines"
+    EXTRAS = "extras"
+    CACHE = "cache"
+    NETWORK = "network"
+    MODELS = "models"
+
+
+class Status(StrEnum):
+    """How it is; FACT has nothing that could fail."""
+
+    FACT = "fact"
+    OK = "ok"
+    ABSENT = "absent"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found out.
+
+    Attributes:
+        group: what it is about.
+        name: what it is, with a unit as its suffix.
+        status: how it is.
+        value: plain values: a text, a number, a list, a dict, or None.
+        hint: the next step where there is something to do.
+    """
+
+    group: Group
+    name: str
+    status: Status
+    value: Any
+    hint: str | None = None
+
+
+def doctor(settings: Settings) -> Iterator[Finding]:
+    """Yield what there is to know, the quick things first; nothing is raised for what does not work."""
+    yield from _program()
+    yield from _machine()
+    yield from _cache(settings)
+    yield from _network(settings)
+    yield from _models(settings)
+    yield from _extras()
+    yield from _engines()
+
+
+def default_works(findings: Sequence[Finding]) -> bool:
+    """Return whether the model that ships with the package can be run by the default engine."""
+    return any(f.group is Group.ENGINES and f.name == DEFAULT_ENGINE.value and f.status is Status.OK for f in findings)
+
+
+def _program() -> Iterator[Finding]:
+    yield Finding(Group.PROGRAM, "mfcli", Status.FACT, __version__)
+    yield Finding(Group.PROGRAM, "folder", Status.FACT, str(Path(__file__).parent.parent))
+    yield Finding(Group.PROGRAM, "python", Status.FACT, f"{platform.python_version()} {sys.executable}")
+    yield Finding(Group.PROGRAM, "platform", Status.FACT, platform.platform())
+
+
+def _machine() -> Iterator[Finding]:
+    described = _cpuinfo()
+    name = described.get("model name") or platform.processor() or platform.machine()
+    yield Finding(Group.MACHINE, "processor", Status.FACT, name)
+    if flags := (described.get("flags") or described.get("Features") or "").split():
+        yield Finding(Group.MACHINE, "features", Status.FACT, [name for name in _FEATURES if name in flags])
+    yield Finding(Group.MACHINE, "usable_cores", Status.FACT, usable_cores())
+    yield Finding(Group.MACHINE, "cores", Status.FACT, os.cpu_count())
+    with contextlib.suppress(ValueError, OSError):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        yield Finding(Group.MACHINE, "memory_mib", Status.FACT, total >> 20)
+    with contextlib.suppress(ValueError, OSError):  # a control group's limit; elsewhere "max", or no such file
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        yield Finding(Group.MACHINE, "memory_limit_mib", Status.FACT, limit >> 20)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo; nothing where there is no such file."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+
+
+def _cache(settings: Settings) -> Iterator[Finding]:
+    try:
+        folder = settings.cache_dir
+    except MfError as error:
+        yield Finding(Group.CACHE, "folder", Status.FAILED, error.message, error.hint)
+        return
+    yield Finding(Group.CACHE, "folder", Status.FACT, str(folder))
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    hint = None if writable else "name another folder: MF_CACHE_DIR=DIR"
+    yield Finding(Group.CACHE, "writable", Status.OK if writable else Status.FAILED, writable, hint)
+    yield Finding(Group.CACHE, "size_mib", Status.FACT, round(_size_bytes(folder) / 2**20, 1))
+    with contextlib.suppress(OSError):
+        yield Finding(Group.CACHE, "free_mib", Status.FACT, shutil.disk_usage(there).free >> 20)
+
+
+def _size_bytes(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(parent) / name).lstat().st_size
+    return total
+
+
+def _network(settings: Settings, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    yield Finding(Group.NETWORK, "offline", Status.FACT, settings.offline)
+    endpoint = settings.endpoint and without_credentials(settings.endpoint)
+    yield Finding(Group.NETWORK, "endpoint", Status.FACT, endpoint or "https://huggingface.co")
+    for scheme, address in sorted(urllib.request.getproxies().items()):
+        shown = address if scheme == "no" else without_credentials(address)
+        yield Finding(Group.NETWORK, f"{scheme}_proxy", Status.FACT, shown)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if bundle := environ.get(name):
+            there = Path(bundle).exists()
+            hint = None if there else f"unset {name}, or let it name a file that is there"
+            yield Finding(Group.NETWORK, name.lower(), Status.OK if there else Status.FAILED, bundle, hint)
+
+
+def without_credentials(address: str) -> str:
+    """Return an address without user, password and query; it may lack its scheme, as proxies' do."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", address)
+    rest = address.removeprefix(scheme[0]) if scheme else address
+    return (scheme[0] if scheme else "") + rest.rpartition("@")[2].partition("?")[0]
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    try:
+        default = find_variant(settings.model)
+    except MfError as error:
+        yield Finding(Group.MODELS, "default", Status.FAILED, error.message, error.hint)
+    else:
+        yield Finding(Group.MODELS, "default", Status.FACT, default.name)
+    sizes: dict[str, dict[str, int]] = {}
+    with contextlib.suppress(MfError, OSError):
+        bundled = find_variant(BUNDLED_ALIAS).name
+        _add(sizes, bundled, "artifact_bytes", bundled_file(f"{bundled}.onnx"))
+    with contextlib.suppress(MfError, OSError):
+        for path in checkpoint_files(settings):
+            _add(sizes, path.parent.name, "checkpoint_bytes", path)
+        for name, path in artifact_files(settings):
+            _add(sizes, name, "artifact_bytes", path)
+    for name, found in sorted(sizes.items()):
+        yield Finding(Group.MODELS, name, Status.FACT, found)
+
+
+def _add(sizes: dict[str, dict[str, int]], name: str, what: str, path: Path) -> None:
+    counted = sizes.setdefault(name, {})
+    counted[what] = counted.get(what, 0) + path.stat().st_size
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, names in _required().items():
+        versions = {name: version for name in names if (version := _version(name))}
+        whole = len(versions) == len(names)
+        hint = None if whole else f"pip install 'mfcli[{extra}]'"
+        yield Finding(Group.EXTRAS, extra, Status.OK if whole else Status.ABSENT, versions or None, hint)
+
+
+def _required() -> dict[str, list[str]]:
+    """What each extra of the package asks for, by the package's own metadata; those for developers aside."""
+    try:
+        required = metadata.requires("mfcli") or []
+    except metadata.PackageNotFoundError:  # run from a folder that was never installed
+        return {}
+    wanted: dict[str, list[str]] = {}
+    for requirement in required:
+        match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
+        if match and match[2] not in ("dev", "test"):
+            wanted.setdefault(match[2], []).append(match[1])
+    return wanted
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _engines() -> Iterator[Finding]:
+    reference: list[float] | None = None
+    names = [DEFAULT_ENGINE, *(name for name in EngineName if name not in (EngineName.AUTO, DEFAULT_ENGINE))]
+    for name in names:
+        if find_spec(name.value) is None:  # an engine has the name of its package
+            wanted = f"'mfcli[{name}]'" if name.value in _required() else name.value
+            yield Finding(Group.ENGINES, name.value, Status.ABSENT, None, f"pip install {wanted}")
+            continue
+        for probe in _tried(name):
+            logits = probe.pop("logits", None)
+            if name is DEFAULT_ENGINE:
+                reference = logits
+            device = probe.get("device")
+            shown = name.value if device in (None, "auto", "cpu") else f"{name.value} on {device}"
+            yield _judged(shown, probe, logits, reference)
+
+
+def _judged(name: str, probe: dict[str, Any], logits: list[float] | None, reference: list[float] | None) -> Finding:
+    if logits is None:
+        return Finding(Group.ENGINES, name, Status.FAILED, probe.pop("error"), probe.pop("hint", None))
+    if reference is None:  # there is nothing to compare with
+        return Finding(Group.ENGINES, name, Status.OK, probe)
+    difference = float(np.abs(np.subtract(logits, reference)).max() / np.std(reference))
+    probe["difference"] = float(f"{difference:.1e}")
+    good = difference <= MAX_DIFFERENCE  # false for what is no number
+    hint = None if good else f"its answers are not those of {DEFAULT_ENGINE}: use another --engine or --device"
+    return Finding(Group.ENGINES, name, Status.OK if good else Status.FAILED, probe, hint)
+
+
+def _tried(name: EngineName) -> list[dict[str, Any]]:
+    """Try an engine in a process of its own: what it found on each device, or the error, as `probe` writes it."""
+    program = f"from mfcli.tasks.doctor import probe; probe({name.value!r})"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return [{"error": f"gave no answer within {_TIMEOUT_S:g} s"}]
+    found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    if done.returncode:
+        code = done.returncode
+        crash = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        found.append({"error": f"its process {crash}"})
+    return found
+
+
+def probe(engine: str) -> None:
+    """Let an engine classify a made-up picture with the bundled model; write a JSON line to stdout for each device.
+
+    A line holds version, device, load_ms, picture_ms (the second call), and logits; or an error, and a hint.
+    """
+    warnings.simplefilter("ignore")
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    name = EngineName(engine)
+    found = _probe(name, "cpu")
+    answers.write(json.dumps(found) + "\n")
+    if name is EngineName.TORCH and "error" not in found:
+        for device, described in _accelerators().items():
+            answers.write(json.dumps({**_probe(name, device), "device": device, "is": described}) + "\n")
+    answers.flush()
+    os._exit(0)  # some runtimes take long to be taken down
+
+
+def _probe(name: EngineName, device: str) -> dict[str, Any]:
+    settings = replace(Settings.from_environ(), offline=True)
+    try:
+        artifact = ensure(find_variant(BUNDLED_ALIAS), None, settings)
+        started = time.perf_counter()
+        engine = load_engine(name, artifact, EngineOptions(device))
+        loaded = time.perf_counter()
+        batch = artifact.plan.apply(picture(0))[None]
+        logits = engine.logits(batch)
+        warm = time.perf_counter()
+        engine.logits(batch)
+        done = time.perf_counter()
+    except MfError as error:
+        return {"error": error.message, "hint": error.hint}
+    except Exception as error:  # broken installations raise anything
+        return {"error": f"{type(error).__name__}: {error}", "hint": f"pip install --force-reinstall {name}"}
+    return {
+        "version": getattr(sys.modules.get(name.value), "__version__", None),
+        "device": device,
+        "load_ms": round(1000 * (loaded - started), 1),
+        "picture_ms": round(1000 * (done - warm), 1),
+        "logits": logits[0].tolist(),
+    }
+
+
+def _accelerators() -> dict[str, str | None]:
+    """The devices of torch other than the CPU, with what they are; torch was imported by its engine."""
+    torch = sys.modules["torch"]
+    found: dict[str, str | None] = {}
+    with contextlib.suppress(Exception):  # a driver that does not fit raises
+        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+            found[f"cuda:{index}"] = torch.cuda.get_device_name(index)
+    with contextlib.suppress(Exception):
+        if torch.backends.mps.is_available():
+            found["mps"] = platform.processor()
+    return found

@@ -1,0 +1,100 @@
+"""mf benchmark: rows, figures that fit each other, rows that cannot be measured."""
+
+from pathlib import Path
+
+import pytest
+
+from mfcli.checkpoint import load_checkpoint
+from mfcli.errors import ExitCode, ModelError, UsageError
+from mfcli.measurement import Case
+from mfcli.settings import Settings
+from mfcli.tasks import benchmark as task
+from mfcli.tasks.benchmark import Plan, Rate, benchmark
+from mfcli.variants import Variant
+
+QUICK = {"seconds": 0.1, "rounds": 2}
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings.from_environ(offline=True)
+
+
+def test_a_row_has_figures_that_fit_each_other(settings: Settings, coffee: Path) -> None:
+    notes: list[object] = []
+    plan = Plan(
+        ("bundled", "caformer_t9_64"), batch_sizes=(3,), images=(str(coffee.parent),), threads=1, workers=1, **QUICK
+    )
+    (row,) = benchmark(plan, settings, notes.append)
+    assert (row.case.model, row.error, notes) == ("caformer_t9_64", None, ["measuring"])
+    assert row.loaded is not None
+    assert (row.loaded.engine, row.loaded.precision, row.loaded.device) == ("onnxruntime", "fp32", "cpu")
+    assert (row.loaded.batch_size, row.loaded.workers) == (3, 1)
+    figures = row.figures
+    assert figures is not None
+    for rate in (figures.engine, figures.end_to_end):
+        assert 0 < rate.min <= rate.median <= rate.max
+    assert figures.end_to_end.min / figures.engine.max <= figures.ratio <= figures.end_to_end.max / figures.engine.min
+    assert 0 < figures.latency_p50_ms <= figures.latency_p95_ms
+    assert 50 < figures.peak_memory_mib < 1000
+
+
+def test_no_picture_comes_from_the_network(settings: Settings) -> None:
+    (row,) = benchmark(Plan(("bundled",), images=("http://127.0.0.1:9/a.jpg",), **QUICK), settings)
+    assert row.error is not None
+    assert "http://127.0.0.1:9/a.jpg" in row.error.message
+
+
+def test_pictures_that_cannot_be_read_are_an_error(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_text("no picture")
+    (row,) = benchmark(Plan(("bundled",), images=(str(tmp_path / "x.jpg"),), **QUICK), settings)
+    assert row.error is not None
+    assert row.error.exit_code is ExitCode.USAGE
+    assert str(tmp_path / "x.jpg") in row.error.message
+
+
+def test_a_process_that_dies_is_a_row(
+    settings: Settings, coffee: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("import os; os.kill(os.getpid(), 11)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(benchmark.__code__.co_filename).parents[2]}")
+    (row,) = benchmark(Plan(("bundled",), images=(str(coffee),), **QUICK), settings)
+    assert row.error is not None
+    assert row.error.message == "its process was ended by SIGSEGV"
+
+
+def test_refusals(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="unknown"):
+        benchmark(Plan(("cafformer_s18",)), settings)
+    with pytest.raises(ModelError, match="offline"):
+        benchmark(Plan(("caformer_s18",), images=("x.jpg",)), settings)
+    for plan in (
+        Plan(("bundled", "caformer_s18"), weights=tmp_path / "x.pth"),
+        Plan(("bundled",), weights=tmp_path / "x.pth", random_weights=True),
+    ):
+        with pytest.raises(UsageError, match="--weights"):
+            benchmark(plan, settings)
+
+
+def test_made_up_weights_are_used_and_leave_nothing_behind(
+    settings: Settings, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Case] = []
+
+    def ready(variant: Variant, weights: Path, own: Settings, _: object) -> None:
+        assert load_checkpoint(weights, variant).num_classes == 200
+        assert own.cache_dir.parent == weights.parent
+
+    monkeypatch.setattr(task, "ensure", ready)
+    monkeypatch.setattr(task, "_measured", lambda cases, _: seen.extend(cases) or [])
+    assert benchmark(Plan(("bundled",), random_weights=True), settings) == []
+    (case,) = seen
+    assert case.weights is not None
+    assert len(case.images) == 60
+    assert Path(case.images[0]).parents[1] == Path(case.cache_dir).parent == Path(case.weights).parent
+    assert not Path(case.weights).parent.exists()
+    assert not list(own_cache.iterdir())
+
+
+def test_a_rate_is_the_median_of_the_rounds() -> None:
+    assert Rate.over([3.0, 1.0, 8.0]) == Rate(median=3.0, min=1.0, max=8.0)

@@ -1,0 +1,23 @@
+"""Made-up pictures cost what photos cost."""
+
+import statistics
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mfcli.synthetic import picture, write_jpegs
+
+
+def test_the_same_seed_gives_the_same_pixels() -> None:
+    assert np.array_equal(picture(3), picture(3))
+    assert not np.array_equal(picture(3), picture(4))
+    assert (picture(3).size, picture(3, 40, 30).size) == ((500, 375), (40, 30))
+
+
+def test_files_are_as_large_as_photos(tmp_path: Path) -> None:
+    paths = write_jpegs(tmp_path, 10)
+    assert 30_000 < statistics.mean(path.stat().st_size for path in paths) < 70_000
+    sizes = [Image.open(path).size for path in paths]
+    assert len(set(sizes)) > 5
+    assert any(height > width for width, height in sizes)
