@@ -170,11 +170,13 @@ class Predictor:
         Args:
             sources: read as the work goes on, a few batches ahead of the results.
             batch_size: pictures that are computed as one; None for what suits the engine and the machine.
-            workers: threads that decode; None for one per core.
+            workers: threads that decode; None for one per core, 0 for no thread at all, which suits a single picture.
 
         Raises:
             EngineError: the engine fails, which is not a picture's fault.
         """
+        if workers == 0:
+            return map(self.predict_one, sources)
         return ordered(sources, self._prepared, self._computed, self.shape(batch_size, workers))
 
     def shape(self, batch_size: int | None = None, workers: int | None = None) -> Shape:

@@ -205,6 +205,7 @@ def predict(
     if output is not None and not (overwrite or resume):
         refuse_existing(output)
     inputs = inputs or []
+    is_one = files_from is None and len(inputs) == 1 and not _is_a_set(inputs[0])
     many = files_from is not None or len(inputs) > MANY or any(_is_a_set(name) for name in inputs)
     settings = Settings.from_environ(offline=offline)
     selection = Selection(
@@ -246,7 +247,7 @@ def predict(
                     sources,
                     writer,
                     batch_size=size,
-                    workers=workers,
+                    workers=0 if is_one else workers,
                     max_failures=limit,
                     journal=journal,
                     retry_writer=retries,

@@ -88,7 +88,7 @@ def predict(
         sources: the pictures.
         writer: gets the results.
         batch_size: pictures computed as one, None for what suits the engine.
-        workers: threads that decode, None for what suits the machine.
+        workers: threads that decode, None for what suits the machine, 0 for none.
         max_failures: when to stop early.
         journal: says which sources are finished already; they are skipped, and counted in the summary.
         retry_writer: gets the results of sources that had failed; None to skip those as well.
