@@ -39,10 +39,14 @@ STATE, CURVE, WEIGHTS = "state.pt", "curve.csv", "model.safetensors"
 COLUMNS = ("epoch", "size", "lr", "train_loss", "holdout_loss", "holdout_top1", "holdout_top5", "seconds")
 
 
+Samples = list[tuple[str, int]]
+"""Paths and class indices."""
+
+
 class Decoded(Dataset[tuple[Tensor, int]]):
     """The pictures of some files, decoded once and kept as uint8; `transform` is applied at each access."""
 
-    def __init__(self, samples: list[tuple[str, int]]) -> None:
+    def __init__(self, samples: Samples) -> None:
         self.pictures = [np.asarray(Image.open(path).convert("RGB")) for path, _ in samples]
         self.targets = [target for _, target in samples]
         self.transform = None
@@ -97,10 +101,10 @@ def phase_sizes(phases: str) -> list[int]:
     return sizes
 
 
-def split(folder: Path, holdout: int) -> tuple[Decoded, Decoded, list[str]]:
-    """Return training pictures, held-out pictures (evenly spaced in each class's sorted names) and class names."""
+def split(folder: Path, holdout: int) -> tuple[Samples, Samples, list[str]]:
+    """Return training files, held-out files (evenly spaced in each class's sorted names) and class names."""
     listed = ImageFolder(folder)
-    of_class: dict[int, list[tuple[str, int]]] = {}
+    of_class: dict[int, Samples] = {}
     for sample in listed.samples:
         of_class.setdefault(sample[1], []).append(sample)
     held, kept = [], []
@@ -108,7 +112,14 @@ def split(folder: Path, holdout: int) -> tuple[Decoded, Decoded, list[str]]:
         chosen = {round(i * len(samples) / holdout) for i in range(holdout)} if holdout else set()
         held += [sample for i, sample in enumerate(samples) if i in chosen]
         kept += [sample for i, sample in enumerate(samples) if i not in chosen]
-    return Decoded(kept), Decoded(held), listed.classes
+    return kept, held, listed.classes
+
+
+def normalised(pictures: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Return uint8 (N, 3, H, W) as the float32 that the model takes, on the device, channels last in memory."""
+    pictures = pictures.to(device, non_blocking=True).float()
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 class Run:
@@ -118,7 +129,8 @@ class Run:
         self.options = options
         self.device = torch.device(options.device)
         self.sizes = phase_sizes(options.phases)
-        self.train, self.holdout, classes = split(options.data, options.holdout)
+        kept, held_out, classes = split(options.data, options.holdout)
+        self.train, self.holdout = Decoded(kept), Decoded(held_out)
         self.steps = len(self.train) // options.batch_size
         if options.max_steps:
             self.steps = min(self.steps, options.max_steps)
@@ -184,14 +196,6 @@ class Run:
             writer.writeheader()
             writer.writerows(self.curve)
 
-    def normalised(self, pictures: Tensor) -> Tensor:
-        """Return uint8 (N, 3, H, W) as the float32 that the model takes, on the run's device."""
-        pictures = pictures.to(self.device, non_blocking=True).float()
-        mean, std = (
-            torch.tensor(values, device=self.device).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD)
-        )
-        return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last)
-
     def autocast(self) -> torch.autocast:
         """Return the context in which the model runs."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
@@ -223,7 +227,7 @@ class Run:
         for step, (pictures, targets) in zip(range(self.steps), loader, strict=False):
             update = self.epoch * self.steps + step
             self.schedule.step_update(update)
-            inputs, soft = self.mixup(self.normalised(pictures), targets.to(self.device))
+            inputs, soft = self.mixup(normalised(pictures, self.device), targets.to(self.device))
             with self.autocast(), sdpa_kernel(SDPBackend.MATH):
                 logits = self.forward(inputs)
             loss = loss_of(logits.float(), soft)
@@ -245,7 +249,7 @@ class Run:
         logits, targets = [], []
         for pictures, labels in DataLoader(self.holdout, self.options.batch_size):
             with self.autocast():
-                logits.append(self.ema.module(self.normalised(pictures)).float())
+                logits.append(self.ema.module(normalised(pictures, self.device)).float())
             targets.append(labels.to(self.device))
         scores, answers = torch.cat(logits), torch.cat(targets)
         top1, top5 = accuracy(scores, answers, topk=(1, 5))
