@@ -77,10 +77,13 @@ class OpenVinoEngine:
                 f"OpenVINO cannot load {artifact.path}: {first_line(error)}", "--engine onnxruntime"
             ) from error
         self._queue.set_callback(_keep)
+        self._shape = (3, *artifact.plan.crop_size)
         self.batch_size = cpu_batch_size(artifact.plan.crop_size, threads)
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map float32 (N, 3, H, W) to float32 (N, classes)."""
+        if batch.shape[1:] != self._shape:  # the queue would lose the request that it refuses, and wait for it forever
+            raise EngineError(f"OpenVINO failed: pictures of {batch.shape[1:]} where {self._shape} are expected")
         rows: list[NDArray[np.float32] | None] = [None] * len(batch)
         try:
             for index in range(len(batch)):
