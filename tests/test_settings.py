@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from mfcli.settings import Settings
+import pytest
+
+from mfcli.settings import Settings, usable_cores
 
 
 def test_defaults(monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -48,3 +50,28 @@ def test_other_programs_caches() -> None:
     assert (named.hub_cache_dir, named.torch_hub_dir) == (Path("/a"), Path("/t/hub/checkpoints"))
     assert Settings.from_environ({"HF_HOME": "/h"}).hub_cache_dir == Path("/h/hub")
     assert Settings.from_environ({"XDG_CACHE_HOME": "/x"}).hub_cache_dir == Path("/x/huggingface/hub")
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "cores"),
+    [
+        ("0::/", {}, 4),
+        ("0::/", {"": "max 100000"}, 4),
+        ("0::/", {"": "200000 100000"}, 2),
+        ("0::/", {"": "150000 100000"}, 2),
+        ("0::/", {"": "1000 100000"}, 1),
+        ("0::/", {"": "9900000 100000"}, 4),
+        ("0::/a/b", {"a": "100000 100000", "a/b": "max 100000"}, 1),
+        ("1:name=systemd:/", {"": "nonsense"}, 4),
+    ],
+)
+def test_usable_cores(
+    own: str, limits: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)), raising=False)
+    (tmp_path / "own").write_text(own + "\n")
+    for folder, limit in limits.items():
+        (tmp_path / "cgroup" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / folder / "cpu.max").write_text(limit + "\n")
+    assert usable_cores(tmp_path / "cgroup", tmp_path / "own") == cores
+    assert usable_cores(tmp_path / "none", tmp_path / "none") == 4

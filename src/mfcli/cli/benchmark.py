@@ -43,7 +43,9 @@ def benchmark(
     threads: Annotated[int | None, typer.Option(min=1, help="Cores for the engine.", show_default="all")] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", "-j", min=1, help="Threads that read and decode.", show_default="one a core"),
+        typer.Option(
+            "--workers", "-j", min=1, max=256, help="Threads that read and decode.", show_default="one a core"
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="A checkpoint of the only MODEL: .pth or .safetensors.", show_default=False)

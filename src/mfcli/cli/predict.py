@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MANY = 4
 """Pictures up to which each gets a table of its own."""
 
+MAX_WORKERS = 256
+"""Threads that decode; more wait for one another."""
+
 _INPUTS, _MODEL, _OUTPUT, _RUNNING, _FAILING = "Inputs", "Model", "Output", "Running", "Failures"
 
 
@@ -154,6 +157,7 @@ def predict(
             "--workers",
             "-j",
             min=1,
+            max=MAX_WORKERS,
             help="Threads that read and decode.",
             show_default="one a core",
             rich_help_panel=_RUNNING,

@@ -3,8 +3,9 @@
 import re
 from typing import TYPE_CHECKING
 
-from mfcli.engines.base import Engine, EngineName, EngineOptions, Precision
+from mfcli.engines.base import MAX_THREADS, Engine, EngineName, EngineOptions, Precision
 from mfcli.errors import EngineError, UsageError
+from mfcli.settings import usable_cores
 
 if TYPE_CHECKING:
     from mfcli.artifact import Artifact
@@ -51,8 +52,10 @@ def chosen_engine(name: EngineName, options: EngineOptions) -> EngineName:
     device, precision = options.device, options.precision
     if not _DEVICES.fullmatch(device):
         raise UsageError(f"unknown device {device!r}", "one of auto, cpu, cuda, cuda:0, cuda:1, ..., mps")
-    if options.threads is not None and options.threads < 1:
-        raise UsageError(f"--threads {options.threads} is less than 1", "--threads 1")
+    if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
+        raise UsageError(
+            f"--threads {options.threads} is not between 1 and {MAX_THREADS}", f"--threads {usable_cores()}"
+        )
     on_gpu = device not in ("auto", "cpu")
     if name is EngineName.AUTO:
         if on_gpu:

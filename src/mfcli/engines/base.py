@@ -26,6 +26,10 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+MAX_THREADS = 1024
+"""More than any machine gains from, and fewer than any refuses."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How a model is to be run.
