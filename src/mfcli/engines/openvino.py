@@ -75,6 +75,8 @@ class OpenVinoEngine:
                 },
             )
             self._model = compiled
+            # NumPy's interface is set up at its first use; two threads that do so at once wait for each other forever
+            _ = compiled.create_infer_request().get_input_tensor(0).data
         except Exception as error:  # whatever the runtime raises
             raise EngineError(
                 f"OpenVINO cannot load {artifact.path}: {first_line(error)}", "--engine onnxruntime"
