@@ -166,6 +166,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print node times of both graphs instead")
     parser.add_argument("--cache", type=Path, help="folder for the graphs, kept for the next run")
     arguments = parser.parse_args()
+    if not find_variant(arguments.model).timm_name:
+        parser.error(f"timm has no {arguments.model} to be held against")
     with tempfile.TemporaryDirectory() as folder:
         measure(arguments, arguments.cache or Path(folder))
 

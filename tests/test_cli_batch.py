@@ -1,5 +1,6 @@
 """Many pictures through the command line: output files, resuming after any end, failures, and how it is told."""
 
+import contextlib
 import csv
 import json
 import os
@@ -275,3 +276,53 @@ def test_a_file_that_vanishes_while_it_waits(mf: Mf, many: list[Path], tmp_path:
     ran = mf("predict", "--files-from", tmp_path / "list", "-q", "--format", "jsonl")
     found = [json.loads(line) for line in ran.out.splitlines()]
     assert [row["error"] and row["error"]["code"] for row in found] == [None, "not_found", None]
+
+
+def test_nothing_is_replaced_by_a_run_without_inputs(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("old.csv", "old.jsonl", "old.json"):
+        path = tmp_path / name
+        assert mf("predict", many[0], "-o", path, "-q").code == 0
+        before = path.read_bytes()
+        assert mf("predict", tmp_path / "empty", "-o", path, "-q", "--overwrite").code == 3
+        assert path.read_bytes() == before
+        assert mf("predict", tmp_path / "empty", "-o", tmp_path / f"new-{name}", "-q").code == 3
+        assert mf("predict", many[0], "-o", tmp_path / f"new-{name}", "-q").code == 0
+
+
+def test_an_input_is_no_output(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{many[0]}\n")
+    ran = mf("predict", "--files-from", tmp_path / "list.txt", "-o", tmp_path / "list.txt", "--overwrite", "-q")
+    assert (ran.code, ran.err.splitlines()[0]) == (8, f"error: {tmp_path}/list.txt is an input")
+    assert (tmp_path / "list.txt").read_text() == f"{many[0]}\n"
+
+
+def test_a_list_through_a_pipe_is_read_once(many: list[Path], tmp_path: Path) -> None:
+    import pty
+
+    os.mkfifo(tmp_path / "list")
+    controller, terminal = pty.openpty()  # stderr: where a bar is drawn, which wants to know how many there are
+    command = [sys.executable, "-m", "mfcli", "predict", "--files-from", tmp_path / "list", "-o", tmp_path / "o.jsonl"]
+    with subprocess.Popen(command, stderr=terminal) as process:
+        (tmp_path / "list").write_text("".join(f"{path}\n" for path in many * 20))
+        os.close(terminal)
+        with contextlib.suppress(OSError):  # at its end
+            while os.read(controller, 65536):
+                pass
+        assert process.wait(60) == 5
+    os.close(controller)
+    assert [row["input"] for row in rows(tmp_path / "o.jsonl")] == [str(path) for path in many * 20]
+
+
+def test_an_interrupt_while_nobody_reads_leaves_whole_rows(many: list[Path]) -> None:
+    inputs = [path for number, path in enumerate(many) if number % 10 != 5] * 6
+    command = [sys.executable, "-m", "mfcli", "predict", "-q", "-k", "200", "--format", "json", *inputs]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        begun = os.read(process.stdout.fileno(), 10)
+        time.sleep(1)  # the pipe is full by now
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        document = json.loads(begun + process.stdout.read())
+        assert process.wait(60) == 130
+    assert len(document["results"]) == document["summary"]["inputs"]

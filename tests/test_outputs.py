@@ -1,5 +1,6 @@
 """Output files: whole or as they were, and journals that go on after any cut."""
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mfcli.errors import OutputError
-from mfcli.outputs import RETRY_SUFFIX, Journal, State, appearing, refuse_existing
+from mfcli.errors import MfError, OutputError
+from mfcli.outputs import Journal, State, appearing, refuse_existing
 from mfcli.results import PREDICT_SCHEMA
 
 RUN = "0123456789abcdef"
@@ -18,7 +19,7 @@ RUN = "0123456789abcdef"
 
 def row(name: str, status: str = "ok", run: str = RUN, **more: Any) -> str:
     fields = {"schema": PREDICT_SCHEMA, "input": name, "input_b64": None, "member": None, "status": status, "run": run}
-    return json.dumps(fields | more) + "\n"
+    return json.dumps(fields | more, separators=(",", ":")) + "\n"
 
 
 def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
@@ -107,6 +108,13 @@ def test_the_same_input_twice_is_finished_twice(tmp_path: Path) -> None:
         ("hello\nworld\n", "line 1 of .* is no row"),
         (row("a") + '{"schema":"other/1"}\n' + row("b"), "line 2 of .* is no row"),
         ("[1]\n" + row("b"), "line 1 of .* is no row"),
+        ("my precious notes\n", "line 1 of .* is no row"),
+        ('{"a":1}', "line 1 of .* is no row"),
+        (row("a") + row("b").replace('"input":"b"', '"input":5'), "line 2 of .* is no row"),
+        (row("a", input_b64="!!!") + row("b"), "line 1 of .* is no row"),
+        (row("a", member=3), "line 1 of .* is no row"),
+        (row("a", status=[]), "line 1 of .* is no row"),
+        ("[" * 100_000 + "\n", "line 1 of .* is no row"),
     ],
 )
 def test_a_foreign_journal_is_refused_and_left_alone(text: str, message: str, tmp_path: Path) -> None:
@@ -144,9 +152,83 @@ def test_retried_rows_take_the_failed_ones_places(tmp_path: Path) -> None:
 def test_retried_rows_of_a_killed_run_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(row("a", "error") + row("b", "error"))
-    Path(f"{path}{RETRY_SUFFIX}").write_text(row("a", "ok") + row("b", "ok")[:30])
+    (tmp_path / ".out.jsonl.retry").write_text(row("a", "ok") + row("b", "ok")[:30])
     journal = Journal(path, RUN)
     assert journal.state_of(b"a", None) is State.OK
     assert journal.state_of(b"b", None) is State.FAILED
     journal.close()
     assert path.read_text() == row("a") + row("b", "error")
+
+
+def test_another_runs_first_good_row_tells_the_difference(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("a", "error", run="f" * 16) + row("b", run="f" * 16, predictions=[1, 2]))
+    with pytest.raises(OutputError, match="of another run: 2 predictions"):
+        Journal(path, RUN, difference=lambda fields: f"{len(fields['predictions'])} predictions")
+
+
+def test_an_old_journal_is_kept_until_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("old"))
+    journal = Journal(path, RUN, overwrite=True)
+    journal.close()
+    assert path.read_text() == row("old")
+    journal = Journal(path, RUN, overwrite=True)
+    journal.begin()
+    journal.rows.write(row("new"))
+    journal.close()
+    assert path.read_text() == row("new")
+
+
+def test_an_old_file_is_kept_where_nothing_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text("old")
+
+    def fail(error: BaseException, text: str) -> None:
+        with appearing(path) as stream:
+            stream.write(text)
+            raise error
+
+    for error, text in ((MfError("none"), ""), (KeyboardInterrupt(), ""), (ZeroDivisionError(), "half")):
+        with pytest.raises(type(error)):
+            fail(error, text)
+        assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out.csv"]
+
+
+def test_a_merge_keeps_link_and_mode_and_minds_no_left_over(tmp_path: Path) -> None:
+    path = tmp_path / "link.jsonl"
+    path.symlink_to("real.jsonl")
+    (tmp_path / "real.jsonl").write_text(row("a", "error"))
+    (tmp_path / "real.jsonl").chmod(0o600)
+    (tmp_path / f".real.jsonl.{os.getpid()}.part").write_text("left over")
+    journal = Journal(path, RUN, retry_failed=True)
+    assert journal.retries is not None
+    journal.retries.write(row("a"))
+    journal.close()
+    assert path.is_symlink()
+    assert (tmp_path / "real.jsonl").read_text() == row("a")
+    assert (tmp_path / "real.jsonl").stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(tmp_path)) == ["link.jsonl", "real.jsonl"]
+
+
+def test_a_file_that_was_replaced_before_its_lock_was_had_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("old"))
+    flock, calls = fcntl.flock, []
+
+    def replace_first(file: Any, operation: int) -> None:
+        if not calls:
+            (tmp_path / "new").write_text(row("new"))
+            (tmp_path / "new").replace(path)
+        calls.append(operation)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", replace_first)
+    journal = Journal(path, RUN)
+    journal.rows.write(row("more"))
+    journal.close()
+    assert len(calls) == 2
+    assert path.read_text() == row("new") + row("more")

@@ -125,3 +125,29 @@ def test_batches_are_full_while_there_is_enough() -> None:
 
     assert len(list(ordered(range(400), lambda item: item, compute, Shape(2, 1, 8)))) == 400
     assert sizes.count(8) > 40
+
+
+def test_what_waits_for_being_prepared_is_bounded_by_the_workers() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for taken in range(1, 1001):  # noqa: UP028
+            yield taken
+
+    go = threading.Event()
+    taken_then = []
+
+    def look() -> None:
+        taken_then.append(taken)
+        go.set()
+
+    def prepare(item: int) -> int:
+        assert go.wait(20)
+        return item
+
+    results = ordered(items(), prepare, lambda batch: list(batch), Shape(2, 2, 128))
+    threading.Timer(0.3, look).start()
+    assert next(results) == 1
+    assert taken_then[0] <= 2 + 2 * 2 + 1  # being prepared, waiting, and in the feeder's hand
+    results.close()  # type: ignore[attr-defined]

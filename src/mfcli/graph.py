@@ -104,8 +104,6 @@ class _Writer:
         self._half_weights = half_weights
         self._known: set[str] = set()
 
-    # Nodes and constants.
-
     def node(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Add a node with one output; return the output's name."""
         name = name or f"{op}_{len(self.nodes)}"
@@ -141,8 +139,6 @@ class _Writer:
             result = self.node("Mul", result, self.constant(f"{name}.factor{index}", factor))
         return result
 
-    # Layout, and what is owed.
-
     def in_layout(self, x: Feature, channels_last: bool) -> Feature:
         """Transpose a tensor unless it has this layout."""
         if x.channels_last == channels_last:
@@ -169,8 +165,6 @@ class _Writer:
             shift_name = self.constant(f"{x.name}.shift", _per_channel(shift, x.channels))
             name = self.node("BatchNormalization", name, gain_name, shift_name, zeros, ones, epsilon=0.0)
         return replace(x, name=name, gain=None, shift=None)
-
-    # Layers that multiply.
 
     def linear(self, x: Feature, name: str, weight: Array, own_bias: torch.Tensor | None = None) -> Feature:
         """Write a linear layer over the channels: weight float32 (out, in)."""
@@ -209,8 +203,6 @@ class _Writer:
         )
         height, width = ((n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.size, padding, kernel, stride, strict=True))
         return replace(x, name=out, channels=conv.out_channels, size=(height, width))
-
-    # Norms and activations.
 
     def norm(self, x: Feature, norm: nn.Module) -> Feature:
         """Write a norm: over the channels of each position, or over everything in a picture."""
@@ -327,8 +319,6 @@ class _Writer:
         joined = self.node("Reshape", attended, self.numbers(-1, height, width, heads * dim))
         x = replace(x, name=joined, channels=heads * dim, gain=None, shift=None)
         return self.linear(x, f"{name}.proj", _array(mixer.proj.weight))
-
-    # The backbone.
 
     def mlp(self, x: Feature, mlp: nn.Module) -> Feature:
         """Write a block's channel MLP."""

@@ -6,24 +6,30 @@ row by row, so that `Journal` can go on with it after any interruption, a kill i
 
 import base64
 import contextlib
+import errno
 import fcntl
 import io
+import itertools
 import json
 import os
 import stat
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from mfcli.errors import OutputError
+from mfcli.errors import MfError, OutputError
+from mfcli.interrupts import uninterrupted
 from mfcli.results import PREDICT_SCHEMA
 
-RETRY_SUFFIX = ".retry"
-"""Of the file beside a journal that collects new rows of failed inputs until they take the old ones' places."""
+MAX_ROW_BYTES = 2**26
+"""No row is longer: one with all of 21,841 classes has 3 MB."""
+
+_ROW_BEGINS = json.dumps({"schema": PREDICT_SCHEMA}, separators=(",", ":")).encode()[:-1]
 
 
 class State(Enum):
@@ -40,11 +46,9 @@ def refuse_existing(path: Path) -> None:
     Raises:
         OutputError: it exists and is a file or a folder, or its folder does not exist.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder", "name a file: -o results.jsonl")
+    _need_folder(path)
     if path.is_file() and path.stat().st_size:
         raise OutputError(f"{path} exists", "--overwrite replaces it; --resume goes on with a .jsonl file")
-    _need_folder(path)
 
 
 def _need_folder(path: Path) -> None:
@@ -56,57 +60,72 @@ def _need_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk says of writing `path` into an OutputError."""
+    """Turn what the disk says of writing `path` into an OutputError; a reader that left stays a BrokenPipeError."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}", "free some space, or name another file with -o"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        go_on = "; --resume goes on" if path.suffix == ".jsonl" else ""
+        hint = f"free some space{go_on}, or name another file with -o" if full else "name another file with -o"
+        raise OutputError(f"cannot write {path}: {error.strerror or error}", hint) from error
 
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[TextIO]:
-    """Give a text stream whose file appears at `path` at the end, whole: also when the body was interrupted.
+    """Give a text stream whose file appears at `path` at the end, whole.
 
-    What is no regular file, a terminal or a pipe, is written directly. After an OSError nothing appears.
+    What was written before an interrupt, or before an MfError, appears too; after anything else, and where nothing was
+    written, the old file stays. What is no regular file, a terminal or a pipe, is written directly.
 
     Raises:
         OutputError: the file cannot be written.
     """
     _need_folder(path)
     with writing(path):
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        if path.exists() and not path.is_file():
             with _text(path.open("wb")) as stream:
                 yield stream
             return
-        target = Path(os.path.realpath(path))  # a link stays a link
-        partial = target.with_name(f".{target.name[:100]}.{os.getpid()}.part")
-        stream = _text(partial.open("wb"))
-        try:
-            yield stream
-        except OSError:
+        with _beside(path) as (file, publish):
+            stream = _text(file)
+            try:
+                yield stream
+            except (KeyboardInterrupt, MfError):
+                stream.flush()
+                if file.tell():
+                    publish()
+                raise
+            stream.flush()
+            publish()
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+    """Give a file beside `path` and what puts it into its place, with the mode of the file that is replaced.
+
+    Where that was not called the file is deleted. A link stays a link.
+    """
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name[:100]}.{os.getpid()}.part")
+    file = partial.open("w+b")  # one of this name is left from a process that was killed
+
+    def publish() -> None:
+        with uninterrupted():
+            file.flush()
+            os.fsync(file.fileno())
             with contextlib.suppress(OSError):
-                stream.close()
-            partial.unlink(missing_ok=True)
-            raise
-        except BaseException:
-            _publish(stream, partial, target)
-            raise
-        _publish(stream, partial, target)
+                partial.chmod(stat.S_IMODE(target.stat().st_mode))
+            partial.replace(target)
 
-
-def _publish(stream: TextIO, partial: Path, target: Path) -> None:
     try:
-        stream.flush()
-        os.fsync(stream.fileno())
-        stream.close()
-        with contextlib.suppress(OSError):  # the mode of the file that is replaced
-            partial.chmod(stat.S_IMODE(target.stat().st_mode))
-        partial.replace(target)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+        yield file, publish
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what it still held is of no use
+            file.close()
 
 
 def _text(file: BinaryIO) -> TextIO:
@@ -137,10 +156,13 @@ def digest_of(name: bytes, member: str | None) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _digest_of_row(row: dict[str, Any]) -> int:
-    exact = row.get("input_b64")
-    name = base64.b64decode(exact) if exact else row["input"].encode()
-    return digest_of(name, row["member"])
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What a journal needs of a row."""
+
+    fields: dict[str, Any]
+    digest: int
+    is_ok: bool
 
 
 class Journal:
@@ -165,7 +187,7 @@ class Journal:
         Args:
             path: the file.
             run: the run whose rows it must hold.
-            overwrite: whether to begin with an empty file.
+            overwrite: whether to begin with an empty file, which happens in `begin`.
             retry_failed: whether failed inputs are to be classified again.
             difference: says in a few words how the run of a row differs from this one.
 
@@ -173,39 +195,54 @@ class Journal:
             OutputError: it is of another run, is no such file, is in use, or cannot be written.
         """
         _need_folder(path)
-        self._path = path
+        self._shown = path
+        self._path = Path(os.path.realpath(path))
         self._run = run
+        self._overwrite = overwrite
         self._difference = difference
-        self._side = path.with_name(path.name + RETRY_SUFFIX)
+        self._side = self._path.with_name(f".{self._path.name}.retry")  # rows that are to take failed ones' places
         with writing(path):
             self._file = self._locked()
             try:
-                if overwrite:
-                    self._file.truncate(0)
-                    self._side.unlink(missing_ok=True)
-                elif self._side.exists():
+                if not overwrite and self._side.exists():
                     self._merge()
-                self._counted = {state: Counted(digests) for state, digests in self._scan(self._file, path).items()}
+                found = _no_rows() if overwrite else self._scan(self._file)
+                self._counted = {state: Counted(digests) for state, digests in found.items()}
+                self._file.seek(0, os.SEEK_END)
+                self.rows: TextIO = _text(self._file)
+                self.retries: TextIO | None = _text(self._side.open("wb")) if retry_failed else None
             except BaseException:
                 self._file.close()
                 raise
-            self._file.seek(0, os.SEEK_END)
-            self.rows: TextIO = _text(self._file)
-            self.retries: TextIO | None = _text(self._side.open("wb")) if retry_failed else None
+
+    def begin(self) -> None:
+        """Get ready for the first row: now an old file is emptied, if it is to be overwritten."""
+        if self._overwrite:
+            self._file.seek(0)
+            self._file.truncate()
+            self._side.unlink(missing_ok=True)
 
     def _locked(self) -> BinaryIO:
-        file = open(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")  # noqa: PTH123, SIM115
-        try:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OutputError(f"{self._path} is not a regular file", "send rows there with: mf ... > FILE")
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise OutputError(f"{self._path} is being written by another mf", "wait for it, or name another") from error
-        except BaseException:
-            file.close()
-            raise
-        return file
+        """Open the file and lock it; again, if another process has put a new one into its place meanwhile."""
+        while True:
+            file = open(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")  # noqa: PTH123, SIM115
+            try:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OutputError(f"{self._shown} is not a regular file", "send rows there with: mf ... > FILE")
+                _lock(file)
+                if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                    return file
+                file.close()
+            except BlockingIOError as error:
+                file.close()
+                raise OutputError(
+                    f"{self._shown} is being written by another mf", "wait for it, or name another"
+                ) from error
+            except FileNotFoundError:
+                file.close()
+            except BaseException:
+                file.close()
+                raise
 
     def state_of(self, name: bytes, member: str | None) -> State:
         """Return what is known of an input, and take one such row from what is left."""
@@ -214,58 +251,60 @@ class Journal:
             return State.OK
         return State.FAILED if self._counted[State.FAILED].take(digest) else State.NEW
 
-    def _scan(self, file: BinaryIO, path: Path) -> dict[State, "array[int]"]:
-        """Check every row, cut off a torn last one, and return the inputs by state."""
-        digests = {State.OK: array("Q"), State.FAILED: array("Q")}
-        file.seek(0)
+    def _scan(self, file: BinaryIO) -> "dict[State, array[int]]":
+        """Check every row, cut off a torn last one, and return the inputs by state.
+
+        Nothing is changed before all rows have been checked.
+        """
+        found = _no_rows()
         good = 0
-        for number, line in enumerate(file, start=1):
+        file.seek(0)
+        for number, line in enumerate(_lines(file), start=1):
             row = _parsed(line)
             if row is None:
-                if file.read(1):
-                    raise OutputError(
-                        f"line {number} of {path} is no row of mf predict", "name another file with -o, or --overwrite"
-                    )
-                break  # torn
-            if row["run"] != self._run:
+                if _is_torn(line) and not file.read(1):
+                    file.truncate(good)
+                    break
                 raise OutputError(
-                    f"{path} is of another run: {self._difference(row)}",
+                    f"line {number} of {self._shown} is no row of mf predict", "name another file with -o"
+                )
+            if row.fields["run"] != self._run:
+                raise OutputError(
+                    f"{self._shown} is of another run: {self._difference(_telling(row, file).fields)}",
                     "go on with the settings it was begun with, or name another file with -o",
                 )
-            digests[State.OK if row["status"] == "ok" else State.FAILED].append(_digest_of_row(row))
+            found[State.OK if row.is_ok else State.FAILED].append(row.digest)
             good += len(line)
-        file.truncate(good)
-        return digests
+        return found
 
     def _merge(self) -> None:
         """Put the rows of the side file into the places of the failed rows of the same inputs."""
         places: dict[int, list[tuple[int, int]]] = {}  # where the new rows of an input lie in the side file
-        with self._side.open("r+b") as side:
-            self._scan(side, self._side)
+        with self._side.open("r+b") as side, _beside(self._path) as (merged, publish):
+            self._scan(side)
             side.seek(0)
             start = 0
-            for line in side:
-                places.setdefault(_digest_of_row(json.loads(line)), []).append((start, len(line)))
+            for line in _lines(side):
+                if new := _parsed(line):
+                    places.setdefault(new.digest, []).append((start, len(line)))
                 start += len(line)
-            for found in places.values():
-                found.reverse()  # the first is taken first
-            partial = self._path.with_name(f".{self._path.name[:100]}.{os.getpid()}.part")
-            try:
-                with partial.open("xb") as merged:
-                    self._file.seek(0)
-                    for line in self._file:
-                        row = _parsed(line)
-                        new = places.get(_digest_of_row(row)) if row and row["status"] != "ok" else None
-                        merged.write(_slice(side, *new.pop()) if new else line)
-                    merged.flush()
-                    os.fsync(merged.fileno())
-                partial.replace(self._path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
+            for taken in places.values():
+                taken.reverse()  # the first is taken first
+            self._file.seek(0)
+            for line in _lines(self._file):
+                row = _parsed(line)
+                spots = places.get(row.digest) if row and not row.is_ok else None
+                merged.write(_slice(side, *spots.pop()) if spots else line)
+            _lock(merged)  # before it is there: the name is never without a lock
+            publish()
+            old, self._file = self._file, self._reopened(merged)
+            old.close()
         self._side.unlink()
-        self._file.close()
-        self._file = self._locked()
+
+    def _reopened(self, merged: BinaryIO) -> BinaryIO:
+        """A second handle of the file that was just published, with the lock of the first."""
+        descriptor = os.dup(merged.fileno())
+        return open(descriptor, "r+b")  # noqa: PTH123
 
     def close(self) -> None:
         """Flush, put retried rows into their places, and let go of the file.
@@ -273,24 +312,63 @@ class Journal:
         Raises:
             OutputError: the file cannot be written.
         """
-        with writing(self._path):
+        with writing(self._shown), uninterrupted():
             self.rows.flush()
             if self.retries is not None:
                 self.retries.close()
-                self._file.flush()
                 self._merge()
             self._file.close()
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _no_rows() -> "dict[State, array[int]]":
+    return {State.OK: array("Q"), State.FAILED: array("Q")}
+
+
+def _lock(file: BinaryIO) -> None:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.readline(MAX_ROW_BYTES), b"")
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line is the beginning of a row, or what a crash of the machine leaves of one."""
+    if line.endswith(b"\n"):
+        return False
+    begins = line[: len(_ROW_BEGINS)] == _ROW_BEGINS[: len(line)]
+    return begins or not line.strip(b"\0")
+
+
+def _parsed(line: bytes) -> _Row | None:
     """The row of a whole line, None for anything else."""
     if not line.endswith(b"\n"):
         return None
     try:
-        row = json.loads(line)
-        return row if row["schema"] == PREDICT_SCHEMA and {"run", "input", "member", "status"} <= row.keys() else None
-    except (ValueError, TypeError, KeyError):
+        fields = json.loads(line)
+        name, exact, member = fields["input"], fields["input_b64"], fields["member"]
+        if fields["schema"] != PREDICT_SCHEMA or fields["status"] not in ("ok", "error"):
+            return None
+        if not isinstance(fields["run"], str) or not isinstance(member, str | None):
+            return None
+        raw = name.encode() if exact is None else base64.b64decode(exact, validate=True)
+        return _Row(fields, digest_of(raw, member), fields["status"] == "ok")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # UnicodeError is a ValueError
         return None
+
+
+def _telling(row: _Row, file: BinaryIO) -> _Row:
+    """The first row of this row's run that has predictions, which say most about it; else the row itself."""
+    if row.is_ok:
+        return row
+    for line in itertools.islice(_lines(file), _TELLING_ROWS):
+        other = _parsed(line)
+        if other and other.is_ok and other.fields["run"] == row.fields["run"]:
+            return other
+    return row
+
+
+_TELLING_ROWS = 10_000
 
 
 def _slice(file: BinaryIO, start: int, size: int) -> bytes:

@@ -17,6 +17,7 @@ Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
 
+_FIRST_BATCH = 8
 _PATIENCE_S = 0.2
 """How long something prepared waits for others to share its batch while those are being prepared."""
 
@@ -83,26 +84,30 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         self._to_prepare: deque[_Slot[Item, Prepared, Result]] = deque()
         self._ready: deque[_Slot[Item, Prepared, Result]] = deque()
         self._preparing = 0
+        self._full = min(_FIRST_BATCH, shape.batch_size)  # grows: the first results come soon
         self._fed = False
         self._feed_error: BaseException | None = None
         self._stopped = False
 
     def results(self) -> Iterator[Result]:
-        targets = [self._feed, *[self._work] * self._shape.workers, *[self._run] * self._shape.streams]
-        for target in targets:
-            threading.Thread(target=target, daemon=True, name=f"mf-{target.__name__.strip('_')}").start()
         try:
-            while (slot := self._oldest()) is not None:
-                if slot.error is not None:
-                    raise slot.error
-                yield slot.result  # type: ignore[misc]  # set when it is done
-            if self._feed_error is not None:
-                raise self._feed_error
+            yield from self._started()
         finally:
             with self._room:
                 self._stopped = True
                 for condition in (self._room, self._waiting, self._filled):
                     condition.notify_all()
+
+    def _started(self) -> Iterator[Result]:
+        targets = [self._feed, *[self._work] * self._shape.workers, *[self._run] * self._shape.streams]
+        for target in targets:
+            threading.Thread(target=target, daemon=True, name=f"mf-{target.__name__.strip('_')}").start()
+        while (slot := self._oldest()) is not None:
+            if slot.error is not None:
+                raise slot.error
+            yield slot.result  # type: ignore[misc]  # set when it is done
+        if self._feed_error is not None:
+            raise self._feed_error
 
     def _oldest(self) -> _Slot[Item, Prepared, Result] | None:
         """The next result in order, waited for; None when there are no more."""
@@ -120,7 +125,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
             for item in self._items:
                 slot: _Slot[Item, Prepared, Result] = _Slot(item)
                 with self._room:
-                    while len(self._order) >= self._shape.window and not self._stopped:
+                    while self._is_full() and not self._stopped:
                         self._room.wait()
                     if self._stopped:
                         return
@@ -134,6 +139,10 @@ class _Pipeline(Generic[Item, Prepared, Result]):
                 self._fed = True
                 self._finished.notify()
 
+    def _is_full(self) -> bool:
+        """Whether enough is under way, or waits with its bytes, which may be many, for being prepared."""
+        return len(self._order) >= self._shape.window or len(self._to_prepare) >= 2 * self._shape.workers
+
     def _work(self) -> None:
         while True:
             with self._waiting:
@@ -143,6 +152,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
                     return
                 slot = self._to_prepare.popleft()
                 self._preparing += 1
+                self._room.notify()
             prepared: Prepared | None = None
             try:
                 made = self._prepare(slot.item)  # type: ignore[arg-type]  # dropped only below
@@ -185,10 +195,10 @@ class _Pipeline(Generic[Item, Prepared, Result]):
             while not self._stopped:
                 waited_s = time.monotonic() - self._ready[0].ready_at if self._ready else 0.0
                 on_their_way = self._preparing or self._to_prepare
-                if self._ready and (
-                    len(self._ready) >= self._shape.batch_size or not on_their_way or waited_s >= _PATIENCE_S
-                ):
-                    return [self._ready.popleft() for _ in range(min(self._shape.batch_size, len(self._ready)))]
+                if self._ready and (len(self._ready) >= self._full or not on_their_way or waited_s >= _PATIENCE_S):
+                    batch = [self._ready.popleft() for _ in range(min(self._full, len(self._ready)))]
+                    self._full = min(2 * self._full, self._shape.batch_size)
+                    return batch
                 self._filled.wait(_PATIENCE_S - waited_s if self._ready else None)
         return None
 

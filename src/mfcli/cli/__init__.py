@@ -4,15 +4,15 @@ Thin on purpose: what a command does is in tasks/. `main` is the only place that
 """
 
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated, NoReturn
 
 import typer
 
-from mfcli import __version__
+from mfcli import __version__, interrupts
 from mfcli.cli import cache, models
 from mfcli.cli.benchmark import benchmark
 from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
@@ -63,7 +63,7 @@ def _print_traceback() -> None:
 
 def run() -> NoReturn:
     """Run `main` as a program: everything is written, so leave at once; taking the interpreter down costs 40 ms."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends ends a run as Ctrl-C does
+    interrupts.install()
     try:
         code = main()
     except KeyboardInterrupt:
@@ -80,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = False
     try:
         debug = Settings.from_environ().debug
-        with standard_output():  # help and version too
+        with nullcontext() if sys.stdout is None else standard_output():  # help and version too
             return _ran(app(args=argv, prog_name="mf", standalone_mode=False))
-    except ReaderGoneError:
+    except (ReaderGoneError, BrokenPipeError):
         return ExitCode.OK
     except typer.TyperException as error:
         if message := _usage_message(error):
@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             _print_traceback()
+        if interrupts.was_interrupted():  # while something was imported, which then failed
+            return ExitCode.INTERRUPTED
         fail(f"unexpected {type(error).__name__}: {error}", "this is a bug; MF_DEBUG=1 shows where it happened")
         return ExitCode.BUG
 

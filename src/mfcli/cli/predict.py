@@ -1,6 +1,7 @@
 """mf predict."""
 
 import contextlib
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import typer
 from mfcli.cli.options import Offline, Quiet, complete_device, complete_model, parse_batch_size
 from mfcli.cli.streams import note, standard_output
 from mfcli.engines.base import EngineName, Precision
-from mfcli.errors import ExitCode, MfError, UsageError
+from mfcli.errors import ExitCode, MfError, OutputError, UsageError
 from mfcli.formats.base import FormatName
 from mfcli.results import Summary
 from mfcli.selection import DEFAULT_TIMEOUT_S, has_magic
@@ -32,6 +33,7 @@ MANY = 4
 MAX_WORKERS = 256
 """Threads that decode; more wait for one another."""
 
+_TAR = ".t"  # .tar, .tgz, .tar.gz
 _INPUTS, _MODEL, _OUTPUT, _RUNNING, _FAILING = "Inputs", "Model", "Output", "Running", "Failures"
 
 
@@ -209,6 +211,10 @@ def predict(
     if output is not None and not (overwrite or resume):
         refuse_existing(output)
     inputs = inputs or []
+    if not math.isfinite(timeout):
+        raise UsageError(f"--timeout {timeout} is no number of seconds", f"--timeout {DEFAULT_TIMEOUT_S:g}")
+    if output is not None:
+        _check_not_read(output, [*inputs, *([files_from] if files_from else [])])
     is_one = files_from is None and len(inputs) == 1 and not _is_a_set(inputs[0])
     many = files_from is not None or len(inputs) > MANY or any(_is_a_set(name) for name in inputs)
     settings = Settings.from_environ(offline=offline)
@@ -240,7 +246,7 @@ def predict(
         if not quiet:
             variant = find_variant(predictor.artifact.variant)
             _say_what_the_model_cannot_do(variant, weights, len(predictor.labels), labels)
-        if progress.draws_runs and many and files_from != "-":
+        if progress.draws_runs and many and _can_be_counted(inputs, files_from):
             _count(
                 progress, lambda: from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
             )
@@ -266,6 +272,24 @@ def predict(
         failed = f", {summary.failed} failed" if summary.failed else ""
         note(f"{summary.inputs} pictures: {summary.ok} classified{failed}; {output}")
     raise typer.Exit(ExitCode.OK if allow_failures else _exit_code(summary))
+
+
+def _check_not_read(output: Path, names: list[str]) -> None:
+    """Refuse an output that is an input or the list of them.
+
+    Raises:
+        OutputError: it is.
+    """
+    for name in names:
+        with contextlib.suppress(OSError, ValueError):
+            if output.is_file() and output.samefile(name):
+                raise OutputError(f"{output} is an input", "name another file with -o")
+
+
+def _can_be_counted(inputs: list[str], files_from: str | None) -> bool:
+    """Whether the inputs can be gone through twice: not what comes through a pipe, and no tar, which is read whole."""
+    is_list = files_from is None or Path(files_from).is_file()
+    return is_list and not any(_TAR in name.lower() for name in inputs)
 
 
 def _count(progress: "StderrProgress", sources: "Callable[[], Iterator[Source]]") -> None:
@@ -342,7 +366,7 @@ def _writers(
         )
         with contextlib.closing(journal), writing(output):
             retries = None if journal.retries is None else open_writer(format, journal.retries)
-            yield open_writer(format, journal.rows), journal if resume else None, retries
+            yield open_writer(format, journal.rows), journal, retries
 
 
 def _say_what_the_model_cannot_do(variant: Variant, weights: Path | None, classes: int, labels: Path | None) -> None:

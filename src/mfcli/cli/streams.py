@@ -1,5 +1,6 @@
 """The three standard streams: stdout is data, stderr is talk, and either may be closed, full or gone."""
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ def standard_output() -> Iterator[TextIO]:
     """Standard output as UTF-8; a reader that went away ends the program quietly, a full disk with exit code 8."""
     if sys.stdout is None:
         raise OutputError("standard output is closed", "send it to a file: mf ... > FILE")
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
+        # PYTHONUNBUFFERED, common in containers: what a signal cuts off of a write to a pipe would be lost
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer))  # type: ignore[arg-type,type-var]
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
     try:

@@ -194,7 +194,7 @@ class _Process:
         self.end_to_end: list[float] = []
         program = "from mfcli.measurement import serve; serve()"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program],
+            [sys.executable, "-P", "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

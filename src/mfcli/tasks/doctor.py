@@ -270,7 +270,7 @@ def _tried(name: EngineName) -> list[dict[str, Any]]:
     program = f"from mfcli.tasks.doctor import probe; probe({name.value!r})"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program],
+            [sys.executable, "-P", "-c", program],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mfcli.errors import MfError, TooManyFailuresError, UsageError
 from mfcli.formats.base import Writer
+from mfcli.interrupts import uninterrupted
 from mfcli.outputs import Journal, State
 from mfcli.predictor import Predictor
 from mfcli.results import Progress, Summary, Tally
@@ -115,13 +116,20 @@ def predict(
                 continue
             yield source
 
-    for each in (writer, retry_writer):
-        if each is not None:
-            each.begin(predictor.run)
+    def begin() -> None:
+        if journal is not None:
+            journal.begin()
+        for each in (writer, retry_writer):
+            if each is not None:
+                each.begin(predictor.run)
+
     try:
         for result in predictor.predict(unfinished(), batch_size=batch_size, workers=workers):
-            writers.popleft().write(result)
-            counts.inputs += 1
+            with uninterrupted():
+                if not counts.inputs:
+                    begin()
+                writers.popleft().write(result)
+                counts.inputs += 1
             counts.failed += result.error is not None
             progress(Tally(counts.inputs, counts.failed, counts.finished_before))
             if max_failures.are_passed(counts.failed, counts.inputs):
@@ -130,7 +138,11 @@ def predict(
                     "the rows say why",
                 )
     except (KeyboardInterrupt, MfError):
-        writer.end(counts.summary)
+        if counts.inputs:  # else nothing was begun, and nothing is replaced
+            with uninterrupted():
+                writer.end(counts.summary)
         raise
+    if not counts.inputs:
+        begin()
     writer.end(counts.summary)
     return counts.summary
