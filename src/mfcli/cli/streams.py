@@ -21,7 +21,7 @@ def standard_output() -> Iterator[TextIO]:
         raise OutputError("standard output is closed", "send it to a file: mf ... > FILE")
     if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
         # PYTHONUNBUFFERED, common in containers: what a signal cuts off of a write to a pipe would be lost
-        sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer))  # type: ignore[arg-type,type-var]
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
     try:
