@@ -6,21 +6,33 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
+
+_PATIENCE_S = 1.0
+"""How long after a signal that is put off another one still means the same."""
+
+
+class ImpatientInterrupt(KeyboardInterrupt):
+    """A signal that was not put off: what was being written is torn."""
 
 
 class _State:
     depth = 0
-    pending = False
+    pending_since: float | None = None
     seen = False
 
 
 def _on_signal(*_: object) -> None:
     _State.seen = True
-    if _State.depth and not _State.pending:
-        _State.pending = True  # the second one is not kept waiting: whatever is written may never end
-        return
-    raise KeyboardInterrupt
+    if not _State.depth:
+        raise KeyboardInterrupt
+    now = time.monotonic()
+    if _State.pending_since is None:
+        _State.pending_since = now
+    elif now - _State.pending_since > _PATIENCE_S:  # whatever is being written may never end
+        _State.pending_since = None
+        raise ImpatientInterrupt
 
 
 def install() -> None:
@@ -37,12 +49,17 @@ def was_interrupted() -> bool:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put the first signal off to the end of the body."""
+    """Put signals off to the end of the body; one that comes a second after the first is not put off any more.
+
+    Raises:
+        KeyboardInterrupt: at the end, where a signal has come.
+        ImpatientInterrupt: within the body.
+    """
     _State.depth += 1
     try:
         yield
     finally:
         _State.depth -= 1
-    if _State.pending and not _State.depth:
-        _State.pending = False
+    if _State.pending_since is not None and not _State.depth:
+        _State.pending_since = None
         raise KeyboardInterrupt

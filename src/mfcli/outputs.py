@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from mfcli.errors import MfError, OutputError
-from mfcli.interrupts import uninterrupted
+from mfcli.interrupts import ImpatientInterrupt, uninterrupted
 from mfcli.results import PREDICT_SCHEMA
 
 MAX_ROW_BYTES = 2**26
@@ -76,8 +76,9 @@ def writing(path: Path) -> Iterator[None]:
 def appearing(path: Path) -> Iterator[TextIO]:
     """Give a text stream whose file appears at `path` at the end, whole.
 
-    What was written before an interrupt, or before an MfError, appears too; after anything else, and where nothing was
-    written, the old file stays. What is no regular file, a terminal or a pipe, is written directly.
+    What was written before an interrupt, or before an MfError, appears too; after anything else, in the middle of a
+    row, and where nothing was written, the old file stays. What is no regular file, a terminal or a pipe, is written
+    directly.
 
     Raises:
         OutputError: the file cannot be written.
@@ -92,6 +93,8 @@ def appearing(path: Path) -> Iterator[TextIO]:
             stream = _text(file)
             try:
                 yield stream
+            except ImpatientInterrupt:
+                raise
             except (KeyboardInterrupt, MfError):
                 stream.flush()
                 if file.tell():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mfcli.errors import MfError, TooManyFailuresError, UsageError
 from mfcli.formats.base import Writer
-from mfcli.interrupts import uninterrupted
+from mfcli.interrupts import ImpatientInterrupt, uninterrupted
 from mfcli.outputs import Journal, State
 from mfcli.predictor import Predictor
 from mfcli.results import Progress, Summary, Tally
@@ -137,6 +137,8 @@ def predict(
                     f"stopped: {counts.failed} of {counts.inputs} pictures failed, more than --max-failures bears",
                     "the rows say why",
                 )
+    except ImpatientInterrupt:
+        raise
     except (KeyboardInterrupt, MfError):
         if counts.inputs:  # else nothing was begun, and nothing is replaced
             with uninterrupted():

@@ -1,0 +1,65 @@
+"""Interrupts: put off to the end of what must be whole, but not for ever."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mfcli import interrupts
+from mfcli.interrupts import ImpatientInterrupt, uninterrupted
+
+
+@pytest.fixture(autouse=True)
+def installed() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    interrupts.install()
+    yield
+    interrupts._State.seen = False
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def interrupt(number: signal.Signals = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_outside_it_comes_at_once(number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(number)
+    assert interrupts.was_interrupted()
+
+
+def test_within_it_waits_for_the_end() -> None:
+    done = []
+
+    def work() -> None:
+        with uninterrupted():
+            interrupt()
+            interrupt()
+            with uninterrupted():
+                interrupt()
+            done.append("all of it")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        work()
+    assert not isinstance(caught.value, ImpatientInterrupt)
+    assert done == ["all of it"]
+    with uninterrupted():  # it came once
+        pass
+
+
+def test_a_later_one_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "_PATIENCE_S", 0.05)
+
+    def work() -> None:
+        with uninterrupted():
+            interrupt()
+            time.sleep(0.1)
+            interrupt()
+            raise AssertionError("not reached")
+
+    with pytest.raises(ImpatientInterrupt):
+        work()
