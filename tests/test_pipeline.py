@@ -105,14 +105,16 @@ def test_items_are_read_only_a_window_ahead() -> None:
 
 
 def test_the_threads_end_with_the_results() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     results = ordered(range(1000), lambda item: item, lambda batch: list(batch), Shape(4, 2, 4))
     next(results)
+    started = set(threading.enumerate()) - before
     results.close()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while any(thread.is_alive() for thread in started) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert started
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_batches_are_full_while_there_is_enough() -> None:
