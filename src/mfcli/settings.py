@@ -16,6 +16,7 @@ BUNDLED_ALIAS = "bundled"
 """The name under which the model that ships with the package can always be asked for."""
 
 DEFAULT_TOP_K = 5
+DEFAULT_BENCHMARK_SECONDS, DEFAULT_BENCHMARK_ROUNDS = 12.0, 5
 DEFAULT_MAX_PIXELS = 178_956_970
 """Twice the size at which Pillow begins to warn: 0.5 GB as RGB."""
 

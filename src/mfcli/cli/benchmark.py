@@ -1,22 +1,21 @@
 """mf benchmark."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mfcli.cli.options import Format, Offline, Quiet, complete_device, complete_model, parse_batch_size
+from mfcli.cli.options import MAX_WORKERS, Format, Offline, Quiet, complete_device, complete_model, parse_batch_size
 from mfcli.cli.streams import fail, note, standard_output
 from mfcli.engines.base import EngineName, Precision
-from mfcli.errors import ExitCode
+from mfcli.errors import ExitCode, UsageError
 from mfcli.formats.base import FormatName
-from mfcli.settings import Settings
+from mfcli.settings import DEFAULT_BENCHMARK_ROUNDS, DEFAULT_BENCHMARK_SECONDS, Settings
 
 if TYPE_CHECKING:
     from mfcli.tasks.benchmark import Rate, Row
-
-_SECONDS, _ROUNDS = 12.0, 5
 
 
 def benchmark(
@@ -44,7 +43,7 @@ def benchmark(
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", "-j", min=1, max=256, help="Threads that read and decode.", show_default="one a core"
+            "--workers", "-j", min=1, max=MAX_WORKERS, help="Threads that read and decode.", show_default="one a core"
         ),
     ] = None,
     weights: Annotated[
@@ -59,8 +58,12 @@ def benchmark(
             metavar="DIR|FILE", help="Pictures to read.", show_default="made-up JPEGs of about 500x375 pixels"
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="How long a row is measured.")] = _SECONDS,
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Into how many rounds that is divided.")] = _ROUNDS,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="How long a row is measured.")
+    ] = DEFAULT_BENCHMARK_SECONDS,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Into how many rounds that is divided.")
+    ] = DEFAULT_BENCHMARK_ROUNDS,
     format: Format = FormatName.TABLE,
     offline: Offline = False,
     quiet: Quiet = False,
@@ -75,6 +78,8 @@ def benchmark(
     from mfcli.progress import StderrProgress
     from mfcli.tasks import benchmark as task
 
+    if not math.isfinite(seconds):
+        raise UsageError(f"--seconds {seconds} is no length of time", f"--seconds {DEFAULT_BENCHMARK_SECONDS:g}")
     settings = Settings.from_environ(offline=offline)
     plan = task.Plan(
         models=tuple(models or [settings.model]),

@@ -1,5 +1,6 @@
 """mf doctor."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,7 +38,7 @@ def doctor(
             findings.append(finding)
         works = task.default_works(findings)
         if format is InfoFormat.JSON:
-            stream.write(indented({"schema": SCHEMA, "works": works, "findings": [_record(f) for f in findings]}))
+            stream.write(indented({"schema": SCHEMA, "works": works, "findings": [asdict(f) for f in findings]}))
     if not works:
         raise CheckError("the default engine does not work here", "see its line under engines")
 
@@ -59,13 +60,3 @@ def _text(value: Any) -> str:
         case list():
             return " ".join(map(str, value))
     return str(value)
-
-
-def _record(finding: "Finding") -> dict[str, Any]:
-    return {
-        "group": finding.group.value,
-        "name": finding.name,
-        "status": finding.status.value,
-        "value": finding.value,
-        "hint": finding.hint,
-    }

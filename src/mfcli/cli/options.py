@@ -13,6 +13,9 @@ from mfcli.variants import list_variants
 MAX_BATCH_SIZE = 4096
 """Pictures in a batch."""
 
+MAX_WORKERS = 256
+"""Threads that decode; more wait for one another."""
+
 
 class InfoFormat(StrEnum):
     """The formats of one record."""

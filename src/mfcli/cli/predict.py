@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mfcli.cli.options import Offline, Quiet, complete_device, complete_model, parse_batch_size
+from mfcli.cli.options import MAX_WORKERS, Offline, Quiet, complete_device, complete_model, parse_batch_size
 from mfcli.cli.streams import note, standard_output
 from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, MfError, OutputError, UsageError
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 MANY = 4
 """Pictures up to which each gets a table of its own."""
 
-MAX_WORKERS = 256
-"""Threads that decode; more wait for one another."""
-
-_TAR = ".t"  # .tar, .tgz, .tar.gz
 _INPUTS, _MODEL, _OUTPUT, _RUNNING, _FAILING = "Inputs", "Model", "Output", "Running", "Failures"
 
 
@@ -288,8 +284,10 @@ def _check_not_read(output: Path, names: list[str]) -> None:
 
 def _can_be_counted(inputs: list[str], files_from: str | None) -> bool:
     """Whether the inputs can be gone through twice: not what comes through a pipe, and no tar, which is read whole."""
+    from mfcli.paths import is_archive_name
+
     is_list = files_from is None or Path(files_from).is_file()
-    return is_list and not any(_TAR in name.lower() for name in inputs)
+    return is_list and not any(is_archive_name(name) and not name.lower().endswith(".zip") for name in inputs)
 
 
 def _count(progress: "StderrProgress", sources: "Callable[[], Iterator[Source]]") -> None:

@@ -28,18 +28,18 @@ def standard_output() -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
     except BrokenPipeError as error:
-        _dropstandard_output()
+        _drop_standard_output()
         raise ReaderGoneError from error
     except OSError as error:
-        _dropstandard_output()
+        _drop_standard_output()
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write the results: {reason}", "free some space, or send them elsewhere") from error
     except SystemExit as error:  # typer's way to end when the reader of the help has gone
-        _dropstandard_output()
+        _drop_standard_output()
         raise ReaderGoneError from error
 
 
-def _dropstandard_output() -> None:
+def _drop_standard_output() -> None:
     """What is still buffered can go nowhere: without this, it is tried again at exit, with a complaint."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,12 +18,9 @@ from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import EngineError, ExitCode, MfError, UsageError
 from mfcli.measurement import Case, Loaded
 from mfcli.results import Progress
-from mfcli.settings import Settings
+from mfcli.settings import DEFAULT_BENCHMARK_ROUNDS, DEFAULT_BENCHMARK_SECONDS, Settings
 from mfcli.synthetic import write_jpegs
 from mfcli.variants import Variant, find_variant
-
-DEFAULT_SECONDS = 12.0
-DEFAULT_ROUNDS = 5
 
 _MADE_UP = 60
 """Pictures that are made up where none are given."""
@@ -61,8 +58,8 @@ class Plan:
     weights: Path | None = None
     random_weights: bool = False
     images: tuple[str, ...] = ()
-    seconds: float = DEFAULT_SECONDS
-    rounds: int = DEFAULT_ROUNDS
+    seconds: float = DEFAULT_BENCHMARK_SECONDS
+    rounds: int = DEFAULT_BENCHMARK_ROUNDS
 
 
 @dataclass(frozen=True, slots=True)
