@@ -77,15 +77,15 @@ def test_a_pictures_logits_do_not_depend_on_batch_or_threads(family: Family) -> 
             assert np.array_equal(run(loaded, batch[-batch_size:]), together[-batch_size:]), (threads, batch_size)
 
 
-@pytest.mark.parametrize("name", ["caformer_t9_64", "convformer_t9_64"])
-def test_the_same_for_the_smallest_ones(name: str) -> None:
+@pytest.mark.parametrize("family", [Family.CONVFORMER, Family.CAFORMER])
+def test_the_same_for_the_smallest_ones(family: Family) -> None:
     bundled = find_variant("bundled").architecture
-    architecture = bundled if name == "caformer_t9_64" else dataclasses.replace(bundled, family=Family.CONVFORMER)
+    architecture = dataclasses.replace(bundled, family=family)
     model = build_model(architecture, num_classes=200).eval()
     fill(model)
     loaded, batch = session(write_graph(model, (3, 64, 64)), 2), pixels(32, 64).numpy()
     together = run(loaded, batch)
-    for batch_size in range(1, 32) if name == "caformer_t9_64" else (1, 2, 3, 7, 31):
+    for batch_size in range(1, 32) if architecture == bundled else (1, 2, 3, 7, 31):
         assert np.array_equal(run(loaded, batch[:batch_size]), together[:batch_size]), batch_size
 
 

@@ -80,6 +80,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--mixup", type=float, default=0.2, help="alpha of mixup")
     add("--cutmix", type=float, default=1.0, help="alpha of cutmix")
     add("--mixup-prob", type=float, default=0.3, help="share of the batches that are mixed")
+    add("--mixup-off-epoch", type=int, default=None, help="from this epoch on (counted from 0), nothing is mixed")
     add("--smoothing", type=float, default=0.1)
     add("--ema", type=float, default=0.999)
     add("--holdout", type=int, default=25, help="pictures of each class that are not trained on")
@@ -222,6 +223,7 @@ class Run:
             worker_init_fn=seed_worker,
         )
         self.model.train()
+        self.mixup.mixup_enabled = options.mixup_off_epoch is None or self.epoch < options.mixup_off_epoch
         loss_of = SoftTargetCrossEntropy()
         losses = []
         for step, (pictures, targets) in zip(range(self.steps), loader, strict=False):

@@ -192,9 +192,6 @@ def _architectures() -> Mapping[str, Architecture]:
         for size, depths, dims in _WITH_MLP_HEAD
     ]
     rows.append(
-        Architecture("caformer_t9", Family.CAFORMER, (1, 2, 4, 2), (32, 64, 160, 256), stem_stride=2, stem_padding=3)
-    )
-    rows.append(
         Architecture(
             "convformer_t9",
             Family.CONVFORMER,
@@ -212,7 +209,7 @@ ARCHITECTURES = _architectures()
 
 # architecture, input size, pretraining, crop_pct, params; as published: params in M, MACs in G, top-1; timm's top-1
 _ROWS: tuple[tuple[str, int, str, float, int, float | None, float | None, float | None, float | None], ...] = (
-    ("caformer_t9", 64, "bundled", 1.0, 3_469_536, None, None, None, None),
+    ("convformer_t9", 64, "bundled", 1.0, 5_344_972, None, None, None, None),
     ("identityformer_s12", 224, "in1k", 1.0, 11_891_712, 11.9, 1.8, 74.6, None),
     ("identityformer_s24", 224, "in1k", 1.0, 21_341_464, 21.3, 3.4, 78.2, None),
     ("identityformer_s36", 224, "in1k", 1.0, 30_791_216, 30.8, 5.0, 79.3, None),

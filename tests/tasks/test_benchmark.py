@@ -23,10 +23,15 @@ def settings() -> Settings:
 def test_a_row_has_figures_that_fit_each_other(settings: Settings, coffee: Path) -> None:
     notes: list[object] = []
     plan = Plan(
-        ("bundled", "caformer_t9_64"), batch_sizes=(3,), images=(str(coffee.parent),), threads=1, workers=1, **QUICK
+        ("bundled", "convformer_t9_64"),
+        batch_sizes=(3,),
+        images=(str(coffee.parent),),
+        threads=1,
+        workers=1,
+        **QUICK,
     )
     (row,) = benchmark(plan, settings, notes.append)
-    assert (row.case.model, row.error, notes) == ("caformer_t9_64", None, ["measuring"])
+    assert (row.case.model, row.error, notes) == ("convformer_t9_64", None, ["measuring"])
     assert row.loaded is not None
     assert (row.loaded.engine, row.loaded.precision, row.loaded.device) == ("onnxruntime", "fp32", "cpu")
     assert (row.loaded.batch_size, row.loaded.workers) == (3, 1)

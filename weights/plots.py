@@ -1,0 +1,59 @@
+"""Draw the model card's two pictures: python weights/plots.py (needs matplotlib).
+
+curve.svg is drawn from curve.csv, which training writes: accuracy on the held-out pictures after every epoch.
+calibration.svg is drawn from figures.json (`evaluate.py --json`): how often answers of each probability are right.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+mpl.rcParams["svg.hashsalt"] = "mfcli"  # the same file from the same figures
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    """Write one picture beside this script."""
+    figure.savefig(HERE / name, metadata={"Date": None}, bbox_inches="tight")
+    plt.close(figure)
+
+
+def curve() -> None:
+    """Draw top-1 on the held-out pictures and the learning rate over the epochs; lines where the picture size changes."""
+    with (HERE / "curve.csv").open() as stream:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+    epochs = [row["epoch"] + 1 for row in rows]
+    figure, left = plt.subplots(figsize=(7, 3.5))
+    left.plot(epochs, [row["holdout_top1"] for row in rows], "o-", color="tab:blue", markersize=3)
+    left.set(xlabel="epoch", ylim=(0, None))
+    left.set_ylabel("held-out top-1 (%)", color="tab:blue")
+    right = left.twinx()
+    right.plot(epochs, [row["lr"] for row in rows], color="tab:gray", linestyle=":")
+    right.set(ylim=(0, None))
+    right.set_ylabel("learning rate at the epoch's end", color="tab:gray")
+    for size in sorted({row["size"] for row in rows}):
+        first = next(row["epoch"] for row in rows if row["size"] == size)
+        if first:
+            left.axvline(first + 0.5, color="black", linewidth=0.5)
+        left.text(first + 0.7, 1, f"{size:.0f} pixels")
+    save(figure, "curve.svg")
+
+
+def calibration() -> None:
+    """Draw the share of right answers over the mean probability of each bin, the area of a dot being its count."""
+    bins = json.loads((HERE / "figures.json").read_text())["bins"]
+    counts, probs, shares = zip(*bins, strict=True)
+    figure, axes = plt.subplots(figsize=(4, 4))
+    axes.plot([0, 1], [0, 1], color="tab:gray", linestyle=":")
+    axes.plot(probs, shares, color="tab:blue", linewidth=1)
+    axes.scatter(probs, shares, [200 * count / max(counts) for count in counts], color="tab:blue", alpha=0.6)
+    axes.set(xlabel="probability of the first answer", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1))
+    save(figure, "calibration.svg")
+
+
+if __name__ == "__main__":
+    curve()
+    calibration()
