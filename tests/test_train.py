@@ -52,6 +52,15 @@ def test_the_same_seed_gives_the_same_losses(recipe: ModuleType, pictures: Path,
     assert first != other
 
 
+def test_mixing_can_end_before_the_run(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
+    never = trained(recipe, pictures, tmp_path / "never", "32:2", "--mixup-prob", "0")
+    mixed = trained(recipe, pictures, tmp_path / "mixed", "32:2", "--mixup-prob", "1")
+    ended = trained(recipe, pictures, tmp_path / "ended", "32:2", "--mixup-prob", "1", "--mixup-off-epoch", "1")
+    assert trained(recipe, pictures, tmp_path / "off", "32:2", "--mixup-prob", "1", "--mixup-off-epoch", "0") == never
+    assert mixed[0] == ended[0]
+    assert len({row[1]["train_loss"] for row in (never, mixed, ended)}) == 3
+
+
 def test_a_run_goes_on_where_it_stopped(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
     whole = trained(recipe, pictures, tmp_path / "whole", "32:3")
 

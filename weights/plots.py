@@ -22,7 +22,7 @@ def save(figure: plt.Figure, name: str) -> None:
 
 
 def curve() -> None:
-    """Draw top-1 on the held-out pictures and the learning rate over the epochs; lines where the picture size changes."""
+    """Draw top-1 on the held-out pictures and the learning rate over the epochs, with a line where the size changes."""
     with (HERE / "curve.csv").open() as stream:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     epochs = [row["epoch"] + 1 for row in rows]
