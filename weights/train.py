@@ -28,7 +28,6 @@ from timm.scheduler import WSDLRScheduler
 from timm.utils import ModelEmaV3, accuracy
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.datasets import ImageFolder
 
@@ -37,7 +36,6 @@ from mfcli.variants import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
 
 STATE, CURVE, WEIGHTS = "state.pt", "curve.csv", "model.safetensors"
 COLUMNS = ("epoch", "size", "lr", "train_loss", "holdout_loss", "holdout_top1", "holdout_top5", "seconds")
-
 
 Samples = list[tuple[str, int]]
 """Paths and class indices."""
@@ -230,7 +228,7 @@ class Run:
             update = self.epoch * self.steps + step
             self.schedule.step_update(update)
             inputs, soft = self.mixup(normalised(pictures, self.device), targets.to(self.device))
-            with self.autocast(), sdpa_kernel(SDPBackend.MATH):
+            with self.autocast():
                 logits = self.forward(inputs)
             loss = loss_of(logits.float(), soft)
             loss.backward()
