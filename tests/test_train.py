@@ -1,7 +1,10 @@
 """The training recipe: the same seed gives the same losses, and a run that was cut goes on to the same weights."""
 
 import csv
-import importlib.util
+import importlib
+import re
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,15 +18,23 @@ from deterministic import picture
 
 
 @pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train", CHECKOUT / "weights" / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    name = "convformer_t9"
-    module.ARCHITECTURES = {name: replace(module.ARCHITECTURES[name], depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))}
-    return module
+def recipe() -> Iterator[ModuleType]:
+    """train.py, with a network that is quick to train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(CHECKOUT / "weights"))
+        module = importlib.import_module("train")
+        name = "convformer_t9"
+        small = replace(module.ARCHITECTURES[name], depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
+        patch.setattr(module, "ARCHITECTURES", {name: small})
+        yield module
+
+
+@pytest.fixture(scope="module")
+def calibrate(recipe: ModuleType) -> Iterator[ModuleType]:
+    module = importlib.import_module("calibrate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ARCHITECTURES", recipe.ARCHITECTURES)
+        yield module
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +54,13 @@ def trained(recipe: ModuleType, pictures: Path, output: Path, phases: str, *more
         return [{name: row[name] for name in row if name != "seconds"} for row in csv.DictReader(stream)]
 
 
+@pytest.fixture(scope="module")
+def finished(recipe: ModuleType, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    trained(recipe, pictures, folder, "32:2")
+    return folder
+
+
 def test_the_same_seed_gives_the_same_losses(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
     first = trained(recipe, pictures, tmp_path / "a", "32:1,48:1", "--max-steps", "2")
     again = trained(recipe, pictures, tmp_path / "b", "32:1,48:1", "--max-steps", "2")
@@ -54,15 +72,15 @@ def test_the_same_seed_gives_the_same_losses(recipe: ModuleType, pictures: Path,
 
 def test_mixing_can_end_before_the_run(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
     never = trained(recipe, pictures, tmp_path / "never", "32:2", "--mixup-prob", "0")
-    mixed = trained(recipe, pictures, tmp_path / "mixed", "32:2", "--mixup-prob", "1")
-    ended = trained(recipe, pictures, tmp_path / "ended", "32:2", "--mixup-prob", "1", "--mixup-off-epoch", "1")
-    assert trained(recipe, pictures, tmp_path / "off", "32:2", "--mixup-prob", "1", "--mixup-off-epoch", "0") == never
+    mixed = trained(recipe, pictures, tmp_path / "mixed", "32:2", "--mixup-prob", "1", "--mixup-off-epochs", "0")
+    ended = trained(recipe, pictures, tmp_path / "ended", "32:2", "--mixup-prob", "1", "--mixup-off-epochs", "1")
+    assert trained(recipe, pictures, tmp_path / "off", "32:2", "--mixup-prob", "1", "--mixup-off-epochs", "2") == never
     assert mixed[0] == ended[0]
     assert len({row[1]["train_loss"] for row in (never, mixed, ended)}) == 3
 
 
 def test_a_run_goes_on_where_it_stopped(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
-    whole = trained(recipe, pictures, tmp_path / "whole", "32:3")
+    whole = trained(recipe, pictures, tmp_path / "whole", "32:3", "--precision", "bf16")
 
     class Stopped(Exception):  # noqa: N818
         pass
@@ -76,10 +94,70 @@ def test_a_run_goes_on_where_it_stopped(recipe: ModuleType, pictures: Path, tmp_
     recipe.Run.save = save_once  # type: ignore[attr-defined]
     try:
         with pytest.raises(Stopped):
-            trained(recipe, pictures, tmp_path / "cut", "32:3")
+            trained(recipe, pictures, tmp_path / "cut", "32:3", "--precision", "bf16")
     finally:
         recipe.Run.save = save  # type: ignore[attr-defined]
-    assert trained(recipe, pictures, tmp_path / "cut", "32:3") == whole
+    assert trained(recipe, pictures, tmp_path / "cut", "32:3", "--precision", "bf16") == whole
     weights = [load_file(tmp_path / run / "model.safetensors") for run in ("whole", "cut")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert weights[0]["head.weight"].shape == (4, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--holdout", "2"), "was begun with another holdout"),
+        (("--optimizer", "adamw"), "was begun with another optimizer"),
+        (("--decay-epochs", "2"), "the learning rate is falling already"),
+        (("--holdout", "6"), "n0: --holdout 6 leaves none of 6"),
+        (("--warmup-steps", "10"), "--warmup-steps 10 is not less than the run's 10 steps"),
+        (("--batch-size", "32"), "20 pictures do not fill one batch of 32"),
+        (("--device", "nowhere"), "--device nowhere: "),
+    ],
+)
+def test_what_a_run_refuses(
+    recipe: ModuleType, pictures: Path, finished: Path, options: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        trained(recipe, pictures, finished, "32:2", *options)
+
+
+@pytest.mark.parametrize(
+    "options", [("--phases", "32"), ("--phases", "32:0"), ("--batch-size", "3"), ("--decay-epochs", "0")]
+)
+def test_what_the_command_line_refuses(
+    recipe: ModuleType, options: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        recipe.arguments(["data", "run", *options])
+    assert caught.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_read_is_named(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    (data / "n1" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit, match=r"cannot read .*n1.3\.png"):
+        trained(recipe, data, tmp_path / "run", "32:1", "--warmup-steps", "1")
+    with pytest.raises(SystemExit, match="no folder of class folders"):
+        trained(recipe, tmp_path / "run", tmp_path / "other", "32:1")
+
+
+def test_a_finished_run_becomes_a_checkpoint(
+    calibrate: ModuleType, pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "small.safetensors"
+    calibrate.main([str(pictures), str(finished), str(output)])
+    before, after = load_file(finished / "model.safetensors"), load_file(output)
+    scale = (before["head.weight"] / after["head.weight"].float()).median()
+    assert torch.allclose(before["head.bias"] / scale, after["head.bias"].float(), atol=1e-3)
+    assert torch.equal(after["norm.weight"], before["norm.weight"].half())
+    assert (tmp_path / "out" / "classes.txt").read_text().split() == ["n0", "n1", "n2", "n3"]
+
+
+def test_the_temperature_is_the_one_that_made_the_answers_unsure(calibrate: ModuleType) -> None:
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(4000, 5)
+    targets = torch.distributions.Categorical(logits=logits).sample()
+    assert calibrate.temperature(2.5 * logits, targets) == pytest.approx(2.5, rel=0.05)

@@ -1,34 +1,39 @@
-"""Finish a training run: choose the preprocessing, fold a temperature into the head, store the weights as float16.
+"""Finish a training run: choose crop_pct, fold a temperature into the head, store the weights as float16.
 
     python weights/calibrate.py tiny-imagenet-200/train runs/one weights/convformer_t9_64.safetensors
 
-Everything is decided on the pictures that training held out. The temperature is the one that makes the held-out
-pictures' answers most likely (Guo et al., https://arxiv.org/abs/1706.04599); dividing the head's weight and bias by it
-is the same as dividing the logits. crop_pct and interpolation go into the model's row in mfcli.variants by hand.
+Everything is decided on the pictures that training held out. crop_pct is the one under which the right classes are most
+likely; it goes into the model's row in mfcli.variants by hand. (Pictures of 64x64 cannot say which interpolation is
+best for larger ones: at crop_pct 1 they are not resized at all. It stays bicubic, as for every other row.) The
+temperature is the one that makes the right classes most likely (Guo et al., https://arxiv.org/abs/1706.04599); dividing
+the last layer's weight and bias by it is the same as dividing the logits. Class names go into classes.txt beside the
+checkpoint, in head order.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from evaluate import calibration_error
+from safetensors.torch import load_file, save
 from timm.data import create_transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from train import WEIGHTS, Decoded, normalised, split
+from train import OPTIONS, WEIGHTS, Decoded, normalised, split
 
+from mfcli.files import write_atomically
 from mfcli.metaformer import build_model
 from mfcli.variants import ARCHITECTURES
 
 CROPS = (0.8, 0.875, 0.95, 1.0)
-INTERPOLATIONS = ("bilinear", "bicubic")
 
 
-@torch.inference_mode()
-def logits_of(model: nn.Module, pictures: Decoded, size: int, crop_pct: float, interpolation: str) -> Tensor:
+@torch.no_grad()
+def logits_of(model: nn.Module, pictures: Decoded, size: int, crop_pct: float) -> Tensor:
     """Return float32 logits (N, classes) of pictures that went through this transform."""
-    pictures.transform = create_transform(size, crop_pct=crop_pct, interpolation=interpolation, use_prefetcher=True)
+    pictures.transform = create_transform(size, crop_pct=crop_pct, interpolation="bicubic", use_prefetcher=True)
     return torch.cat([model(normalised(batch)) for batch, _ in DataLoader(pictures, 256)])
 
 
@@ -47,35 +52,48 @@ def temperature(logits: Tensor, targets: Tensor) -> float:
     return log.exp().item()
 
 
-def main() -> None:
+def described(logits: Tensor, targets: Tensor) -> str:
+    """Return top-1, loss and calibration error in words."""
+    probs, answers = logits.softmax(1).max(1)
+    right = answers == targets
+    error = calibration_error(probs.tolist(), right.tolist())
+    loss = F.cross_entropy(logits, targets)
+    return f"top-1 {100 * right.float().mean():.2f} %, loss {loss:.4f}, calibration error {error:.4f}"
+
+
+def main(argv: list[str] | None = None) -> None:
     """Print what was found and write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="the folder that was trained on")
-    parser.add_argument("run", type=Path, help="the folder of the run")
+    parser.add_argument("run", type=Path, help="the folder of the finished run")
     parser.add_argument("output", type=Path, help="the checkpoint to write")
-    parser.add_argument("--architecture", default="convformer_t9", choices=sorted(ARCHITECTURES))
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--holdout", type=int, default=25)
-    options = parser.parse_args()
-    _, samples, classes = split(options.data, options.holdout)
+    options = parser.parse_args(argv)
+    if not (options.run / WEIGHTS).is_file():
+        parser.error(f"{options.run} holds no finished run: {WEIGHTS} is missing")
+    trained = json.loads((options.run / OPTIONS).read_text())
+    size = trained["phases"][-1]
+    _, samples, classes = split(options.data, trained["holdout"])
+    if not samples or classes != trained["classes"]:
+        parser.error(f"{options.data} is not what {options.run} was trained on, or nothing of it was held out")
     held_out = Decoded(samples)
-    model = build_model(ARCHITECTURES[options.architecture], num_classes=len(classes)).eval()
+    targets = torch.tensor(held_out.targets)
+    model = build_model(ARCHITECTURES[trained["architecture"]], num_classes=len(classes)).eval()
     weights = load_file(options.run / WEIGHTS)
     model.load_state_dict(weights)
-    targets = torch.tensor(held_out.targets)
-    found = []
-    for crop_pct in CROPS:
-        for interpolation in INTERPOLATIONS:
-            logits = logits_of(model, held_out, options.size, crop_pct, interpolation)
-            top1 = 100 * (logits.argmax(1) == targets).float().mean().item()
-            print(f"crop_pct {crop_pct} {interpolation:8} top1 {top1:.2f} loss {F.cross_entropy(logits, targets):.4f}")
-            found.append((top1, crop_pct, interpolation, logits))
-    top1, crop_pct, interpolation, logits = max(found, key=lambda entry: entry[:2])
-    scale = temperature(logits, targets)
-    print(f"chosen: crop_pct {crop_pct} {interpolation}, top1 {top1:.2f}, temperature {scale:.4f}")
-    for name in ("head.weight", "head.bias"):
+    found = {crop_pct: logits_of(model, held_out, size, crop_pct) for crop_pct in CROPS}
+    for crop_pct, logits in found.items():
+        print(f"crop_pct {crop_pct}: {described(logits, targets)}")
+    crop_pct = min(found, key=lambda chosen: F.cross_entropy(found[chosen], targets).item())
+    scale = temperature(found[crop_pct], targets)
+    layer = "head.fc2" if "head.fc2.weight" in weights else "head"
+    for name in (f"{layer}.weight", f"{layer}.bias"):
         weights[name] = weights[name] / scale
-    save_file({name: tensor.half() for name, tensor in weights.items()}, options.output)
+    halves = {name: tensor.half() for name, tensor in weights.items()}
+    model.load_state_dict({name: tensor.float() for name, tensor in halves.items()})
+    print(f"chosen: crop_pct {crop_pct}, temperature {scale:.4f}")
+    print(f"as float16: {described(logits_of(model, held_out, size, crop_pct), targets)}")
+    write_atomically(options.output, save(halves))
+    write_atomically(options.output.parent / "classes.txt", "".join(f"{name}\n" for name in classes).encode())
 
 
 if __name__ == "__main__":

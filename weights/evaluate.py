@@ -13,13 +13,19 @@ import argparse
 import csv
 import json
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 import mfcli
+from mfcli.errors import MfError
 from mfcli.results import PictureResult
+from mfcli.selection import PICTURE_SUFFIXES
 from mfcli.sources import Source
 
 BINS = 15
@@ -45,9 +51,14 @@ def labelled(folder: Path) -> list[tuple[Path, str]]:
         lines = (folder / "val_annotations.txt").read_text().splitlines()
         return [(folder / "images" / name, wnid) for name, wnid in (line.split("\t")[:2] for line in lines)]
     if (folder / "labels.csv").is_file():
-        with (folder / "labels.csv").open() as stream:
+        with (folder / "labels.csv").open(encoding="utf-8-sig", newline="") as stream:
             return [(folder / row["path"], row["wnid"]) for row in csv.DictReader(stream)]
-    return [(path, path.relative_to(folder).parts[0]) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [
+        (path, wnid.name)
+        for wnid in sorted(folder.glob("n[0-9]*"))
+        for path in sorted(wnid.rglob("*"))
+        if path.suffix.lower() in PICTURE_SUFFIXES
+    ]
 
 
 def interval(right: int, count: int) -> tuple[float, float]:
@@ -59,18 +70,24 @@ def interval(right: int, count: int) -> tuple[float, float]:
     return 100 * (centre - half), 100 * (centre + half)
 
 
-def bins(answers: Sequence[Answer]) -> list[tuple[int, float, float]]:
+def bins(probs: Sequence[float], right: Sequence[bool]) -> list[tuple[int, float, float]]:
     """Return count, mean top probability and share of right answers of each bin that is not empty."""
-    members: list[list[Answer]] = [[] for _ in range(BINS)]
-    for answer in answers:
-        members[min(int(answer.prob * BINS), BINS - 1)].append(answer)
-    return [(len(m), sum(a.prob for a in m) / len(m), sum(a.is_right for a in m) / len(m)) for m in members if m]
+    members: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
+    for prob, is_right in zip(probs, right, strict=True):
+        members[min(int(prob * BINS), BINS - 1)].append((prob, is_right))
+    return [(len(m), statistics.fmean(p for p, _ in m), statistics.fmean(r for _, r in m)) for m in members if m]
+
+
+def calibration_error(probs: Sequence[float], right: Sequence[bool]) -> float:
+    """Return the expected calibration error: how far probability and accuracy are apart, mean over the answers."""
+    return sum(count * abs(prob - share) for count, prob, share in bins(probs, right)) / len(probs)
 
 
 def auroc(inside: Sequence[float], outside: Sequence[float]) -> float:
     """Return how often a value from `inside` is above one from `outside`, ties counted half."""
-    wins = sum((a > b) + 0.5 * (a == b) for a in inside for b in outside)
-    return wins / (len(inside) * len(outside))
+    ordered = np.sort(outside)
+    below, not_above = (np.searchsorted(ordered, inside, side) for side in ("left", "right"))
+    return float((below + not_above).mean() / 2 / len(ordered))
 
 
 def per_class(answers: Sequence[Answer], names: dict[str, str]) -> list[tuple[float, str]]:
@@ -82,6 +99,43 @@ def per_class(answers: Sequence[Answer], names: dict[str, str]) -> list[tuple[fl
     return sorted(shares, reverse=True)
 
 
+def measure(folder: Path, model: str, engine: str, precision: str) -> dict[str, Any]:
+    """Return the figures by name."""
+    predictor = mfcli.load_predictor(model, engine=engine, precision=precision)
+    names = {label.wnid: label.name for label in predictor.labels if label.wnid}
+    pictures = labelled(folder)
+    if not any(wnid in names for _, wnid in pictures):
+        raise SystemExit(f"{folder} holds no picture of a class that {predictor.run.model} knows")
+    started = time.perf_counter()
+    results = list(predictor.predict(Source(str(path)) for path, _ in pictures))
+    seconds = time.perf_counter() - started
+    if failed := [result for result in results if result.error]:
+        reason = failed[0].error.message if failed[0].error else ""
+        raise SystemExit(f"{len(failed)} pictures failed, the first: {failed[0].input}: {reason}")
+    answers = [_answer(wnid, result) for (_, wnid), result in zip(pictures, results, strict=True)]
+    inside = [answer for answer in answers if answer.wnid in names]
+    outside = [answer.prob for answer in answers if answer.wnid not in names]
+    probs, right = [answer.prob for answer in inside], [answer.is_right for answer in inside]
+    classes = per_class(inside, names)
+    figures = {
+        "model": predictor.run.model,
+        "engine": f"{predictor.run.engine} {predictor.run.precision}",
+        "pictures": len(inside),
+        "top1": 100 * statistics.fmean(right),
+        "top1_interval": interval(sum(right), len(right)),
+        "top5": 100 * statistics.fmean(answer.wnid in answer.found for answer in inside),
+        "calibration_error": calibration_error(probs, right),
+        "images_per_s": len(pictures) / seconds,
+        "artifact_bytes": predictor.artifact.size_bytes,
+        "best_classes": classes[:5],
+        "worst_classes": classes[-5:],
+        "bins": bins(probs, right),
+    }
+    if outside:
+        figures |= {"auroc": auroc(probs, outside), "pictures_outside": len(outside)}
+    return figures
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -91,37 +145,10 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
-    predictor = mfcli.load_predictor(options.model, engine=options.engine, precision=options.precision)
-    names = {label.wnid: label.name for label in predictor.labels if label.wnid}
-    pictures = labelled(options.folder)
-    started = time.perf_counter()
-    results = list(predictor.predict(Source(str(path)) for path, _ in pictures))
-    seconds = time.perf_counter() - started
-    if failed := [result for result in results if result.error]:
-        raise SystemExit(f"{len(failed)} pictures failed, the first: {failed[0].input}: {failed[0].error}")
-    answers = [_answer(wnid, result) for (_, wnid), result in zip(pictures, results, strict=True)]
-    inside = [answer for answer in answers if answer.wnid in names]
-    outside = [answer for answer in answers if answer.wnid not in names]
-    right, count = sum(a.is_right for a in inside), len(inside)
-    low, high = interval(right, count)
-    classes = per_class(inside, names)
-    figures = {
-        "model": predictor.run.model,
-        "engine": f"{predictor.run.engine} {predictor.run.precision}",
-        "pictures": count,
-        "top1": 100 * right / count,
-        "top1_interval": [low, high],
-        "top5": 100 * sum(a.wnid in a.found for a in inside) / count,
-        "calibration_error": sum(n * abs(prob - share) for n, prob, share in bins(inside)) / count,
-        "images_per_s": len(pictures) / seconds,
-        "artifact_bytes": predictor.artifact.size_bytes,
-        "best_classes": classes[:5],
-        "worst_classes": classes[-5:],
-        "bins": bins(inside),
-    }
-    if outside:
-        figures["auroc"] = auroc([a.prob for a in inside], [a.prob for a in outside])
-        figures["pictures_outside"] = len(outside)
+    try:
+        figures = measure(options.folder, options.model, options.engine, options.precision)
+    except MfError as error:
+        raise SystemExit(f"{error.message}\n{error.hint or ''}") from error
     for name, value in figures.items():
         print(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
     if options.json:

@@ -1,7 +1,8 @@
 """Draw the model card's two pictures: python weights/plots.py (needs matplotlib).
 
-curve.svg is drawn from curve.csv, which training writes: accuracy on the held-out pictures after every epoch.
-calibration.svg is drawn from figures.json (`evaluate.py --json`): how often answers of each probability are right.
+curve.svg is drawn from curve.csv, a copy of the run's: accuracy on the held-out pictures after every epoch, at that
+epoch's size. calibration.svg is drawn from figures.json (`evaluate.py DIR --json figures.json`): how often answers of
+each probability are right.
 """
 
 import csv
@@ -29,7 +30,7 @@ def curve() -> None:
     figure, left = plt.subplots(figsize=(7, 3.5))
     left.plot(epochs, [row["holdout_top1"] for row in rows], "o-", color="tab:blue", markersize=3)
     left.set(xlabel="epoch", ylim=(0, None))
-    left.set_ylabel("held-out top-1 (%)", color="tab:blue")
+    left.set_ylabel("held-out top-1 (%), at that size", color="tab:blue")
     right = left.twinx()
     right.plot(epochs, [row["lr"] for row in rows], color="tab:gray", linestyle=":")
     right.set(ylim=(0, None))

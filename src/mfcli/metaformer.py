@@ -174,7 +174,7 @@ class Pooling(nn.Module):
 
 
 class SepConv(nn.Module):
-    """Inverted separable convolution (MobileNetV2): expand, activate, 7x7 depthwise, project (ConvFormer)."""
+    """Inverted separable convolution (MobileNetV2): expand, activate, depthwise, project (ConvFormer)."""
 
     def __init__(self, dim: int, expansion_ratio: int = 2, kernel_size: int = 7) -> None:
         super().__init__()
