@@ -21,7 +21,7 @@ def fenced(language: str) -> list[str]:
 
 def test_the_first_two_commands_are_what_ci_runs() -> None:
     first, second = (block.strip() for block in fenced("sh")[:2])
-    assert first == "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/mf predict examples/orange.jpg"
+    assert first == "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/mf predict examples/orange.jpg -k 3"
     assert second == ".venv/bin/pip install '.[test]' && .venv/bin/python -m pytest"
     ci = (CHECKOUT / ".ci" / "run").read_text().splitlines()
     assert ci.count(first) == ci.count(second) == 1
@@ -30,7 +30,7 @@ def test_the_first_two_commands_are_what_ci_runs() -> None:
 
 def test_the_first_output_is_what_is_printed(mf: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CHECKOUT)
-    assert mf("predict", "examples/orange.jpg").out == fenced("text")[0]
+    assert mf("predict", "examples/orange.jpg", "-k", "3").out == fenced("text")[0]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
