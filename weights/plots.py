@@ -39,7 +39,7 @@ def curve() -> None:
         first = next(row["epoch"] for row in rows if row["size"] == size)
         if first:
             left.axvline(first + 0.5, color="black", linewidth=0.5)
-        left.text(first + 0.7, 1, f"{size:.0f} pixels")
+        left.text(first + 0.6, 2, f"{size:.0f} pixels", rotation=90)
     save(figure, "curve.svg")
 
 
