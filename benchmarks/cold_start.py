@@ -102,7 +102,7 @@ def commands(picture: str, ours: Path, theirs: Path) -> tuple[dict[str, list[str
     from mfcli.weights import bundled_file
 
     mf = [str(Path(sys.executable).with_name("mf"))]
-    artifact = str(bundled_file("convformer_t9_64.onnx"))
+    artifact = str(bundled_file("convformer_t8_64.onnx"))
     imports, bare, notebook = "import typer, rich.table", "onnxruntime script", "timm script"
     peers = {
         imports: [sys.executable, "-c", imports],

@@ -20,7 +20,7 @@ NAMES = (
     "poolformerv2_s12",
     "convformer_s18",
     "caformer_s18",
-    "convformer_t9_64",
+    "convformer_t8_64",
 )
 """The smallest row of each family, and the bundled one."""
 GOLDEN = Path(__file__).parent / "golden" / "logits.json"

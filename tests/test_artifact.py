@@ -59,7 +59,7 @@ def test_a_second_start_builds_nothing(cache: Path, small_weights: Path, monkeyp
     told: list[str] = []
     artifact = ensure(BUNDLED, small_weights, kept_in(cache), told.append)
     assert not told
-    assert artifact.variant == "convformer_t9_64"
+    assert artifact.variant == "convformer_t8_64"
     assert artifact.weights_sha256 == sha256_of(small_weights)
     assert artifact.labels == numbered_labels(7)
     assert artifact.checkpoint == small_weights
@@ -145,7 +145,7 @@ def replace_with_text(path: Path) -> None:
 
 
 def replace_with_the_bundled_one(path: Path) -> None:
-    other = bundled_file("convformer_t9_64.onnx")
+    other = bundled_file("convformer_t8_64.onnx")
     shutil.copy(other, path)
     shutil.copy(other.with_suffix(".json"), path.with_suffix(".json"))
 
@@ -198,7 +198,7 @@ def test_a_bad_artifact_is_built_again(
 
     monkeypatch.setattr(artifact_module, "build", rebuild)
     assert ensure(BUNDLED, small_weights, kept_in(cache), told.append).key in path.read_bytes().decode(errors="ignore")
-    assert told == ["preparing convformer_t9_64 (once for these weights)"]
+    assert told == ["preparing convformer_t8_64 (once for these weights)"]
 
 
 def test_heads_of_one_class_and_of_equal_logits(tmp_path: Path) -> None:

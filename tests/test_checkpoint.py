@@ -243,10 +243,10 @@ def test_weights_that_fit_nothing(tmp_path: Path) -> None:
 
 
 def test_only_the_head_may_have_another_size(tmp_path: Path) -> None:
-    state = state_of("convformer_t9_64", num_classes=7)
+    state = state_of("convformer_t8_64", num_classes=7)
     torch.save(state, tmp_path / "seven.pth")
-    assert load_checkpoint(tmp_path / "seven.pth", find_variant("convformer_t9_64")).num_classes == 7
+    assert load_checkpoint(tmp_path / "seven.pth", find_variant("convformer_t8_64")).num_classes == 7
     state["norm.weight"] = torch.ones(319)
     torch.save(state, tmp_path / "bad.pth")
     with pytest.raises(ModelError, match=r"1 of another shape, first norm.weight \(319,\) instead of \(320,\)"):
-        load_checkpoint(tmp_path / "bad.pth", find_variant("convformer_t9_64"))
+        load_checkpoint(tmp_path / "bad.pth", find_variant("convformer_t8_64"))

@@ -180,7 +180,7 @@ def test_weights_without_a_model_name_the_row_that_fits(mf: Mf, coffee: Path, tm
     torch.save(create_model("poolformer_s12").state_dict(), tmp_path / "x.pth")
     ran = mf("predict", coffee, "--weights", tmp_path / "x.pth")
     assert ran.code == 4
-    assert "does not fit convformer_t9_64" in ran.err
+    assert "does not fit convformer_t8_64" in ran.err
     assert "hint: these weights fit --model poolformer_s12" in ran.err
 
 
@@ -188,7 +188,7 @@ def test_own_weights_and_labels(mf: Mf, coffee: Path, small_weights: Path, tmp_p
     command = ("predict", coffee, "-m", "bundled", "--weights", small_weights, "-k", "7", "--format", "jsonl")
     first = mf(*command)
     assert first.code == 0
-    assert "note: preparing convformer_t9_64 (once for these weights)" in first.err
+    assert "note: preparing convformer_t8_64 (once for these weights)" in first.err
     assert f"note: the head of {small_weights} has 7 classes without names; name them: --labels FILE" in first.err
     assert NOTE not in first.err
     (tmp_path / "names.txt").write_text("".join(f"thing {i}\n" for i in range(7)))
@@ -259,7 +259,7 @@ def test_a_name_that_is_not_utf8(mf_process: Mf, coffee: Path, tmp_path: Path) -
 def test_list_models(mf: Mf) -> None:
     rows = json.loads(mf("list-models", "--format", "json").out)
     assert len(rows) == 61
-    assert rows[0]["name"] == "convformer_t9_64"
+    assert rows[0]["name"] == "convformer_t8_64"
     named = json.loads(mf("list-models", "caformer_*_384", "--format", "json").out)
     assert [row["name"] for row in named] == [f"caformer_{size}_384" for size in ("s18", "s36", "m36", "b36")]
     assert len(json.loads(mf("list-models", "caformer_s18.*", "--format", "json").out)) == 5
@@ -271,7 +271,7 @@ def test_list_models(mf: Mf) -> None:
     table = mf("list-models", "--input-size", "64").out.splitlines()
     assert [line.split() for line in table] == [
         ["name", "input_size", "pretraining", "classes", "params_m", "macs_g", "top1", "here_mb"],
-        ["convformer_t9_64", "64", "bundled", "200", "5.3", "10.8"],
+        ["convformer_t8_64", "64", "bundled", "200", "3.6", "7.2"],
     ]
 
 
@@ -283,7 +283,7 @@ def test_info(mf: Mf) -> None:
     assert Path(bundled["artifacts"][0]["path"]).is_file()
     assert bundled["artifacts"][0]["check"]["batch_3"] < 1e-4
     table = {line.split()[0]: " ".join(line.split()[1:]) for line in mf("info", "bundled").out.splitlines()}
-    assert (table["name"], table["depths"], table["artifact_classes"]) == ("convformer_t9_64", "1 2 4 2", "200")
+    assert (table["name"], table["depths"], table["artifact_classes"]) == ("convformer_t8_64", "1 2 3 2", "200")
     assert table["artifact_path"] == bundled["artifacts"][0]["path"]
 
 

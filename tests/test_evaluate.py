@@ -84,7 +84,7 @@ def test_the_figures_of_a_folder(
 def test_what_cannot_be_measured_is_said(
     evaluate: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SystemExit, match="holds no picture of a class that convformer_t9_64 knows"):
+    with pytest.raises(SystemExit, match="holds no picture of a class that convformer_t8_64 knows"):
         run(evaluate, monkeypatch, tmp_path / "nowhere")
     with pytest.raises(SystemExit, match="unknown model 'nothing'"):
         run(evaluate, monkeypatch, folder, "--model", "nothing")

@@ -83,7 +83,7 @@ def test_eps_of_every_norm(variant: Variant) -> None:
 
 
 def test_other_sizes_channels_and_classes() -> None:
-    model = create_model("convformer_t9_64", num_classes=3, in_chans=1)
+    model = create_model("convformer_t8_64", num_classes=3, in_chans=1)
     with torch.inference_mode():
         assert model(torch.zeros(2, 1, 96, 40)).shape == (2, 3)
         assert model.forward_features(torch.zeros(1, 1, 33, 64)).shape == (1, 320)
@@ -91,13 +91,13 @@ def test_other_sizes_channels_and_classes() -> None:
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
-    model = create_model("convformer_t9_64")
+    model = create_model("convformer_t8_64")
     batch = pixels(3, 64)
     with torch.inference_mode():
         assert torch.allclose(model(batch)[1:2], model(batch[1:2]), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["convformer_t9_64", "caformer_s18"])
+@pytest.mark.parametrize("name", ["convformer_t8_64", "caformer_s18"])
 def test_head_dropout_reaches_linear_and_mlp_heads(name: str) -> None:
     model = create_model(name, head_dropout=0.5)
     assert isinstance(model.head, MlpHead) == (name == "caformer_s18")
@@ -110,9 +110,9 @@ def test_head_dropout_reaches_linear_and_mlp_heads(name: str) -> None:
 
 
 def test_stochastic_depth_grows_from_zero_to_its_rate() -> None:
-    model = create_model("convformer_t9_64", drop_path_rate=0.4)
+    model = create_model("convformer_t8_64", drop_path_rate=0.4)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for stage in model.stages for block in stage]
-    assert rates == pytest.approx([0.4 * i / 8 for i in range(9)])
+    assert rates == pytest.approx([0.4 * i / 7 for i in range(8)])
 
 
 def test_initialisation() -> None:
@@ -126,7 +126,7 @@ def test_initialisation() -> None:
 
 def test_it_trains() -> None:
     torch.manual_seed(0)
-    model = create_model("convformer_t9_64", num_classes=4, drop_path_rate=0.1).train()
+    model = create_model("convformer_t8_64", num_classes=4, drop_path_rate=0.1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     batch, target = pixels(8, 64), torch.arange(8) % 4
     losses = []

@@ -13,7 +13,7 @@ from conftest import CHECKOUT
 
 SHIPPED = {
     f"mfcli/weights/{name}"
-    for name in ("convformer_t9_64.onnx", "convformer_t9_64.json", "convformer_t9_64.safetensors", "README.md")
+    for name in ("convformer_t8_64.onnx", "convformer_t8_64.json", "convformer_t8_64.safetensors", "README.md")
 }
 
 
@@ -43,7 +43,7 @@ def answers(path: Path, tmp_path: Path) -> None:
     """`path` on PYTHONPATH makes a package that answers, with its own files and nothing of the checkout's."""
     program = (
         "import sys, mfcli; from mfcli.weights import bundled_file; from mfcli.cli import main;"
-        "print(mfcli.__file__, bundled_file('convformer_t9_64.onnx'), sep='\\n', file=sys.stderr);"
+        "print(mfcli.__file__, bundled_file('convformer_t8_64.onnx'), sep='\\n', file=sys.stderr);"
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
@@ -55,7 +55,7 @@ def answers(path: Path, tmp_path: Path) -> None:
         check=True,
     )
     assert all(line.startswith(str(path)) for line in done.stderr.splitlines()), done.stderr
-    assert ",ok,convformer_t9_64,448,448,orange,n07747607," in done.stdout
+    assert ",ok,convformer_t8_64,448,448,orange,n07747607," in done.stdout
 
 
 def test_the_wheel_carries_the_model_and_answers(wheel: Path, tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_an_editable_installation_finds_the_checkouts_weights(tmp_path: Path) ->
         archive.extractall(tmp_path / "site")
     program = (
         "import site, sys; sys.path.pop(0); site.addsitedir(sys.argv[1]); sys.path.reverse();"
-        "from mfcli.weights import bundled_file; print(bundled_file('convformer_t9_64.onnx'))"
+        "from mfcli.weights import bundled_file; print(bundled_file('convformer_t8_64.onnx'))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "site")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert Path(done.stdout.strip()) == CHECKOUT / "weights" / "convformer_t9_64.onnx"
+    assert Path(done.stdout.strip()) == CHECKOUT / "weights" / "convformer_t8_64.onnx"

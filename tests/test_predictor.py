@@ -81,7 +81,7 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
         return mfcli.load_predictor(**settings).run.run  # type: ignore[arg-type]
 
     base = run()
-    assert base == run() == run(model="convformer_t9_64") == run(max_pixels=10)
+    assert base == run() == run(model="convformer_t8_64") == run(max_pixels=10)
     assert len(base) == 16
     others = [
         run(top_k=3),
@@ -97,8 +97,8 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
     ("settings", "message"),
     [
         ({"top_k": 0}, "--top-k 0 is less than 1"),
-        ({"top_k": 201}, "--top-k 201 is not between 1 and the 200 classes of convformer_t9_64"),
-        ({"labels": (Label(None, "a"),)}, "1 labels for the 200 classes of convformer_t9_64"),
+        ({"top_k": 201}, "--top-k 201 is not between 1 and the 200 classes of convformer_t8_64"),
+        ({"labels": (Label(None, "a"),)}, "1 labels for the 200 classes of convformer_t8_64"),
         ({"engine": "abacus"}, "unknown engine 'abacus'"),
     ],
 )
@@ -113,7 +113,7 @@ def test_the_environment_chooses_the_model(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MF_OFFLINE", "1")
     with pytest.raises(MfError, match="weights of caformer_s36 are not on this machine"):
         mfcli.load_predictor()
-    assert mfcli.load_predictor("bundled").run.model == "convformer_t9_64"
+    assert mfcli.load_predictor("bundled").run.model == "convformer_t8_64"
 
 
 def test_trial_photos(trial_photos: Path) -> None:

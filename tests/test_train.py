@@ -23,9 +23,11 @@ def recipe() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(CHECKOUT / "weights"))
         module = importlib.import_module("train")
-        name = "convformer_t9"
-        small = replace(module.ARCHITECTURES[name], depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
-        patch.setattr(module, "ARCHITECTURES", {name: small})
+        small = {
+            name: replace(module.ROWS[name], depths=depths, dims=(8, 16, 24, 32))
+            for name, depths in (("convformer_t9", (1, 1, 2, 1)), ("convformer_t8", (1, 1, 1, 1)))
+        }
+        patch.setattr(module, "ROWS", small)
         yield module
 
 
@@ -33,7 +35,7 @@ def recipe() -> Iterator[ModuleType]:
 def calibrate(recipe: ModuleType) -> Iterator[ModuleType]:
     module = importlib.import_module("calibrate")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ARCHITECTURES", recipe.ARCHITECTURES)
+        patch.setattr(module, "ROWS", recipe.ROWS)
         yield module
 
 
@@ -103,11 +105,34 @@ def test_a_run_goes_on_where_it_stopped(recipe: ModuleType, pictures: Path, tmp_
     assert weights[0]["head.weight"].shape == (4, 32)
 
 
+def test_a_teacher_is_learned_from_as_much_as_is_asked_for(
+    recipe: ModuleType, pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    taught = ("--teacher", str(finished / "model.safetensors"), "--distill")
+    alone = trained(recipe, pictures, tmp_path / "alone", "32:1")
+    assert trained(recipe, pictures, tmp_path / "none", "32:1", *taught, "0") == alone
+    assert trained(recipe, pictures, tmp_path / "all", "32:1", *taught, "1") != alone
+
+
+def test_a_run_begins_with_the_weights_it_is_given(
+    recipe: ModuleType, pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    start = finished / "model.safetensors"
+    trained(recipe, pictures, tmp_path / "run", "32:1", "--init", str(start), "--lr", "0")
+    before, after = load_file(start), load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(SystemExit, match="size mismatch|[Mm]issing key|[Uu]nexpected key"):
+        trained(recipe, pictures, tmp_path / "t8", "32:1", "--init", str(start), "--architecture", "convformer_t8")
+    with pytest.raises(SystemExit, match=r"nowhere\.safetensors"):
+        trained(recipe, pictures, tmp_path / "no", "32:1", "--teacher", "nowhere.safetensors")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--holdout", "2"), "was begun with another holdout"),
         (("--optimizer", "adamw"), "was begun with another optimizer"),
+        (("--init", "other.safetensors"), "was begun with another init"),
         (("--decay-epochs", "2"), "the learning rate is falling already"),
         (("--holdout", "6"), "n0: --holdout 6 leaves none of 6"),
         (("--warmup-steps", "10"), "--warmup-steps 10 is not less than the run's 10 steps"),
@@ -123,7 +148,8 @@ def test_what_a_run_refuses(
 
 
 @pytest.mark.parametrize(
-    "options", [("--phases", "32"), ("--phases", "32:0"), ("--batch-size", "3"), ("--decay-epochs", "0")]
+    "options",
+    [("--phases", "32"), ("--phases", "32:0"), ("--batch-size", "3"), ("--decay-epochs", "0"), ("--distill", "2")],
 )
 def test_what_the_command_line_refuses(
     recipe: ModuleType, options: tuple[str, str], capsys: pytest.CaptureFixture[str]
@@ -161,3 +187,61 @@ def test_the_temperature_is_the_one_that_made_the_answers_unsure(calibrate: Modu
     logits = 3 * torch.randn(4000, 5)
     targets = torch.distributions.Categorical(logits=logits).sample()
     assert calibrate.temperature(2.5 * logits, targets) == pytest.approx(2.5, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def prune(recipe: ModuleType) -> Iterator[ModuleType]:
+    module = importlib.import_module("prune")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ROWS", recipe.ROWS)
+        yield module
+
+
+def test_a_finished_run_is_cut_down_to_the_smaller_row(
+    prune: ModuleType, recipe: ModuleType, pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    start = tmp_path / "start.safetensors"
+    fixed = ["--holdout", "1", "--size", "32"]
+    prune.main([str(pictures), str(finished / "model.safetensors"), str(start), *fixed])
+    weights = load_file(start)
+    assert weights["stages.2.0.mlp.fc1.weight"].shape == (2 * 24, 24)
+    assert "stages.2.1.norm1.weight" not in weights
+    options = ("--init", str(start), "--architecture", "convformer_t8")
+    assert len(trained(recipe, pictures, tmp_path / "run", "32:1", *options)) == 1
+
+
+@pytest.mark.parametrize("idle", [0, 1])
+def test_the_block_that_does_nothing_is_the_one_that_goes(
+    prune: ModuleType, calibrate: ModuleType, recipe: ModuleType, pictures: Path, idle: int
+) -> None:
+    torch.manual_seed(0)
+    model = prune.build_model(recipe.ROWS["convformer_t9"], num_classes=4).eval()
+    held_out = recipe.Decoded(recipe.split(pictures, 1)[1])
+    for block in model.stages[2]:
+        torch.nn.init.normal_(block.mlp.fc1.weight)
+        torch.nn.init.normal_(block.mlp.fc2.weight)
+    torch.nn.init.zeros_(model.stages[2][idle].token_mixer.pwconv2.weight)
+    torch.nn.init.zeros_(model.stages[2][idle].mlp.fc2.weight)
+    held_out.transform = calibrate.evaluation(32, 1.0)
+    with torch.no_grad():  # a head under which the pictures are what they are
+        features = model.forward_features(recipe.normalised(torch.stack([pixels for pixels, _ in held_out])))
+        model.head.weight.copy_((torch.linalg.pinv(features) @ (20 * torch.eye(4))).T)
+    busy = model.stages[2][1 - idle]
+    prune.drop_blocks(model, (1, 1, 1, 1), held_out, 32, 1.0)
+    assert list(model.stages[2]) == [busy]
+
+
+def test_an_mlp_keeps_its_function_where_half_of_it_says_nothing(prune: ModuleType) -> None:
+    from mfcli.metaformer import Mlp
+
+    torch.manual_seed(0)
+    mlp = Mlp(8)
+    torch.nn.init.normal_(mlp.fc1.weight)
+    torch.nn.init.normal_(mlp.fc2.weight)
+    mlp.fc2.weight.data[:, ::2] = 0
+    inputs = torch.randn(200, 8)
+    with torch.no_grad():
+        before, hidden = mlp(inputs), mlp.act(mlp.fc1(inputs)).double()
+        after = prune.narrowed(mlp, 16, hidden.T @ hidden / 200)(inputs)
+    assert mlp.fc1.weight.shape == (16, 8)
+    assert torch.allclose(before, after, rtol=0.05, atol=0.05 * before.std().item())

@@ -37,7 +37,7 @@ def test_names_and_aliases_are_unique() -> None:
         ("hf-hub:timm/poolformer_m36.sail_in1k", "poolformer_m36"),
         ("convformer_b36_384_in21kft1k", "convformer_b36_384_in21ft1k"),
         ("CAFormer_S18", "caformer_s18"),
-        ("bundled", "convformer_t9_64"),
+        ("bundled", "convformer_t8_64"),
     ],
 )
 def test_a_row_is_found_by_every_name(name: str, row: str) -> None:

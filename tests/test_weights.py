@@ -70,7 +70,7 @@ def get(
 
 
 def test_bundled_files_are_found() -> None:
-    assert bundled_file("convformer_t9_64.onnx").stat().st_size > 1_000_000
+    assert bundled_file("convformer_t8_64.onnx").stat().st_size > 1_000_000
     with pytest.raises(ModelError, match=r"bundled file none\.onnx is missing"):
         bundled_file("none.onnx")
 

@@ -1,6 +1,6 @@
 """Finish a training run: choose crop_pct, fold a temperature into the head, store the weights as float16.
 
-    python weights/calibrate.py tiny-imagenet-200/train runs/one weights/convformer_t9_64.safetensors
+    python weights/calibrate.py tiny-imagenet-200/train runs/one weights/convformer_t8_64.safetensors
 
 Everything is decided on the pictures that training held out. crop_pct is the one under which the right classes are most
 likely; it goes into the model's row in mfcli.variants by hand. (Pictures of 64x64 cannot say which interpolation is
@@ -12,28 +12,35 @@ checkpoint, in head order.
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from evaluate import calibration_error
+from PIL import Image
 from safetensors.torch import load_file, save
 from timm.data import create_transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from train import OPTIONS, WEIGHTS, Decoded, normalised, split
+from train import OPTIONS, ROWS, WEIGHTS, Decoded, normalised, split
 
 from mfcli.files import write_atomically
 from mfcli.metaformer import build_model
-from mfcli.variants import ARCHITECTURES
 
 CROPS = (0.8, 0.875, 0.95, 1.0)
+
+
+def evaluation(size: int, crop_pct: float) -> Callable[[Image.Image], np.ndarray]:
+    """Return timm's evaluation transform without the normalisation: uint8 (3, H, W)."""
+    return create_transform(size, crop_pct=crop_pct, interpolation="bicubic", use_prefetcher=True)
 
 
 @torch.no_grad()
 def logits_of(model: nn.Module, pictures: Decoded, size: int, crop_pct: float) -> Tensor:
     """Return float32 logits (N, classes) of pictures that went through this transform."""
-    pictures.transform = create_transform(size, crop_pct=crop_pct, interpolation="bicubic", use_prefetcher=True)
+    pictures.transform = evaluation(size, crop_pct)
     return torch.cat([model(normalised(batch)) for batch, _ in DataLoader(pictures, 256)])
 
 
@@ -77,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{options.data} is not what {options.run} was trained on, or nothing of it was held out")
     held_out = Decoded(samples)
     targets = torch.tensor(held_out.targets)
-    model = build_model(ARCHITECTURES[trained["architecture"]], num_classes=len(classes)).eval()
+    model = build_model(ROWS[trained["architecture"]], num_classes=len(classes)).eval()
     weights = load_file(options.run / WEIGHTS)
     model.load_state_dict(weights)
     found = {crop_pct: logits_of(model, held_out, size, crop_pct) for crop_pct in CROPS}

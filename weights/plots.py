@@ -1,8 +1,8 @@
 """Draw the model card's two pictures: python weights/plots.py (needs matplotlib).
 
-curve.svg is drawn from curve.csv, a copy of the run's: accuracy on the held-out pictures after every epoch, at that
-epoch's size. calibration.svg is drawn from figures.json (`evaluate.py DIR --json figures.json`): how often answers of
-each probability are right.
+curve.svg is drawn from curve_wide.csv and curve.csv, copies of the two runs': accuracy on the held-out pictures after
+every epoch, at that epoch's size. calibration.svg is drawn from figures.json (`evaluate.py DIR --json figures.json`):
+how often answers of each probability are right.
 """
 
 import csv
@@ -22,25 +22,32 @@ def save(figure: plt.Figure, name: str) -> None:
     plt.close(figure)
 
 
-def curve() -> None:
+def curves() -> None:
+    """Draw the two runs beside each other."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+    draw_run(panels[0], "curve_wide.csv", "the wide network, epochs of all pictures")
+    draw_run(panels[1], "curve.csv", "the bundled model, epochs of 30,720 pictures")
+    panels[0].set(ylim=(0, None), ylabel="held-out top-1 (%), at that size")
+    save(figure, "curve.svg")
+
+
+def draw_run(axes: plt.Axes, name: str, title: str) -> None:
     """Draw top-1 on the held-out pictures and the learning rate over the epochs, with a line where the size changes."""
-    with (HERE / "curve.csv").open() as stream:
+    with (HERE / name).open() as stream:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     epochs = [row["epoch"] + 1 for row in rows]
-    figure, left = plt.subplots(figsize=(7, 3.5))
-    left.plot(epochs, [row["holdout_top1"] for row in rows], "o-", color="tab:blue", markersize=3)
-    left.set(xlabel="epoch", ylim=(0, None))
-    left.set_ylabel("held-out top-1 (%), at that size", color="tab:blue")
-    right = left.twinx()
-    right.plot(epochs, [row["lr"] for row in rows], color="tab:gray", linestyle=":")
-    right.set(ylim=(0, None))
-    right.set_ylabel("learning rate at the epoch's end", color="tab:gray")
+    rates = axes.twinx()
+    rates.plot(epochs, [row["lr"] for row in rows], color="tab:gray", linestyle=":")
+    rates.set(ylim=(0, None), yticks=[])
+    axes.plot(epochs, [row["holdout_top1"] for row in rows], "o-", color="tab:blue", markersize=3)
+    axes.set_title(title, fontsize="medium")
+    axes.set_xlim(0, epochs[-1] + 1)
+    axes.set_xlabel("epoch (dotted: learning rate)")
     for size in sorted({row["size"] for row in rows}):
         first = next(row["epoch"] for row in rows if row["size"] == size)
         if first:
-            left.axvline(first + 0.5, color="black", linewidth=0.5)
-        left.text(first + 0.6, 2, f"{size:.0f} pixels", rotation=90)
-    save(figure, "curve.svg")
+            axes.axvline(first + 0.5, color="black", linewidth=0.5)
+        axes.text(first + 0.6, 2, f"{size:.0f} pixels", rotation=90)
 
 
 def calibration() -> None:
@@ -56,5 +63,5 @@ def calibration() -> None:
 
 
 if __name__ == "__main__":
-    curve()
+    curves()
     calibration()

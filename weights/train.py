@@ -1,18 +1,22 @@
-"""Train a backbone of this package from scratch on a folder of class folders.
+"""Train a backbone of this package on a folder of class folders, from scratch or from a checkpoint.
 
-    python weights/train.py tiny-imagenet-200/train runs/one --precision bf16 --compile
+    python weights/train.py tiny-imagenet-200/train runs/wide --precision bf16 --compile
 
-The defaults are the recipe of the bundled model. Every phase is SIZE:EPOCHS: small pictures first, because they are
-four times as fast, the full size last. The learning rate warms up, stays, and falls to zero over the last
---decay-epochs. Some pictures of each class are held out of training (--holdout) and tell after each epoch how good the
-averaged weights are, at that epoch's size; nothing else chooses anything.
+The defaults train the wide network that the bundled model was cut from; README.md beside this file has both commands.
+Every phase is SIZE:EPOCHS: small pictures first, because they are four times as fast, the full size last. The learning
+rate warms up, stays, and falls to zero over the last --decay-epochs. With --teacher, what is learned is a mixture of
+the labels and of what another network says of the very same crops and mixtures (Beyer et al.,
+https://arxiv.org/abs/2106.05237). Some pictures of each class are held out of training (--holdout) and tell after each
+epoch how good the averaged weights are, at that epoch's size; nothing else chooses anything.
 
 The run's folder gets state.pt after each epoch, from which the same command goes on (until the rate begins to fall,
 also with other --phases), options.json, curve.csv, and at the end model.safetensors: the averaged weights under the
 paper's parameter names. Augmentation, mixup, optimiser, schedule and averaging are timm's (1.0.31 or later).
 
 All pictures are decoded into memory once: 1.2 GB for Tiny ImageNet. One command gives the same losses each time on one
-CPU; other processors, and other --workers, draw and round otherwise.
+CPU; other processors, and other --workers, draw and round otherwise. Linux on a CPU: huge pages and memory that is kept
+make a step a quarter faster (GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0
+MALLOC_TRIM_THRESHOLD_=100000000000).
 """
 
 import argparse
@@ -22,18 +26,20 @@ import json
 import math
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from timm.data import Mixup, create_transform
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import WSDLRScheduler
 from timm.utils import ModelEmaV3, accuracy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.datasets import ImageFolder
@@ -43,9 +49,15 @@ from mfcli.metaformer import build_model
 from mfcli.variants import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, Family
 
 STATE, OPTIONS, CURVE, WEIGHTS = "state.pt", "options.json", "curve.csv", "model.safetensors"
-FIXED = ("architecture", "holdout", "batch_size", "max_steps", "optimizer", "weight_decay", "seed")
+FIXED = (
+    *("architecture", "init", "teacher", "teacher_architecture", "distill"),
+    *("holdout", "batch_size", "max_steps", "optimizer", "weight_decay", "seed"),
+)
 """Options that a run cannot change when it goes on: its state would mean something else."""
-ANY_SIZE = sorted(name for name, row in ARCHITECTURES.items() if row.family is not Family.RANDFORMER)
+WIDE = replace(ARCHITECTURES["convformer_t8"], name="convformer_t9", depths=(1, 2, 4, 2), mlp_ratio=4)
+"""The network that the bundled model was cut from."""
+ROWS = {**ARCHITECTURES, WIDE.name: WIDE}
+ANY_SIZE = sorted(name for name, row in ROWS.items() if row.family is not Family.RANDFORMER)
 COLUMNS = ("epoch", "size", "lr", "train_loss", "holdout_loss", "holdout_top1", "holdout_top5", "seconds")
 
 Samples = list[tuple[str, int]]
@@ -83,7 +95,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("data", type=Path, help="folder of class folders")
     add("output", type=Path, help="folder of this run")
-    add("--architecture", default="convformer_t9", choices=ANY_SIZE, help="row of mfcli.variants")
+    add("--architecture", default="convformer_t9", choices=ANY_SIZE, help="row of mfcli.variants, or the wide network")
     add("--phases", type=phase_sizes, default="32:14,48:9,64:1", help="SIZE:EPOCHS, in order")
     add("--decay-epochs", type=int, default=10, help="the learning rate falls to zero over the last so many epochs")
     add("--warmup-steps", type=int, default=400)
@@ -100,6 +112,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--mixup-prob", type=float, default=0.3, help="share of the batches that are mixed")
     add("--mixup-off-epochs", type=int, default=1, help="over the last so many epochs nothing is mixed")
     add("--smoothing", type=float, default=0.1)
+    add("--init", type=Path, help="checkpoint to begin from, instead of random weights")
+    add("--teacher", type=Path, help="checkpoint of --teacher-architecture whose answers are learned too")
+    add("--teacher-architecture", default="convformer_t9", choices=ANY_SIZE)
+    add("--distill", type=float, default=0.5, help="share of the teacher's answer in what is learned, else the labels")
     add("--ema", type=float, default=0.998)
     add("--holdout", type=int, default=25, help="pictures of each class that are not trained on")
     add("--seed", type=int, default=0)
@@ -107,12 +123,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", default="fp32", choices=("fp32", "bf16"))
     add("--compile", action="store_true", help="torch.compile the training step's model")
     add("--workers", type=int, default=1, help="processes that augment")
-    add("--max-steps", type=int, default=None, help="stop an epoch after so many steps: to try the script out")
+    add("--max-steps", type=int, default=None, help="end an epoch after so many steps")
     options = parser.parse_args(argv)
     if options.batch_size < 2 or options.batch_size % 2:
         parser.error(f"--batch-size {options.batch_size} is not even: mixup pairs pictures")
     if options.decay_epochs < 1:
         parser.error(f"--decay-epochs {options.decay_epochs} is not positive")
+    if not 0 <= options.distill <= 1:
+        parser.error(f"--distill {options.distill} is no share between 0 and 1")
     return options
 
 
@@ -168,7 +186,7 @@ class Run:
         try:
             self.device = torch.device(options.device)
             self.model = build_model(
-                ARCHITECTURES[options.architecture], num_classes=len(self.classes), drop_path_rate=options.drop_path
+                ROWS[options.architecture], num_classes=len(self.classes), drop_path_rate=options.drop_path
             ).to(self.device, memory_format=torch.channels_last)
         except (AssertionError, RuntimeError) as error:  # how torch says that there is no such device
             raise SystemExit(f"--device {options.device}: {error}") from error
@@ -197,7 +215,11 @@ class Run:
             label_smoothing=options.smoothing,
             num_classes=len(self.classes),
         )
-        self.forward = torch.compile(self.model) if options.compile else self.model
+        self.forward = torch.compile(self.model, dynamic=False) if options.compile else self.model
+        self.teacher = self.load_teacher()
+        if options.init and not state:
+            self.load(self.model, options.init)
+            self.ema.module.load_state_dict(self.model.state_dict())
         if state:
             self.model.load_state_dict(state["model"])
             self.ema.module.load_state_dict(state["ema"])
@@ -218,6 +240,7 @@ class Run:
         """Take up the epoch and the curve of the run in the folder; return its tensors, None if there is no run."""
         options, folder = self.options, self.options.output
         described = {**vars(options), "data": str(options.data), "output": str(folder), "classes": self.classes}
+        described |= {name: str(described[name]) for name in ("init", "teacher") if described[name]}
         state = None
         if (folder / STATE).exists():
             state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
@@ -229,7 +252,7 @@ class Run:
 
     def check_same_run(self, before: dict, now: dict) -> None:
         """Refuse to go on with options under which the state means something else."""
-        if changed := [name for name in (*FIXED, "classes") if before[name] != now[name]]:
+        if changed := [name for name in (*FIXED, "classes") if before.get(name) != now[name]]:
             raise SystemExit(f"{self.options.output} was begun with another {changed[0]}: name another folder")
         plan = ("phases", "decay_epochs")
         is_falling = self.epoch > len(before["phases"]) - before["decay_epochs"]
@@ -252,6 +275,29 @@ class Run:
         writer.writerows(self.curve)
         write_atomically(self.options.output / STATE, binary.getvalue())
         write_atomically(self.options.output / CURVE, text.getvalue().encode())
+
+    def load(self, model: nn.Module, path: Path) -> None:
+        """Read a checkpoint of the run's classes into a model."""
+        try:
+            model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise SystemExit(f"{path}: {error}") from error
+
+    def load_teacher(self) -> nn.Module | None:
+        """Return the network whose answers are learned, ready to run; None if there is none."""
+        if not self.options.teacher:
+            return None
+        row = ROWS[self.options.teacher_architecture]
+        teacher = build_model(row, num_classes=len(self.classes)).eval().requires_grad_(False)
+        self.load(teacher, self.options.teacher)
+        teacher.to(self.device, memory_format=torch.channels_last)
+        return torch.compile(teacher, dynamic=False) if self.options.compile else teacher
+
+    @torch.no_grad()
+    def taught(self, inputs: Tensor) -> Tensor:
+        """Return the teacher's probabilities (N, classes) for normalised, mixed pictures."""
+        with self.autocast():
+            return self.teacher(inputs).float().softmax(1)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the model runs."""
@@ -287,6 +333,8 @@ class Run:
             update = self.epoch * self.steps + step
             self.schedule.step_update(update)
             inputs, soft = self.mixup(normalised(pictures, self.device), targets.to(self.device))
+            if self.teacher is not None:
+                soft = torch.lerp(soft, self.taught(inputs), options.distill)
             with self.autocast():
                 logits = self.forward(inputs)
             loss = loss_of(logits.float(), soft)

@@ -211,7 +211,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """The channel MLP of a block: expand four times, activate, project."""
+    """The channel MLP of a block: expand `mlp_ratio` times, activate, project."""
 
     def __init__(self, dim: int, mlp_ratio: int = 4, act_layer: Layer = StarReLU, bias: bool = False) -> None:
         super().__init__()
@@ -474,6 +474,7 @@ def _baseline(
         dims=architecture.dims,
         downsample_layers=(stem, *DOWNSAMPLE_LAYERS[1:]),
         token_mixers=_token_mixers(architecture),
+        mlps=(partial(Mlp, mlp_ratio=architecture.mlp_ratio),) * 4,
         norm_layers=(_norm if per_channel else _modified_norm,) * 4,
         drop_path_rate=drop_path_rate,
         head_dropout=head_dropout,
@@ -493,7 +494,7 @@ def _poolformer_v1(
         dims=architecture.dims,
         downsample_layers=(stem, *[_downsampling] * 3),
         token_mixers=_token_mixers(architecture),
-        mlps=(partial(Mlp, act_layer=nn.GELU, bias=True),) * 4,
+        mlps=(partial(Mlp, mlp_ratio=architecture.mlp_ratio, act_layer=nn.GELU, bias=True),) * 4,
         norm_layers=(partial(LayerNormGeneral, normalized_dim=(1, 2, 3), eps=1e-5),) * 4,
         drop_path_rate=drop_path_rate,
         head_dropout=head_dropout,

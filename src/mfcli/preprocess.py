@@ -84,7 +84,8 @@ class PreprocessPlan:
         pixels = np.asarray(self._centre_crop(picture))
         out = np.empty((3, *pixels.shape[:2]), np.float32)
         for channel in range(3):
-            np.take(self._lookup[channel], pixels[..., channel], out=out[channel])
+            # no level is out of range, and with mode="raise" NumPy would fill a buffer first
+            np.take(self._lookup[channel], pixels[..., channel], out=out[channel], mode="clip")
         return out
 
     def _centre_crop(self, picture: Image.Image) -> Image.Image:

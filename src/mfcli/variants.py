@@ -70,7 +70,8 @@ class Architecture:
     """The shape of a backbone: four stages of `depths` blocks with `dims` channels.
 
     The stem is a 7x7 convolution with `stem_stride` and `stem_padding`; `kernel_size` is that of the depthwise
-    convolutions; `mlp_head` is the two-layer head with squared ReLU, else the head is one linear layer.
+    convolutions; `mlp_ratio` says how many times as wide as a block its channel MLP is inside; `mlp_head` is the
+    two-layer head with squared ReLU, else the head is one linear layer.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Architecture:
     stem_stride: int = 4
     stem_padding: int = 2
     kernel_size: int = 7
+    mlp_ratio: int = 4
 
 
 @dataclass(frozen=True)
@@ -193,13 +195,14 @@ def _architectures() -> Mapping[str, Architecture]:
     ]
     rows.append(
         Architecture(
-            "convformer_t9",
+            "convformer_t8",
             Family.CONVFORMER,
-            (1, 2, 4, 2),
+            (1, 2, 3, 2),
             (48, 96, 192, 320),
             stem_stride=2,
             stem_padding=3,
             kernel_size=3,
+            mlp_ratio=2,
         )
     )
     return MappingProxyType({row.name: row for row in rows})
@@ -209,7 +212,7 @@ ARCHITECTURES = _architectures()
 
 # architecture, input size, pretraining, crop_pct, params; as published: params in M, MACs in G, top-1; timm's top-1
 _ROWS: tuple[tuple[str, int, str, float, int, float | None, float | None, float | None, float | None], ...] = (
-    ("convformer_t9", 64, "bundled", 0.95, 5_344_972, None, None, None, None),
+    ("convformer_t8", 64, "bundled", 0.95, 3_553_864, None, None, None, None),
     ("identityformer_s12", 224, "in1k", 1.0, 11_891_712, 11.9, 1.8, 74.6, None),
     ("identityformer_s24", 224, "in1k", 1.0, 21_341_464, 21.3, 3.4, 78.2, None),
     ("identityformer_s36", 224, "in1k", 1.0, 30_791_216, 30.8, 5.0, 79.3, None),

@@ -23,7 +23,7 @@ def settings() -> Settings:
 def test_a_row_has_figures_that_fit_each_other(settings: Settings, coffee: Path) -> None:
     notes: list[object] = []
     plan = Plan(
-        ("bundled", "convformer_t9_64"),
+        ("bundled", "convformer_t8_64"),
         batch_sizes=(3,),
         images=(str(coffee.parent),),
         threads=1,
@@ -31,7 +31,7 @@ def test_a_row_has_figures_that_fit_each_other(settings: Settings, coffee: Path)
         **QUICK,
     )
     (row,) = benchmark(plan, settings, notes.append)
-    assert (row.case.model, row.error, notes) == ("convformer_t9_64", None, ["measuring"])
+    assert (row.case.model, row.error, notes) == ("convformer_t8_64", None, ["measuring"])
     assert row.loaded is not None
     assert (row.loaded.engine, row.loaded.precision, row.loaded.device) == ("onnxruntime", "fp32", "cpu")
     assert (row.loaded.batch_size, row.loaded.workers) == (3, 1)

@@ -31,7 +31,7 @@ def test_a_good_installation() -> None:
     assert engine.value["difference"] == 0.0
     assert engine.value["picture_ms"] > 0
     assert found[Group.ENGINES, "torch"].status is Status.ABSENT
-    assert found[Group.MODELS, "convformer_t9_64"].value["artifact_bytes"] > 1e6
+    assert found[Group.MODELS, "convformer_t8_64"].value["artifact_bytes"] > 1e6
 
 
 @pytest.mark.usefixtures("only_the_default_engine")
