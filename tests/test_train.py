@@ -1,4 +1,4 @@
-"""The training recipe: the same seed gives the same losses, and a run that was cut goes on to the same weights."""
+"""The recipe of the bundled model: training, cutting down, calibration."""
 
 import csv
 import importlib
@@ -112,6 +112,16 @@ def test_a_teacher_is_learned_from_as_much_as_is_asked_for(
     alone = trained(recipe, pictures, tmp_path / "alone", "32:1")
     assert trained(recipe, pictures, tmp_path / "none", "32:1", *taught, "0") == alone
     assert trained(recipe, pictures, tmp_path / "all", "32:1", *taught, "1") != alone
+    small = ("--architecture", "convformer_t8")
+    assert trained(recipe, pictures, tmp_path / "small", "32:1", *small, *taught, "1")
+    with pytest.raises(SystemExit, match=r"model\.safetensors cannot be loaded"):
+        trained(recipe, pictures, tmp_path / "no", "32:1", *taught, "1", "--teacher-architecture", "convformer_t8")
+
+
+def test_colours_are_taken_away_whatever_else_is_changed(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
+    others = ("--auto-augment", "rand-m5-n1")
+    before = trained(recipe, pictures, tmp_path / "before", "32:1", *others)
+    assert trained(recipe, pictures, tmp_path / "after", "32:1", *others, "--grayscale", "1") != before
 
 
 def test_a_run_begins_with_the_weights_it_is_given(
@@ -137,10 +147,9 @@ def test_a_run_begins_with_the_weights_it_is_given(
         (("--holdout", "6"), "n0: --holdout 6 leaves none of 6"),
         (("--warmup-steps", "10"), "--warmup-steps 10 is not less than the run's 10 steps"),
         (("--batch-size", "32"), "20 pictures do not fill one batch of 32"),
-        (("--device", "nowhere"), "--device nowhere: "),
     ],
 )
-def test_what_a_run_refuses(
+def test_what_a_run_that_goes_on_refuses(
     recipe: ModuleType, pictures: Path, finished: Path, options: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(SystemExit, match=re.escape(message)):
@@ -148,11 +157,35 @@ def test_what_a_run_refuses(
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--device", "nowhere"), "--device nowhere: "),
+        (("--optimizer", "adamww"), "--optimizer adamww: "),
+        (("--auto-augment", "random"), "--auto-augment random is none that timm knows"),
+    ],
+)
+def test_what_a_new_run_refuses(
+    recipe: ModuleType, pictures: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        trained(recipe, pictures, tmp_path, "32:2", *options)
+
+
+@pytest.mark.parametrize(
     "options",
-    [("--phases", "32"), ("--phases", "32:0"), ("--batch-size", "3"), ("--decay-epochs", "0"), ("--distill", "2")],
+    [
+        ("--phases", "32"),
+        ("--phases", "32:0"),
+        ("--batch-size", "3"),
+        ("--decay-epochs", "0"),
+        ("--distill", "2"),
+        ("--grayscale", "10"),
+        ("--workers", "-1"),
+        ("--color-jitter", "0.4", "--auto-augment", "rand-m5"),
+    ],
 )
 def test_what_the_command_line_refuses(
-    recipe: ModuleType, options: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    recipe: ModuleType, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         recipe.arguments(["data", "run", *options])
@@ -171,15 +204,45 @@ def test_a_picture_that_cannot_be_read_is_named(recipe: ModuleType, pictures: Pa
 
 
 def test_a_finished_run_becomes_a_checkpoint(
-    calibrate: ModuleType, pictures: Path, finished: Path, tmp_path: Path
+    calibrate: ModuleType,
+    pictures: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "out" / "small.safetensors"
+    monkeypatch.setattr(calibrate, "temperature", lambda *_: 2.0)
     calibrate.main([str(pictures), str(finished), str(output)])
     before, after = load_file(finished / "model.safetensors"), load_file(output)
-    scale = (before["head.weight"] / after["head.weight"].float()).median()
-    assert torch.allclose(before["head.bias"] / scale, after["head.bias"].float(), atol=1e-3)
+    assert all(torch.equal(after[name], (before[name] / 2).half()) for name in ("head.weight", "head.bias"))
     assert torch.equal(after["norm.weight"], before["norm.weight"].half())
     assert (tmp_path / "out" / "classes.txt").read_text().split() == ["n0", "n1", "n2", "n3"]
+    printed = capsys.readouterr().out
+    losses = {crop: float(loss) for crop, loss in re.findall(r"^crop_pct ([\d.]+): .* loss ([\d.]+)", printed, re.M)}
+    assert len(losses) == 4
+    assert f"chosen: crop_pct {min(losses, key=losses.__getitem__)}, temperature 2.0000" in printed
+
+
+def test_what_is_no_finished_run_is_refused(
+    calibrate: ModuleType, pictures: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+
+    def refused() -> str:
+        with pytest.raises(SystemExit):
+            calibrate.main([str(pictures), str(run), str(tmp_path / "out.safetensors")])
+        return capsys.readouterr().err
+
+    assert "model.safetensors is missing" in refused()
+    run.mkdir()
+    shutil.copy(finished / "model.safetensors", run)
+    assert "options.json is missing" in refused()
+    options = (finished / "options.json").read_text()
+    (run / "options.json").write_text(options.replace('"convformer_t9"', '"convformer_t0"'))
+    assert "trained convformer_t0, which is no row" in refused()
+    (run / "options.json").write_text(options.replace('"n3"', '"n4"'))
+    assert "is not what" in refused()
 
 
 def test_the_temperature_is_the_one_that_made_the_answers_unsure(calibrate: ModuleType) -> None:
@@ -210,6 +273,30 @@ def test_a_finished_run_is_cut_down_to_the_smaller_row(
     assert len(trained(recipe, pictures, tmp_path / "run", "32:1", *options)) == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--holdout", "0"), "held-out pictures choose"),
+        (("--to", "convformer_t9", "--architecture", "convformer_t8"), "fewer blocks or narrower MLPs"),
+        (("--architecture", "convformer_t8"), "cannot be loaded"),
+        ((), "nowhere.safetensors"),
+    ],
+)
+def test_what_is_not_cut_down(
+    prune: ModuleType,
+    pictures: Path,
+    finished: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = finished / "model.safetensors" if options else Path("nowhere.safetensors")
+    with pytest.raises(SystemExit) as caught:
+        prune.main([str(pictures), str(weights), str(tmp_path / "start.safetensors"), "--holdout", "1", *options])
+    assert message in f"{caught.value} {capsys.readouterr().err}"
+
+
 @pytest.mark.parametrize("idle", [0, 1])
 def test_the_block_that_does_nothing_is_the_one_that_goes(
     prune: ModuleType, calibrate: ModuleType, recipe: ModuleType, pictures: Path, idle: int
@@ -231,17 +318,20 @@ def test_the_block_that_does_nothing_is_the_one_that_goes(
     assert list(model.stages[2]) == [busy]
 
 
-def test_an_mlp_keeps_its_function_where_half_of_it_says_nothing(prune: ModuleType) -> None:
+def test_an_mlp_keeps_its_function_where_half_of_it_repeats_the_other_half(prune: ModuleType) -> None:
     from mfcli.metaformer import Mlp
 
     torch.manual_seed(0)
     mlp = Mlp(8)
-    torch.nn.init.normal_(mlp.fc1.weight)
-    torch.nn.init.normal_(mlp.fc2.weight)
-    mlp.fc2.weight.data[:, ::2] = 0
     inputs = torch.randn(200, 8)
-    with torch.no_grad():
+    with torch.no_grad():  # channels as important as each other, then every other one a weaker copy of its neighbour
+        mlp.fc1.weight.copy_(torch.nn.functional.normalize(torch.randn(32, 8), dim=1))
+        mlp.fc2.weight.copy_(torch.nn.functional.normalize(torch.randn(8, 32), dim=0))
+        mlp.fc1.weight[1::2] = mlp.fc1.weight[::2]
+        mlp.fc2.weight[:, 1::2] *= 0.3
         before, hidden = mlp(inputs), mlp.act(mlp.fc1(inputs)).double()
-        after = prune.narrowed(mlp, 16, hidden.T @ hidden / 200)(inputs)
-    assert mlp.fc1.weight.shape == (16, 8)
+        small = prune.narrowed(mlp, 2, hidden.T @ hidden / 200)
+        after = small(inputs)
+    assert small.fc1.weight.shape == (16, 8)
+    assert (small.fc1.out_features, small.fc2.in_features) == (16, 16)
     assert torch.allclose(before, after, rtol=0.05, atol=0.05 * before.std().item())

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from evaluate import calibration_error
+from pictures import Decoded, normalised, split
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from timm.data import create_transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from train import OPTIONS, ROWS, WEIGHTS, Decoded, normalised, split
+from train import OPTIONS, ROWS, WEIGHTS, load_weights
 
 from mfcli.files import write_atomically
 from mfcli.metaformer import build_model
@@ -75,23 +76,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="the folder of the finished run")
     parser.add_argument("output", type=Path, help="the checkpoint to write")
     options = parser.parse_args(argv)
-    if not (options.run / WEIGHTS).is_file():
-        parser.error(f"{options.run} holds no finished run: {WEIGHTS} is missing")
+    for name in (WEIGHTS, OPTIONS):
+        if not (options.run / name).is_file():
+            parser.error(f"{options.run} holds no finished run: {name} is missing")
     trained = json.loads((options.run / OPTIONS).read_text())
+    if trained["architecture"] not in ROWS:
+        parser.error(f"{options.run} trained {trained['architecture']}, which is no row of mfcli.variants")
     size = trained["phases"][-1]
     _, samples, classes = split(options.data, trained["holdout"])
     if not samples or classes != trained["classes"]:
         parser.error(f"{options.data} is not what {options.run} was trained on, or nothing of it was held out")
+    model = build_model(ROWS[trained["architecture"]], num_classes=len(classes)).eval()
+    load_weights(model, options.run / WEIGHTS)
     held_out = Decoded(samples)
     targets = torch.tensor(held_out.targets)
-    model = build_model(ROWS[trained["architecture"]], num_classes=len(classes)).eval()
-    weights = load_file(options.run / WEIGHTS)
-    model.load_state_dict(weights)
     found = {crop_pct: logits_of(model, held_out, size, crop_pct) for crop_pct in CROPS}
     for crop_pct, logits in found.items():
         print(f"crop_pct {crop_pct}: {described(logits, targets)}")
     crop_pct = min(found, key=lambda chosen: F.cross_entropy(found[chosen], targets).item())
     scale = temperature(found[crop_pct], targets)
+    weights = model.state_dict()
     layer = "head.fc2" if "head.fc2.weight" in weights else "head"
     for name in (f"{layer}.weight", f"{layer}.bias"):
         weights[name] = weights[name] / scale

@@ -26,14 +26,15 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from pictures import Decoded, normalised, split
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from timm.data import Mixup, create_transform
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -41,12 +42,13 @@ from timm.scheduler import WSDLRScheduler
 from timm.utils import ModelEmaV3, accuracy
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, RandomSampler
-from torchvision.datasets import ImageFolder
+from torch.utils.data import DataLoader, RandomSampler
 
+from mfcli.checkpoint import read_state_dict
+from mfcli.errors import ModelError
 from mfcli.files import write_atomically
 from mfcli.metaformer import build_model
-from mfcli.variants import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, Family
+from mfcli.variants import ARCHITECTURES, Family
 
 STATE, OPTIONS, CURVE, WEIGHTS = "state.pt", "options.json", "curve.csv", "model.safetensors"
 FIXED = (
@@ -59,34 +61,6 @@ WIDE = replace(ARCHITECTURES["convformer_t8"], name="convformer_t9", depths=(1, 
 ROWS = {**ARCHITECTURES, WIDE.name: WIDE}
 ANY_SIZE = sorted(name for name, row in ROWS.items() if row.family is not Family.RANDFORMER)
 COLUMNS = ("epoch", "size", "lr", "train_loss", "holdout_loss", "holdout_top1", "holdout_top5", "seconds")
-
-Samples = list[tuple[str, int]]
-"""Paths and class indices."""
-
-
-class Decoded(Dataset[tuple[Tensor, int]]):
-    """The pictures of some files, decoded once and kept as uint8; `transform` is applied at each access."""
-
-    def __init__(self, samples: Samples) -> None:
-        self.pictures = [decoded(path) for path, _ in samples]
-        self.targets = [target for _, target in samples]
-        self.transform = None
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture = self.transform(Image.fromarray(self.pictures[index]))  # uint8 (3, H, W)
-        return torch.from_numpy(np.asarray(picture)), self.targets[index]
-
-
-def decoded(path: str) -> np.ndarray:
-    """Return a file's pixels: uint8 (H, W, 3)."""
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except OSError as error:
-        raise SystemExit(f"cannot read {path}: {error}") from error
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -106,6 +80,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--drop-path", type=float, default=0.05)
     add("--scale", type=float, default=0.3, help="least share of a picture's area that a random crop keeps")
     add("--color-jitter", type=float, default=0.0)
+    add("--grayscale", type=float, default=0.0, help="share of the pictures that lose their colours")
     add("--auto-augment", default=None, help="timm's string, for instance rand-m7-mstd0.5-inc1")
     add("--mixup", type=float, default=0.2, help="alpha of mixup")
     add("--cutmix", type=float, default=1.0, help="alpha of cutmix")
@@ -129,8 +104,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--batch-size {options.batch_size} is not even: mixup pairs pictures")
     if options.decay_epochs < 1:
         parser.error(f"--decay-epochs {options.decay_epochs} is not positive")
-    if not 0 <= options.distill <= 1:
-        parser.error(f"--distill {options.distill} is no share between 0 and 1")
+    for name in ("distill", "mixup_prob", "grayscale", "scale"):
+        if not 0 <= (share := getattr(options, name)) <= 1:
+            parser.error(f"--{name.replace('_', '-')} {share} is no share between 0 and 1")
+    if options.color_jitter and options.auto_augment:
+        parser.error("--color-jitter does nothing beside --auto-augment, which has its own colour changes")
+    if options.workers < 0:
+        parser.error(f"--workers {options.workers} is negative")
     return options
 
 
@@ -145,30 +125,40 @@ def phase_sizes(phases: str) -> list[int]:
     return sizes
 
 
-def split(folder: Path, holdout: int) -> tuple[Samples, Samples, list[str]]:
-    """Return training files, held-out files (evenly spaced in each class's sorted names) and class names."""
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Read a checkpoint of the very same architecture and classes into a model."""
     try:
-        listed = ImageFolder(folder)
-    except OSError as error:
-        raise SystemExit(f"{folder} is no folder of class folders with pictures: {error}") from error
-    of_class: dict[int, Samples] = {}
-    for sample in listed.samples:
-        of_class.setdefault(sample[1], []).append(sample)
-    held, kept = [], []
-    for label, samples in of_class.items():
-        if len(samples) <= holdout:
-            raise SystemExit(f"{listed.classes[label]}: --holdout {holdout} leaves none of {len(samples)} to train on")
-        chosen = {round(i * len(samples) / holdout) for i in range(holdout)} if holdout else set()
-        held += [sample for i, sample in enumerate(samples) if i in chosen]
-        kept += [sample for i, sample in enumerate(samples) if i not in chosen]
-    return kept, held, listed.classes
+        model.load_state_dict(read_state_dict(path))
+    except (ModelError, RuntimeError) as error:
+        raise SystemExit(f"{path} cannot be loaded: {error}") from error
 
 
-def normalised(pictures: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Return uint8 (N, 3, H, W) as the float32 that the model takes, on the device, channels last in memory."""
-    pictures = pictures.to(device, non_blocking=True).float()
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last)
+def make_optimizer(model: nn.Module, options: argparse.Namespace) -> torch.optim.Optimizer:
+    """Return timm's optimiser of that name; under muon, what is no plain matrix is left to AdamW."""
+    others = ("*dwconv*", "downsample_layers.0.*", "head.*") if "muon" in options.optimizer else ()
+    try:
+        return create_optimizer_v2(
+            model, options.optimizer, lr=options.lr, weight_decay=options.weight_decay, fallback_list=others
+        )
+    except ValueError as error:
+        raise SystemExit(f"--optimizer {options.optimizer}: {error}") from error
+
+
+def augmentation(options: argparse.Namespace, size: int) -> Callable[[Image.Image], np.ndarray]:
+    """Return timm's training transform without the normalisation, which is done by batch: uint8 (3, H, W)."""
+    try:
+        return create_transform(
+            size,
+            is_training=True,
+            scale=(options.scale, 1.0),
+            color_jitter=options.color_jitter,
+            grayscale_prob=options.grayscale,
+            auto_augment=options.auto_augment,
+            interpolation="random",
+            use_prefetcher=True,
+        )
+    except AssertionError as error:
+        raise SystemExit(f"--auto-augment {options.auto_augment} is none that timm knows") from error
 
 
 class Run:
@@ -179,6 +169,7 @@ class Run:
         self.sizes: list[int] = options.phases
         kept, held_out, self.classes = split(options.data, options.holdout)
         self.check_steps(len(kept))
+        augmentation(options, self.sizes[0])  # what it refuses is refused now
         self.epoch = 0
         self.curve: list[dict[str, float]] = []
         state = self.read_state()
@@ -190,13 +181,7 @@ class Run:
             ).to(self.device, memory_format=torch.channels_last)
         except (AssertionError, RuntimeError) as error:  # how torch says that there is no such device
             raise SystemExit(f"--device {options.device}: {error}") from error
-        self.optimizer = create_optimizer_v2(
-            self.model,
-            options.optimizer,
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            fallback_list=("*dwconv*", "downsample_layers.0.*", "head.*") if "muon" in options.optimizer else (),
-        )
+        self.optimizer = make_optimizer(self.model, options)
         self.ema = ModelEmaV3(self.model, options.ema, use_warmup=True, warmup_power=0.75)
         total = self.steps * len(self.sizes)
         self.schedule = WSDLRScheduler(
@@ -218,8 +203,7 @@ class Run:
         self.forward = torch.compile(self.model, dynamic=False) if options.compile else self.model
         self.teacher = self.load_teacher()
         if options.init and not state:
-            self.load(self.model, options.init)
-            self.ema.module.load_state_dict(self.model.state_dict())
+            load_weights(self.model, options.init)
         if state:
             self.model.load_state_dict(state["model"])
             self.ema.module.load_state_dict(state["ema"])
@@ -276,20 +260,13 @@ class Run:
         write_atomically(self.options.output / STATE, binary.getvalue())
         write_atomically(self.options.output / CURVE, text.getvalue().encode())
 
-    def load(self, model: nn.Module, path: Path) -> None:
-        """Read a checkpoint of the run's classes into a model."""
-        try:
-            model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise SystemExit(f"{path}: {error}") from error
-
     def load_teacher(self) -> nn.Module | None:
         """Return the network whose answers are learned, ready to run; None if there is none."""
         if not self.options.teacher:
             return None
         row = ROWS[self.options.teacher_architecture]
         teacher = build_model(row, num_classes=len(self.classes)).eval().requires_grad_(False)
-        self.load(teacher, self.options.teacher)
+        load_weights(teacher, self.options.teacher)
         teacher.to(self.device, memory_format=torch.channels_last)
         return torch.compile(teacher, dynamic=False) if self.options.compile else teacher
 
@@ -307,15 +284,7 @@ class Run:
         """Train on every picture once at `size` pixels; return the mean loss."""
         options = self.options
         seed(options.seed, self.epoch + 1)
-        self.train.transform = create_transform(
-            size,
-            is_training=True,
-            scale=(options.scale, 1.0),
-            color_jitter=options.color_jitter,
-            auto_augment=options.auto_augment,
-            interpolation="random",
-            use_prefetcher=True,  # uint8 out: the batch is normalised as one
-        )
+        self.train.transform = augmentation(options, size)
         order = torch.Generator().manual_seed(options.seed * 1_000_003 + self.epoch)
         loader = DataLoader(
             self.train,
