@@ -72,12 +72,14 @@ def run(evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: objec
 def test_the_figures_of_a_folder(
     evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(evaluate, monkeypatch, folder, "--json", folder / "figures.json")
+    run(evaluate, monkeypatch, folder, "--json", folder / "figures.json", "--rounds", 3)
     figures = json.loads((folder / "figures.json").read_text())
     assert (figures["pictures"], figures["pictures_outside"]) == (3, 1)
     assert figures["top1"] == pytest.approx(200 / 3)
     assert figures["worst_classes"][-1] == [0.0, "beacon, lighthouse, beacon light, pharos"]
     assert sum(count for count, _, _ in figures["bins"]) == 3
+    assert sorted(figures["images_per_s_rounds"])[1] == pytest.approx(figures["images_per_s"], abs=0.06)
+    assert len(figures["images_per_s_rounds"]) == 3
     assert "top1               66.6667" in capsys.readouterr().out
 
 
@@ -88,6 +90,9 @@ def test_what_cannot_be_measured_is_said(
         run(evaluate, monkeypatch, tmp_path / "nowhere")
     with pytest.raises(SystemExit, match="unknown model 'nothing'"):
         run(evaluate, monkeypatch, folder, "--model", "nothing")
+    with pytest.raises(SystemExit) as caught:
+        run(evaluate, monkeypatch, folder, "--rounds", 0)
+    assert caught.value.code == 2
     (folder / ORANGE / "broken.png").write_bytes(b"no picture")
     with pytest.raises(SystemExit, match=r"1 pictures failed, the first: .*broken\.png: "):
         run(evaluate, monkeypatch, folder)

@@ -1,5 +1,6 @@
 """Documents that cannot drift: the README's commands, outputs, options and codes are those of the program."""
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -99,3 +100,17 @@ def test_the_model_card_agrees_with_the_files() -> None:
     for name in ("convformer_t8_64.onnx", "convformer_t8_64.safetensors"):
         (megabytes,) = re.findall(rf"`{name}` \(([\d.]+) MB\)", card)
         assert float(megabytes) == pytest.approx((CHECKOUT / "weights" / name).stat().st_size / 1e6, abs=0.06)
+
+
+def test_the_figures_are_those_that_were_measured() -> None:
+    from mfcli.variants import find_variant
+
+    figures = json.loads((CHECKOUT / "weights" / "figures.json").read_text())
+    card = (CHECKOUT / "weights" / "README.md").read_text()
+    low, high = figures["top1_interval"]
+    assert f"| top-1 | {figures['top1']:.2f} % (95 % interval {low:.2f} to {high:.2f}) |" in card
+    assert f"| top-5 | {figures['top5']:.2f} % |" in card
+    assert f"| expected calibration error (15 bins) | {figures['calibration_error']:.4f} |" in card
+    for text in (README, (CHECKOUT / "CHANGELOG.md").read_text()):
+        assert f"{figures['top1']:.1f} % top-1 on Tiny ImageNet" in " ".join(text.split())
+    assert figures["model"] == find_variant("bundled").name

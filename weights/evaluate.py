@@ -99,16 +99,18 @@ def per_class(answers: Sequence[Answer], names: dict[str, str]) -> list[tuple[fl
     return sorted(shares, reverse=True)
 
 
-def measure(folder: Path, model: str, engine: str, precision: str) -> dict[str, Any]:
-    """Return the figures by name."""
+def measure(folder: Path, model: str, engine: str, precision: str, rounds: int) -> dict[str, Any]:
+    """Return the figures by name; the rate is the median of so many rounds over all pictures."""
     predictor = mfcli.load_predictor(model, engine=engine, precision=precision)
     names = {label.wnid: label.name for label in predictor.labels if label.wnid}
     pictures = labelled(folder)
     if not any(wnid in names for _, wnid in pictures):
         raise SystemExit(f"{folder} holds no picture of a class that {predictor.run.model} knows")
-    started = time.perf_counter()
-    results = list(predictor.predict(Source(str(path)) for path, _ in pictures))
-    seconds = time.perf_counter() - started
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        results = list(predictor.predict(Source(str(path)) for path, _ in pictures))
+        seconds.append(time.perf_counter() - started)
     if failed := [result for result in results if result.error]:
         reason = failed[0].error.message if failed[0].error else ""
         raise SystemExit(f"{len(failed)} pictures failed, the first: {failed[0].input}: {reason}")
@@ -125,7 +127,8 @@ def measure(folder: Path, model: str, engine: str, precision: str) -> dict[str, 
         "top1_interval": interval(sum(right), len(right)),
         "top5": 100 * statistics.fmean(answer.wnid in answer.found for answer in inside),
         "calibration_error": calibration_error(probs, right),
-        "images_per_s": len(pictures) / seconds,
+        "images_per_s": len(pictures) / statistics.median(seconds),
+        "images_per_s_rounds": [round(len(pictures) / one, 1) for one in seconds],
         "artifact_bytes": predictor.artifact.size_bytes,
         "best_classes": classes[:5],
         "worst_classes": classes[-5:],
@@ -143,10 +146,13 @@ def main() -> None:
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--rounds", type=int, default=1, help="how often everything is done, for the rate")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds} is not positive")
     try:
-        figures = measure(options.folder, options.model, options.engine, options.precision)
+        figures = measure(options.folder, options.model, options.engine, options.precision, options.rounds)
     except MfError as error:
         raise SystemExit(f"{error.message}\n{error.hint or ''}") from error
     for name, value in figures.items():
