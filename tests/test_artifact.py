@@ -167,8 +167,46 @@ def rewrite(path: Path, model: onnx.ModelProto) -> None:
     path.with_suffix(".json").write_text(json.dumps({"size_bytes": path.stat().st_size, "sha256": ""}))
 
 
+def change_one_byte(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
 def remove_sidecar(path: Path) -> None:
     path.with_suffix(".json").unlink()
+
+
+def test_a_touched_artifact_is_hashed_once(cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_building(monkeypatch)
+    (path,) = (cache / "artifacts").glob("*.onnx")
+    path.touch()
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr(artifact_module, "sha256_of", counted)
+    for _ in range(2):
+        ensure(BUNDLED, small_weights, kept_in(cache))
+    assert hashed == [path]
+
+
+def test_damage_of_the_bundled_artifact_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert artifact_module.bundled_is_intact(BUNDLED)
+    for suffix in ("onnx", "json"):
+        shutil.copy(bundled_file(f"{BUNDLED.name}.{suffix}"), tmp_path)
+    monkeypatch.setattr(artifact_module, "bundled_file", lambda name: tmp_path / name)
+    assert artifact_module.bundled_is_intact(BUNDLED)
+    change_one_byte(tmp_path / f"{BUNDLED.name}.onnx")
+    assert not artifact_module.bundled_is_intact(BUNDLED)
+    (tmp_path / f"{BUNDLED.name}.json").unlink()
+    with pytest.raises(ModelError, match="not readable") as caught:
+        artifact_module.bundled_is_intact(BUNDLED)
+    assert caught.value.hint == "pip install --force-reinstall mfcli"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +218,7 @@ def remove_sidecar(path: Path) -> None:
         replace_with_the_bundled_one,
         replace_with_a_foreign_model,
         make_older,
+        change_one_byte,
         remove_sidecar,
     ],
 )

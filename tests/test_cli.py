@@ -51,6 +51,20 @@ def test_a_table_and_a_note(mf: Mf, coffee: Path) -> None:
     assert "--model caformer_s18" in ran.err
 
 
+def test_the_note_is_about_answers(mf: Mf, coffee: Path, tmp_path: Path) -> None:
+    assert NOTE not in mf("predict", tmp_path / "none.jpg").err
+    assert NOTE not in mf("predict", tmp_path).err
+    assert mf("predict", tmp_path / "none.jpg", coffee, coffee, "--format", "csv").err.count(NOTE) == 1
+
+
+def test_a_dash_is_standard_output(mf: Mf, coffee: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = mf("predict", coffee, "--format", "csv").out
+    assert mf("predict", coffee, "--format", "csv", "-o", "-").out == expected
+    assert not Path("-").exists()
+    assert mf("predict", coffee, "--format", "csv", "-o", "-", "--overwrite").code == 2
+
+
 def test_quiet_says_nothing(mf: Mf, coffee: Path) -> None:
     assert mf("predict", coffee, "-q").err == ""
 
@@ -101,6 +115,25 @@ def test_exit_codes_count_failures(mf: Mf, bad: dict[str, Path], coffee: Path, f
 
 
 @pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["cat.jpg"], "mf predict cat.jpg"),
+        (["https://example.org/x"], "mf predict https://example.org/x"),
+        (["list"], "mf list-models --help"),
+        (["frobnicate"], "mf --help"),
+        (["cache", "x"], "mf cache --help"),
+        (["predict", "x.jpg", "-o"], "mf predict --help"),
+        (["predict", "x.jpg", "-m", "s36"], "did you mean caformer_s36 or "),
+        (["predict"], "mf predict - < PICTURE"),
+    ],
+)
+def test_hints(mf: Mf, arguments: list[str], hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        assert f"\nhint: {hint}" in mf(*arguments).err
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["predict"], 3, "nothing to classify"),
@@ -118,6 +151,7 @@ def test_exit_codes_count_failures(mf: Mf, bad: dict[str, Path], coffee: Path, f
         (["info", "resnet50"], 4, "unknown model 'resnet50'"),
         (["list-models", "resnet*"], 4, "no model matches"),
         (["list-models", "--family", "resnet"], 2, "'resnet' is not one of"),
+        (["predict", "x.jpg", "-m", ""], 4, "unknown model ''"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
     ],
 )
@@ -162,7 +196,7 @@ def test_logits_that_are_no_numbers_are_no_answer(mf: Mf, coffee: Path, monkeypa
     monkeypatch.setattr(OnnxRuntimeEngine, "logits", lambda *_: np.full((1, 200), np.nan, np.float32))
     ran = mf("predict", coffee, "-q", "--format", "jsonl")
     assert (ran.code, ran.out) == (7, "")
-    assert "hint: mf cache verify" in ran.err
+    assert "hint: pip install --force-reinstall mfcli" in ran.err
 
 
 def test_a_file_that_is_no_checkpoint(mf: Mf, coffee: Path, tmp_path: Path) -> None:
@@ -226,7 +260,7 @@ def test_an_unwritable_cache(mf: Mf, coffee: Path, small_weights: Path, monkeypa
     ran = mf("predict", coffee, "-m", "bundled", "--weights", small_weights)
     assert ran.code == 8
     assert "error: cannot write to the cache /dev/null/x/artifacts: Not a directory" in ran.err
-    assert "or name another folder: MF_CACHE_DIR=DIR" in ran.err
+    assert "hint: name another folder: MF_CACHE_DIR=DIR" in ran.err
 
 
 def test_a_damaged_artifact_of_the_right_size(mf: Mf, coffee: Path, small_weights: Path, own_cache: Path) -> None:
@@ -236,11 +270,19 @@ def test_a_damaged_artifact_of_the_right_size(mf: Mf, coffee: Path, small_weight
     data = bytearray(path.read_bytes())
     position = data.index(b"LayerNormalization")
     data[position : position + 5] = b"Wrong"
+    status = path.stat()
     path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a disk does it
     ran = mf(*command)
     assert ran.code == 7
     assert ran.err.startswith(f"error: ONNX Runtime cannot load {path}: ")
     assert f"rm {path}" in ran.err
+    ran = mf("cache", "verify")
+    assert ran.code == 9
+    assert f"hint: delete them, and the next prediction makes them again: rm {path}" in ran.err
+    path.touch()  # as anything else does it: seen, and made again
+    assert mf(*command).code == 0
+    assert mf("cache", "verify").code == 0
 
 
 def test_a_name_that_is_not_utf8(mf_process: Mf, coffee: Path, tmp_path: Path) -> None:

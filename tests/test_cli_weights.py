@@ -103,7 +103,10 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path) -> None
     artifact.write_bytes(data)
     bad = mf("cache", "verify", "--format", "json")
     assert (bad.code, [row["status"] for row in json.loads(bad.out)]) == (9, ["good", "bad"])
-    assert f"hint: fetch again: mf download --force {NAME}" in bad.err
+    assert f"makes them again: rm {artifact}" in bad.err
+    with Path(rows[0]["path"]).open("ab") as checkpoint:
+        checkpoint.write(b"x")
+    assert f"hint: fetch again: mf download --force {NAME}" in mf("cache", "verify").err
     assert mf("download", NAME, "--force", "-q").code == 0
     assert mf("cache", "verify").code == 0
     assert mf("cache", "rm", "poolformer*", "--dry-run", "-q").code == 0

@@ -150,8 +150,9 @@ def test_empty_folders() -> None:
     notices: list[str] = []
     assert len(list(from_arguments(["empty", "f", "empty"], None, notice=notices.append))) == 4
     assert notices == ["no pictures in empty"] * 2
-    with pytest.raises(NoInputsError, match="no pictures in f, p.zip"):
+    with pytest.raises(NoInputsError, match="no pictures in f, p.zip") as caught:
         list(from_arguments(["f", "p.zip"], None, selection=Selection(exclude=("*",))))
+    assert "--exclude" in str(caught.value.hint)
 
 
 def test_no_inputs() -> None:

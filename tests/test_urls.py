@@ -204,6 +204,13 @@ def test_redirects_share_one_timeout(server: Server) -> None:
     assert failure(server.url("/r"), timeout_s=0.5).code is FailureCode.TIMEOUT
 
 
+def test_a_server_without_tls(server: Server) -> None:
+    error = failure(server.url().replace("http://", "https://"))
+    assert error.code is FailureCode.NETWORK
+    assert "http:// alone" in error.message
+    assert "certificate" not in error.message
+
+
 def test_nobody_there() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

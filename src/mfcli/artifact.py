@@ -2,21 +2,22 @@
 
 One file: input `input` float32 (N, 3, H, W), output `logits` float32 (N, classes), N free; its metadata properties
 hold the preprocessing plan, the labels, where the weights came from, and the check that was run when it was made. A
-JSON sidecar holds the file's own SHA-256 and size. `ensure` is what tasks call; `build` is what makes a file.
+JSON sidecar holds the file's own SHA-256, size and time of change. `ensure` is what tasks call; `build` is what makes a
+file.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from mfcli.errors import ModelError, OutputError
 from mfcli.files import remembered_sha256, sha256_of, unwritable, write_atomically
+from mfcli.onnx_metadata import metadata_props
 from mfcli.preprocess import PreprocessPlan
 from mfcli.results import Label, Progress
 from mfcli.settings import Settings
@@ -27,6 +28,7 @@ from mfcli.weights import (
     Wish,
     artifact_files,
     bundled_file,
+    is_bundled,
     is_intact,
     lock,
     obtain,
@@ -45,10 +47,9 @@ MAX_LOGIT_DIFFERENCE = 1e-4
 """Largest difference to torch that an artifact may have, as a share of the logits' standard deviation."""
 
 # Reaches a user for the bundled model alone: any other artifact is built again.
-_REINSTALL = "pip install --force-reinstall mfcli"
+REINSTALL = "pip install --force-reinstall mfcli"
 
 _METADATA_PREFIX = "mfcli."
-_METADATA_PROPS_FIELD = 14  # ModelProto.metadata_props in onnx.proto
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,11 @@ class Artifact:
     versions: dict[str, str]
     check: dict[str, float]
     size_bytes: int
+
+    @property
+    def remedy(self) -> str:
+        """What to do where the file seems to be damaged."""
+        return REINSTALL if is_bundled(self.path) else "mf cache verify"
 
 
 def ensure(
@@ -146,6 +152,19 @@ def _opened(variant: Variant, have: StoredWeights, settings: Settings) -> Artifa
     return None
 
 
+def bundled_is_intact(variant: Variant) -> bool:
+    """Whether the bundled artifact is byte by byte what was installed.
+
+    Raises:
+        ModelError: it, or its sidecar, cannot be read.
+    """
+    path = bundled_file(f"{variant.name}.onnx")
+    try:
+        return bool(sha256_of(path) == json.loads(path.with_suffix(".json").read_bytes())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path.with_suffix('.json')} is not readable", REINSTALL) from error
+
+
 def artifact_path(variant: Variant, weights_sha256: str, settings: Settings) -> Path:
     """Return where the artifact of a checkpoint is kept."""
     return settings.cache_dir / "artifacts" / f"{variant.name}-{cache_key(variant, weights_sha256)[:16]}.onnx"
@@ -179,7 +198,8 @@ def cache_key(variant: Variant, weights_sha256: str, half_weights: bool = False)
 def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Path | None) -> Artifact:
     """Open an artifact and check that it is whole and the one that is meant.
 
-    Size, format version, variant and key are checked; the digest is checked when the file is written.
+    Size, format version, variant and key are checked; the digest is checked when the file is written and, in the cache,
+    when its time of change is another than it was then.
 
     Args:
         path: the ONNX file; its sidecar lies beside it.
@@ -193,14 +213,19 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
     try:
         sidecar = json.loads(path.with_suffix(".json").read_bytes())
         with path.open("rb") as file:
-            size_bytes = os.fstat(file.fileno()).st_size
-            metadata = dict(_metadata_props(file, size_bytes))
+            status = os.fstat(file.fileno())
+            size_bytes = status.st_size
+            metadata = dict(metadata_props(file, size_bytes))
         if sidecar["size_bytes"] != size_bytes:
-            raise ModelError(f"{path} has {size_bytes} bytes instead of {sidecar['size_bytes']}", _REINSTALL)
+            raise ModelError(f"{path} has {size_bytes} bytes instead of {sidecar['size_bytes']}", REINSTALL)
         fields = {name: json.loads(metadata[_METADATA_PREFIX + name]) for name in _FIELDS}
         wanted = {"format_version": FORMAT_VERSION, "variant": variant.name, "key": key or fields["key"]}
         if different := [name for name, value in wanted.items() if fields[name] != value]:
-            raise ModelError(f"{path} is of another {different[0]}: {fields[different[0]]}", _REINSTALL)
+            raise ModelError(f"{path} is of another {different[0]}: {fields[different[0]]}", REINSTALL)
+        if sidecar.get("mtime_ns", status.st_mtime_ns) != status.st_mtime_ns:
+            if sha256_of(path) != sidecar["sha256"]:
+                raise ModelError(f"{path} was changed since it was made", REINSTALL)
+            _remember_time(path)  # only touched, or copied
         return Artifact(
             path=path,
             variant=fields["variant"],
@@ -215,9 +240,17 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
             size_bytes=size_bytes,
         )
     except OSError as error:
-        raise ModelError(f"cannot read the artifact {path}: {error.strerror}", _REINSTALL) from error
+        raise ModelError(f"cannot read the artifact {path}: {error.strerror}", REINSTALL) from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ModelError(f"{path} is torn or not an artifact of mfcli", _REINSTALL) from error
+        raise ModelError(f"{path} is torn or not an artifact of mfcli", REINSTALL) from error
+
+
+def _remember_time(path: Path) -> None:
+    """Write into an artifact's sidecar when the file was last changed."""
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
+        sidecar = json.loads(path.with_suffix(".json").read_bytes())
+        sidecar["mtime_ns"] = path.stat().st_mtime_ns
+        write_atomically(path.with_suffix(".json"), json.dumps(sidecar).encode())
 
 
 _FIELDS = (
@@ -233,45 +266,6 @@ _FIELDS = (
 )
 
 
-def _metadata_props(file: BinaryIO, size_bytes: int) -> Iterator[tuple[str, str]]:
-    """Yield the metadata of an ONNX file without reading its weights: every other field is skipped by its length."""
-    while file.tell() < size_bytes:
-        tag = _varint(file)
-        field, wire_type = tag >> 3, tag & 7
-        if wire_type == 0:
-            _varint(file)
-            continue
-        length = _varint(file) if wire_type == 2 else 0
-        if wire_type != 2 or file.tell() + length > size_bytes:
-            raise ValueError("not an ONNX file, or cut off")
-        if field != _METADATA_PROPS_FIELD:
-            file.seek(length, os.SEEK_CUR)
-            continue
-        yield _string_pair(file, file.tell() + length)
-
-
-def _string_pair(file: BinaryIO, end: int) -> tuple[str, str]:
-    strings = {}
-    while file.tell() < end:
-        tag, length = _varint(file), _varint(file)
-        if tag & 7 != 2 or file.tell() + length > end:
-            raise ValueError("not an ONNX file, or cut off")
-        strings[tag >> 3] = file.read(length).decode()
-    return strings.get(1, ""), strings.get(2, "")
-
-
-def _varint(file: BinaryIO) -> int:
-    value = shift = 0
-    while True:
-        byte = file.read(1)
-        if not byte or shift > 63:
-            raise ValueError("cut off")
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-        shift += 7
-
-
 def _build_once(variant: Variant, weights_file: Path, digest: str, path: Path, progress: Progress) -> None:
     with lock(path.with_suffix(".lock"), f"another process that prepares {variant.name}", progress):
         try:
@@ -279,6 +273,7 @@ def _build_once(variant: Variant, weights_file: Path, digest: str, path: Path, p
         except ModelError:  # nobody else has built it meanwhile
             progress(f"preparing {variant.name} (once for these weights)")
             build(variant, weights_file, digest, path)
+            _remember_time(path)
 
 
 def build(

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and their digests."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -9,8 +10,10 @@ from pathlib import Path
 
 from mfcli.errors import ModelError, OutputError
 
-MAKE_ROOM = "free some space (mf cache rm MODEL), or name another folder: MF_CACHE_DIR=DIR"
+ELSEWHERE = "name another folder: MF_CACHE_DIR=DIR"
 """What to do about a cache that cannot be written."""
+MAKE_ROOM = f"free some space (mf cache rm MODEL), or {ELSEWHERE}"
+"""What to do about a cache that is full."""
 
 
 def sha256_of(path: Path) -> str:
@@ -77,7 +80,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def unwritable(folder: Path, error: OSError) -> OutputError:
     """Return the error that says that the cache cannot be written."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return OutputError(
-        f"cannot write to the cache {folder}: {error.strerror or error}",
-        MAKE_ROOM,
+        f"cannot write to the cache {folder}: {error.strerror or error}", MAKE_ROOM if is_full else ELSEWHERE
     )

@@ -211,7 +211,7 @@ class Predictor:
                 raise EngineError(
                     f"{self.artifact.variant} computes what is no number for {picture.source.input}: "
                     "its artifact may be damaged",
-                    "mf cache verify",
+                    self.artifact.remedy,
                 )
         return [_result(p.source, p, self._top_k(row), None) for p, row in zip(pictures, logits, strict=True)]
 
@@ -245,9 +245,9 @@ def _result(
 
 def _chosen(model: str | None, settings: Settings) -> Variant:
     try:
-        return find_variant(model or settings.model)
+        return find_variant(settings.model if model is None else model)
     except ModelError as error:
-        where = "" if model else " (named by MF_MODEL)"
+        where = "" if model is not None else " (named by MF_MODEL)"
         raise ModelError(f"{error.message}{where}", error.hint) from error
 
 

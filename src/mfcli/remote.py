@@ -234,6 +234,8 @@ def shown(url: str) -> str:
 def reason_of(error: Exception) -> str:
     """Return what an exception of requests means, in a few words."""
     match error:
+        case requests.exceptions.SSLError() if "CERTIFICATE_VERIFY" not in str(error):
+            return "no secure connection can be made: the server may speak http:// alone"
         case requests.exceptions.SSLError():
             return "the server's certificate is not trusted (REQUESTS_CA_BUNDLE names another bundle)"
         case requests.exceptions.ProxyError():

@@ -108,6 +108,11 @@ class Summary:
     ok: int
     failed: int
 
+    def in_words(self) -> str:
+        """Return the counts as a line for people."""
+        pictures = "1 picture" if self.inputs == 1 else f"{self.inputs} pictures"
+        return f"{pictures}: {self.ok} classified" + (f", {self.failed} failed" if self.failed else "")
+
 
 @dataclass(frozen=True, slots=True)
 class Transfer:

@@ -30,6 +30,7 @@ STDIN = "-"
 _FROM_STDIN = "mf predict - < PICTURE"
 _LIST_FROM_STDIN = "find DIR -name '*.jpg' -print0 | mf predict --files-from - -0"
 _LEFT_OUT = "hidden files, and names without a picture's suffix, are left out: name them, or --include GLOB"
+_FILTERED = "check --include, --exclude and --no-recursive; globs tell capital letters from small ones"
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _MAX_LINE_BYTES = 2**16
 _CHUNK_BYTES = 2**16
@@ -110,18 +111,21 @@ def from_arguments(
     arguments = list(arguments)
     _check_usage(arguments, stdin, files_from, nul)
     streams = (_of_argument(argument, stdin, selection) for argument in arguments)
+    hint = _FILTERED if selection.include or selection.exclude or not selection.recursive else _LEFT_OUT
     if files_from is None:
-        return _noticed(streams, notice, None)
+        return _noticed(streams, notice, None, hint)
     file = stdin if files_from == STDIN else _opened_list(files_from)
     assert file is not None  # checked above
-    return _noticed(itertools.chain(streams, _of_lines(file, nul, files_from, selection)), notice, files_from)
+    listed = _of_lines(file, nul, files_from, selection)
+    return _noticed(itertools.chain(streams, listed), notice, files_from, hint)
 
 
 def _check_usage(arguments: list[str], stdin: BinaryIO | None, files_from: str | None, nul: bool) -> None:
     if nul and files_from is None:
         raise UsageError("-0 says how the names in a list end, and there is no --files-from", _LIST_FROM_STDIN)
     if not arguments and files_from is None:
-        raise NoInputsError("nothing to classify", "mf predict PICTURE...")
+        is_piped = _no_stdin(stdin) is None
+        raise NoInputsError("nothing to classify", _FROM_STDIN if is_piped else "mf predict PICTURE...")
     if arguments.count(STDIN) > 1:
         raise UsageError("'-' stands for one picture on standard input and can be given once", _FROM_STDIN)
     if STDIN in arguments and files_from == STDIN:
@@ -154,7 +158,7 @@ _Streams = Iterator[tuple[str | None, Iterator[Source]]]
 """What each argument gives, with its name where it is a failure of the whole run if nothing gives anything."""
 
 
-def _noticed(streams: _Streams, notice: Callable[[str], None], files_from: str | None) -> Iterator[Source]:
+def _noticed(streams: _Streams, notice: Callable[[str], None], files_from: str | None, hint: str) -> Iterator[Source]:
     """Chain the streams, and say which of them were empty: in a note when others were not, else in an error."""
     empty: list[str] = []
     found = False
@@ -175,7 +179,7 @@ def _noticed(streams: _Streams, notice: Callable[[str], None], files_from: str |
     if not found:
         listed = "the list on standard input" if files_from == STDIN else files_from
         where = ", ".join(empty) or f"{listed}"
-        raise NoInputsError(f"no pictures in {where}", _LEFT_OUT if empty else _LIST_FROM_STDIN)
+        raise NoInputsError(f"no pictures in {where}", hint if empty else _LIST_FROM_STDIN)
 
 
 def _of_argument(argument: str, stdin: BinaryIO | None, selection: Selection) -> tuple[str | None, Iterator[Source]]:
@@ -259,7 +263,10 @@ def _of_address(url: str, scheme: str, selection: Selection) -> Source:
             url, failure=Failure(FailureCode.UNSUPPORTED, f"{scheme}:// is not read; http, https and file are")
         )
     if selection.offline:
-        return Source(url, failure=Failure(FailureCode.NETWORK, "not fetched, because of --offline"))
+        return Source(
+            url,
+            failure=Failure(FailureCode.NETWORK, "not fetched while offline (--offline, MF_OFFLINE, HF_HUB_OFFLINE)"),
+        )
     return Source(url, opener=partial(_fetch, url, selection.timeout_s, selection.max_bytes))
 
 

@@ -349,6 +349,7 @@ def find_variant(name: str) -> Variant:
         import difflib
 
         near = difflib.get_close_matches(key, [*VARIANTS, *_ALIASES], n=3, cutoff=0.5)
+        near = near or sorted((known for known in VARIANTS if key and key in known), key=len)[:3]
         did_you_mean = f"did you mean {' or '.join(near)}? " if near else ""
         raise ModelError(f"unknown model {name!r}", f"{did_you_mean}All names: mf list-models")
     return variant

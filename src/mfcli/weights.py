@@ -23,8 +23,14 @@ from mfcli.settings import Settings
 from mfcli.variants import HUB, Variant, WeightsSource
 
 _PACKAGE_DIR = Path(__file__).parent
+_BUNDLED_DIRS = (_PACKAGE_DIR / "weights", _PACKAGE_DIR.parent.parent / "weights")
 _HUB_URL = re.compile(rf"{re.escape(HUB)}/(?P<repository>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_bundled(path: Path) -> bool:
+    """Whether a file is one that ships with the package."""
+    return path.parent in _BUNDLED_DIRS
 
 
 def bundled_file(name: str) -> Path:
@@ -33,7 +39,7 @@ def bundled_file(name: str) -> Path:
     Raises:
         ModelError: it is in neither place, so the installation is incomplete.
     """
-    for folder in (_PACKAGE_DIR / "weights", _PACKAGE_DIR.parent.parent / "weights"):
+    for folder in _BUNDLED_DIRS:
         if (folder / name).is_file():
             return folder / name
     raise ModelError(

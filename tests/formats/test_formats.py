@@ -155,6 +155,11 @@ def test_table() -> None:
     )
 
 
+def test_one_is_no_plural() -> None:
+    assert Summary(1, 1, 0).in_words() == "1 picture: 1 classified"
+    assert Summary(2, 0, 2).in_words() == "2 pictures: 0 classified, 2 failed"
+
+
 def test_a_name_cannot_steer_the_terminal() -> None:
     evil = PictureResult("\x1b[31mred\x07[bold].jpg", None, None, 1, 1, (), Failure(FailureCode.DECODE, "\x1b]0;x\x07"))
     assert written(FormatName.TABLE, evil) == "\\x1b[31mred\\x07[bold].jpg: \\x1b]0;x\\x07\n"
@@ -210,6 +215,7 @@ def test_records() -> None:
     assert text(FormatName.CSV, records) == 'name,value\na,1.5\n"[b],c",\n'
     assert text(FormatName.TSV, records) == "name\tvalue\na\t1.5\n[b],c\t\n"
     assert text(FormatName.CSV, []) == ""
+    assert all(line == line.rstrip() for line in text(FormatName.TABLE, records).splitlines())
     assert [line.split() for line in text(FormatName.TABLE, records).splitlines()] == [
         ["name", "value"],
         ["a", "1.5"],

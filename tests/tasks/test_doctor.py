@@ -32,6 +32,16 @@ def test_a_good_installation() -> None:
     assert engine.value["picture_ms"] > 0
     assert found[Group.ENGINES, "torch"].status is Status.ABSENT
     assert found[Group.MODELS, "convformer_t8_64"].value["artifact_bytes"] > 1e6
+    assert found[Group.MODELS, "bundled"].status is Status.OK
+
+
+@pytest.mark.usefixtures("only_the_default_engine")
+def test_a_damaged_model_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "bundled_is_intact", lambda _: False)
+    findings = list(doctor(Settings.from_environ()))
+    assert not default_works(findings)
+    (model,) = [f for f in findings if f.name == "bundled"]
+    assert (model.status, model.hint) == (Status.FAILED, "pip install --force-reinstall mfcli")
 
 
 @pytest.mark.usefixtures("only_the_default_engine")
@@ -56,6 +66,8 @@ def test_an_answer_that_differs_is_a_failure() -> None:
     assert task._judged("x", {}, [0.0, 1.0, 2.001], reference).status is Status.OK
     assert task._judged("x", {}, [0.0, 1.0, 2.1], reference).status is Status.FAILED
     assert task._judged("x", {}, [0.0, 1.0, float("nan")], reference).status is Status.FAILED
+    nan = task._judged("x", {}, [float("nan")] * 3, [float("nan")] * 3)
+    assert (nan.status, "as installed" in str(nan.hint)) == (Status.FAILED, True)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ Thin on purpose: what a command does is in tasks/. `main` is the only place that
 """
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.OK
     except typer.TyperException as error:
         if message := _usage_message(error):
-            fail(message, _usage_hint(error, message))
+            fail(message, _usage_hint(error, message, sys.argv[1:] if argv is None else argv))
         return ExitCode.USAGE
     except MfError as error:
         if debug:
@@ -112,9 +114,17 @@ def _usage_message(error: typer.TyperException) -> str:
     return error.format_message()
 
 
-def _usage_hint(error: typer.TyperException, message: str) -> str:
+def _usage_hint(error: typer.TyperException, message: str, argv: Sequence[str]) -> str:
     context = getattr(error, "ctx", None)
-    command = f"{context.command_path if context else 'mf'} --help"
+    names = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    if message.startswith("No such command") and context and context.command_path == "mf":
+        wanted = argv[0]
+        if os.path.lexists(wanted) or Path(wanted).suffix or "://" in wanted:
+            return f"mf predict {shlex.quote(wanted)}"
+        near = [name for name in names if name in wanted or wanted in name]
+        return f"mf {near[0]} --help" if near else "mf --help"
+    named = ["mf", *[name for name in names if argv[:1] == [name]]]
+    command = f"{context.command_path if context else ' '.join(named)} --help"
     if message.startswith("No such option"):
         return f"{command}; a file that begins with a dash comes after --"
     return command

@@ -1,5 +1,6 @@
 """mf cache ls, path, verify, rm, prune."""
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,11 +67,17 @@ def verify(format: Format = FormatName.TABLE) -> None:
     found = list(task.verify(Settings.from_environ()))
     records = [{"status": "bad" if v.problem else "good", **_record(v.entry), "problem": v.problem} for v in found]
     _write(format, records, ("status", "kind", "model", "path", "problem"))
-    if bad := [v for v in found if v.problem]:
-        names = " ".join(sorted({v.entry.model or "" for v in bad}))
-        raise CheckError(
-            f"{len(bad)} of {len(found)} files are not what they were", f"fetch again: mf download --force {names}"
-        )
+    if bad := [v.entry for v in found if v.problem]:
+        raise CheckError(f"{len(bad)} of {len(found)} files are not what they were", _mend(bad))
+
+
+def _mend(bad: "Sequence[CacheEntry]") -> str:
+    """What to do about damaged files: checkpoints are fetched again, artifacts made again from good checkpoints."""
+    from mfcli.tasks.cache import Kind
+
+    if names := sorted({entry.model or "" for entry in bad if entry.kind is Kind.CHECKPOINT}):
+        return f"fetch again: mf download --force {' '.join(names)}"
+    return f"delete them, and the next prediction makes them again: rm {shlex.join(str(e.path) for e in bad)}"
 
 
 @app.command()

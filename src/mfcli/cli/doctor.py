@@ -22,7 +22,8 @@ def doctor(
     """Find out what is installed and what really works here.
 
     Every engine classifies a made-up picture with the bundled model, and its answer is compared with the default
-    engine's. Nothing is downloaded, no connection is opened. Exit code 9: the default engine does not work.
+    engine's. Nothing is downloaded, no connection is opened. Exit code 9: the default engine, or the bundled
+    model, does not work.
     """
     from mfcli.formats.json import indented
     from mfcli.tasks import doctor as task
@@ -40,7 +41,7 @@ def doctor(
         if format is InfoFormat.JSON:
             stream.write(indented({"schema": SCHEMA, "works": works, "findings": [asdict(f) for f in findings]}))
     if not works:
-        raise CheckError("the default engine does not work here", "see its line under engines")
+        raise CheckError("the bundled model and the default engine do not work here", "see the lines with failed")
 
 
 def _line(finding: "Finding") -> str:

@@ -5,6 +5,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +15,11 @@ from mfcli.cli.options import MAX_WORKERS, Offline, Quiet, complete_device, comp
 from mfcli.cli.streams import note, standard_output
 from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, MfError, OutputError, UsageError
-from mfcli.formats.base import FormatName
+from mfcli.formats.base import Announced, FormatName
 from mfcli.results import Summary
 from mfcli.selection import DEFAULT_TIMEOUT_S, has_magic
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
-from mfcli.variants import Pretraining, Variant, find_variant
+from mfcli.variants import Pretraining, find_variant
 
 if TYPE_CHECKING:
     from mfcli.formats.base import Writer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MANY = 4
 """Pictures up to which each gets a table of its own."""
 
+_STANDARD_OUTPUT = Path("-")
 _INPUTS, _MODEL, _OUTPUT, _RUNNING, _FAILING = "Inputs", "Model", "Output", "Running", "Failures"
 
 
@@ -132,7 +134,12 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write results there.", show_default=False, rich_help_panel=_OUTPUT
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write results there; - for standard output.",
+            show_default=False,
+            rich_help_panel=_OUTPUT,
         ),
     ] = None,
     overwrite: Annotated[
@@ -201,6 +208,8 @@ def predict(
     from mfcli.tasks import predict as task
 
     resume = resume or retry_failed
+    if output == _STANDARD_OUTPUT:
+        output = None
     format = _format(format, output, resume, overwrite)
     limit = task.MaxFailures.parse(max_failures) if max_failures is not None else task.ANY_FAILURES
     size = parse_batch_size(batch_size)
@@ -239,14 +248,13 @@ def predict(
             settings=settings,
             progress=progress,
         )
-        if not quiet:
-            variant = find_variant(predictor.artifact.variant)
-            _say_what_the_model_cannot_do(variant, weights, len(predictor.labels), labels)
         if progress.draws_runs and many and _can_be_counted(inputs, files_from):
             _count(
                 progress, lambda: from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
             )
         with _writers(predictor, format, output, many, resume, retry_failed) as (writer, journal, retries):
+            if not quiet and (limits := _limits(predictor, weights, labels)):
+                writer = Announced(writer, partial(progress, limits))
             try:
                 summary = task.predict(
                     predictor,
@@ -265,8 +273,7 @@ def predict(
                     note(f"interrupted: {output} holds what was done{go_on}")
                 raise
     if output is not None and not quiet:
-        failed = f", {summary.failed} failed" if summary.failed else ""
-        note(f"{summary.inputs} pictures: {summary.ok} classified{failed}; {output}")
+        note(f"{summary.in_words()}; {output}")
     raise typer.Exit(ExitCode.OK if allow_failures else _exit_code(summary))
 
 
@@ -367,14 +374,17 @@ def _writers(
             yield open_writer(format, journal.rows), journal, retries
 
 
-def _say_what_the_model_cannot_do(variant: Variant, weights: Path | None, classes: int, labels: Path | None) -> None:
+def _limits(predictor: "Predictor", weights: Path | None, labels: Path | None) -> str | None:
+    """What the reader of the answers has to know about the model, if anything."""
+    variant, classes = find_variant(predictor.artifact.variant), len(predictor.labels)
     if weights is None and variant.pretraining is Pretraining.BUNDLED:
-        note(
+        return (
             f"answered by the small bundled model, which knows {classes} classes and can name nothing else; "
             "one that knows 1000: --model caformer_s18"
         )
-    elif classes != variant.num_classes and labels is None:
-        note(f"the head of {weights} has {classes} classes without names; name them: --labels FILE")
+    if classes != variant.num_classes and labels is None:
+        return f"the head of {weights} has {classes} classes without names; name them: --labels FILE"
+    return None
 
 
 def _exit_code(summary: Summary) -> ExitCode:

@@ -1,5 +1,6 @@
 """What a format is: a writer that turns a run's results into text, one after another."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
 
@@ -30,3 +31,26 @@ class Writer(Protocol):
     def end(self, summary: Summary) -> None:
         """Write what comes after the last result; also called when the run was interrupted."""
         ...
+
+
+class Announced:
+    """A writer before whose first answer, should there be one, something is said."""
+
+    def __init__(self, writer: Writer, say: Callable[[], None]) -> None:
+        self._writer = writer
+        self._say: Callable[[], None] | None = say
+
+    def begin(self, run: RunInfo) -> None:
+        """Pass it on."""
+        self._writer.begin(run)
+
+    def write(self, result: PictureResult) -> None:
+        """Pass it on, once it is said."""
+        if self._say and result.error is None:
+            self._say()
+            self._say = None
+        self._writer.write(result)
+
+    def end(self, summary: Summary) -> None:
+        """Pass it on."""
+        self._writer.end(summary)

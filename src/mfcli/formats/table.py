@@ -5,6 +5,7 @@ from typing import TextIO
 
 from rich.box import ROUNDED
 from rich.console import Console
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -102,8 +103,7 @@ def named(result: PictureResult) -> str:
 
 
 def _counts(summary: Summary) -> Text:
-    failed = f", {summary.failed} failed" if summary.failed else ""
-    return Text(f"{summary.inputs} pictures: {summary.ok} classified{failed}", style="dim")
+    return Text(summary.in_words(), style="dim")
 
 
 def _bar(prob: float) -> str:
@@ -114,7 +114,8 @@ def _bar(prob: float) -> str:
 def write_table(stream: TextIO, records: Sequence[Mapping[str, str]]) -> None:
     """Write records with the same keys as one table; columns of numbers are aligned to the right.
 
-    Rows are never folded, so that names and paths can be copied from a narrow terminal.
+    Rows are never folded, so that names and paths can be copied from a narrow terminal, and end with their last
+    character.
     """
     if not records:
         return
@@ -124,7 +125,15 @@ def write_table(stream: TextIO, records: Sequence[Mapping[str, str]]) -> None:
         table.add_column(column, justify="right" if all(map(_is_number, cells)) else "left", overflow="fold")
     for record in records:
         table.add_row(*(Text(printable(cell)) for cell in record.values()))
-    _make_console(stream, fold=False).print(table)
+    console = _make_console(stream, fold=False)
+    for line in console.render_lines(table, pad=False):
+        console.print(Segments([*_without_padding(line), Segment.line()]))
+
+
+def _without_padding(line: list[Segment]) -> list[Segment]:
+    while line and not line[-1].text.strip():
+        line = line[:-1]
+    return [*line[:-1], Segment(line[-1].text.rstrip(), line[-1].style)] if line else []
 
 
 def _is_number(cell: str) -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from mfcli import __version__
-from mfcli.artifact import ensure
+from mfcli.artifact import REINSTALL, bundled_is_intact, ensure
 from mfcli.engines import load_engine
 from mfcli.engines.base import EngineName, EngineOptions
 from mfcli.errors import MfError
@@ -100,8 +100,9 @@ def doctor(settings: Settings) -> Iterator[Finding]:
 
 
 def default_works(findings: Sequence[Finding]) -> bool:
-    """Return whether the model that ships with the package can be run by the default engine."""
-    return any(f.group is Group.ENGINES and f.name == DEFAULT_ENGINE.value and f.status is Status.OK for f in findings)
+    """Return whether the model that ships with the package is whole and can be run by the default engine."""
+    fine = {(f.group, f.name) for f in findings if f.status is Status.OK}
+    return {(Group.MODELS, BUNDLED_ALIAS), (Group.ENGINES, DEFAULT_ENGINE.value)} <= fine
 
 
 def _program() -> Iterator[Finding]:
@@ -193,6 +194,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
     with contextlib.suppress(MfError, OSError):
         bundled = find_variant(BUNDLED_ALIAS).name
         _add(sizes, bundled, "artifact_bytes", bundled_file(f"{bundled}.onnx"))
+    yield _bundled()
     with contextlib.suppress(MfError, OSError):
         for path in checkpoint_files(settings):
             _add(sizes, path.parent.name, "checkpoint_bytes", path)
@@ -200,6 +202,17 @@ def _models(settings: Settings) -> Iterator[Finding]:
             _add(sizes, name, "artifact_bytes", path)
     for name, found in sorted(sizes.items()):
         yield Finding(Group.MODELS, name, Status.FACT, found)
+
+
+def _bundled() -> Finding:
+    try:
+        good = bundled_is_intact(find_variant(BUNDLED_ALIAS))
+    except MfError as error:
+        return Finding(Group.MODELS, BUNDLED_ALIAS, Status.FAILED, error.message, error.hint)
+    value = "as installed" if good else "its artifact was changed or is damaged"
+    return Finding(
+        Group.MODELS, BUNDLED_ALIAS, Status.OK if good else Status.FAILED, value, None if good else REINSTALL
+    )
 
 
 def _add(sizes: dict[str, dict[str, int]], name: str, what: str, path: Path) -> None:
@@ -261,7 +274,11 @@ def _judged(name: str, probe: dict[str, Any], logits: list[float] | None, refere
     difference = float(np.abs(np.subtract(logits, reference)).max() / np.std(reference))
     probe["difference"] = float(f"{difference:.1e}")
     good = difference <= MAX_DIFFERENCE  # false for what is no number
-    hint = None if good else f"its answers are not those of {DEFAULT_ENGINE}: use another --engine or --device"
+    hint = None
+    if not np.isfinite(reference).all():
+        hint = "it computes what is no number: see whether the bundled model is as installed"
+    elif not good:
+        hint = f"its answers are not those of {DEFAULT_ENGINE}: use another --engine or --device"
     return Finding(Group.ENGINES, name, Status.OK if good else Status.FAILED, probe, hint)
 
 

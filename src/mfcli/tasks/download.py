@@ -132,8 +132,9 @@ def _plan(variant: Variant, settings: Settings, wish: Wish, progress: Progress) 
 def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: Progress, place: str) -> Downloaded:
     from mfcli.remote import SourceError, open_session, resolve, shown
 
-    failure = None
+    failure, address = None, variant.url
     for source, url in sources_of(variant, settings, wish):
+        address = shown(url)
         try:
             with open_session() as session:
                 remote = resolve(session, url, progress)
@@ -141,5 +142,5 @@ def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: P
             failure = ModelError(error.message, f"carry the file by hand: mf download {variant.name} --from FILE")
         else:
             path = str(Path(place).with_name(source.file_name)) if source in variant.sources else place
-            return Downloaded(variant.name, Status.WANTED, remote.size_bytes, remote.sha256, path, shown(url))
-    return Downloaded(variant.name, Status.FAILED, None, None, place, variant.url, failure)
+            return Downloaded(variant.name, Status.WANTED, remote.size_bytes, remote.sha256, path, address)
+    return Downloaded(variant.name, Status.FAILED, None, None, place, address, failure)
