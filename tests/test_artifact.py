@@ -79,7 +79,11 @@ def test_what_the_file_says_of_itself(cache: Path) -> None:
     assert (input_.name, output.name) == ("input", "logits")
     assert shapes == [["N", 3, 64, 64], ["N", 7]]
     sidecar = json.loads(path.with_suffix(".json").read_text())
-    assert sidecar == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size_bytes": path.stat().st_size}
+    assert sidecar == {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "size_bytes": path.stat().st_size,
+        "mtime_ns": path.stat().st_mtime_ns,
+    }
     assert {p.key for p in model.metadata_props} == {
         f"mfcli.{name}"
         for name in [
@@ -179,10 +183,17 @@ def remove_sidecar(path: Path) -> None:
     path.with_suffix(".json").unlink()
 
 
-def test_a_touched_artifact_is_hashed_once(cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_touched_artifact_is_hashed_once(
+    forgotten: bool, cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forbid_building(monkeypatch)
     (path,) = (cache / "artifacts").glob("*.onnx")
     path.touch()
+    if forgotten:
+        sidecar = json.loads(path.with_suffix(".json").read_text())
+        del sidecar["mtime_ns"]
+        path.with_suffix(".json").write_text(json.dumps(sidecar))
     hashed: list[Path] = []
 
     def counted(path: Path) -> str:
@@ -204,9 +215,12 @@ def test_damage_of_the_bundled_artifact_is_found(tmp_path: Path, monkeypatch: py
     change_one_byte(tmp_path / f"{BUNDLED.name}.onnx")
     assert not artifact_module.bundled_is_intact(BUNDLED)
     (tmp_path / f"{BUNDLED.name}.json").unlink()
-    with pytest.raises(ModelError, match="not readable") as caught:
-        artifact_module.bundled_is_intact(BUNDLED)
-    assert caught.value.hint == "pip install --force-reinstall mfcli"
+    (tmp_path / f"{BUNDLED.name}.onnx").unlink()
+    for _ in range(2):
+        with pytest.raises(ModelError, match="cannot be read") as caught:
+            artifact_module.bundled_is_intact(BUNDLED)
+        assert caught.value.hint == "pip install --force-reinstall mfcli"
+        shutil.copy(bundled_file(f"{BUNDLED.name}.onnx"), tmp_path)  # the other file is still missing
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,13 @@ def test_a_dash_is_standard_output(mf: Mf, coffee: Path, tmp_path: Path, monkeyp
     assert mf("predict", coffee, "--format", "csv", "-o", "-", "--overwrite").code == 2
 
 
+def test_retried_pictures_have_the_note_too(mf: Mf, coffee: Path, tmp_path: Path) -> None:
+    command = ("predict", tmp_path / "late.jpg", "-o", tmp_path / "rows.jsonl")
+    assert NOTE not in mf(*command).err
+    (tmp_path / "late.jpg").write_bytes(coffee.read_bytes())
+    assert mf(*command, "--retry-failed").err.count(NOTE) == 1
+
+
 def test_quiet_says_nothing(mf: Mf, coffee: Path) -> None:
     assert mf("predict", coffee, "-q").err == ""
 
@@ -118,6 +125,7 @@ def test_exit_codes_count_failures(mf: Mf, bad: dict[str, Path], coffee: Path, f
     ("arguments", "hint"),
     [
         (["cat.jpg"], "mf predict cat.jpg"),
+        (["--", "cat.jpg"], "mf predict cat.jpg"),
         (["https://example.org/x"], "mf predict https://example.org/x"),
         (["list"], "mf list-models --help"),
         (["frobnicate"], "mf --help"),
@@ -279,7 +287,7 @@ def test_a_damaged_artifact_of_the_right_size(mf: Mf, coffee: Path, small_weight
     assert f"rm {path}" in ran.err
     ran = mf("cache", "verify")
     assert ran.code == 9
-    assert f"hint: delete them, and the next prediction makes them again: rm {path}" in ran.err
+    assert f"hint: delete what the next prediction makes again: rm {path}" in ran.err
     path.touch()  # as anything else does it: seen, and made again
     assert mf(*command).code == 0
     assert mf("cache", "verify").code == 0

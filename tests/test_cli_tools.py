@@ -78,7 +78,7 @@ def test_doctor(mf: Mf, monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
     assert ("  onnxruntime         ok " in table.out) == works
     if not works:
         assert "hint: pip install onnxruntime" in table.out
-        assert table.err.startswith("error: the bundled model and the default engine do not work here\nhint: ")
+        assert table.err.startswith("error: the bundled model or the default engine does not work here\nhint: ")
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path) -> None
     artifact.write_bytes(data)
     bad = mf("cache", "verify", "--format", "json")
     assert (bad.code, [row["status"] for row in json.loads(bad.out)]) == (9, ["good", "bad"])
-    assert f"makes them again: rm {artifact}" in bad.err
+    assert f"hint: delete what the next prediction makes again: rm {artifact}" in bad.err
     with Path(rows[0]["path"]).open("ab") as checkpoint:
         checkpoint.write(b"x")
     assert f"hint: fetch again: mf download --force {NAME}" in mf("cache", "verify").err

@@ -1,5 +1,6 @@
 """Files: digests that are remembered, writes that are whole or not there."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,15 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     path.write_bytes(b"HELLO")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
     assert remembered_sha256(path, index) == sha256_of(path) != HELLO
+
+
+def test_what_to_do_about_a_cache_depends_on_what_is_wrong(tmp_path: Path) -> None:
+    full = files.unwritable(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
+    assert (full.message, full.hint) == (
+        f"cannot write to the cache {tmp_path}: No space left on device",
+        "free some space (mf cache rm MODEL), or name another folder: MF_CACHE_DIR=DIR",
+    )
+    assert files.unwritable(tmp_path, PermissionError(13, "x")).hint == "name another folder: MF_CACHE_DIR=DIR"
 
 
 def test_a_damaged_memory_is_not_trusted(tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_what_a_run_that_goes_on_refuses(
         (("--device", "nowhere"), "--device nowhere: "),
         (("--optimizer", "adamww"), "--optimizer adamww: "),
         (("--auto-augment", "random"), "--auto-augment random is none that timm knows"),
+        (("--auto-augment", "rand-m5.5"), "--auto-augment rand-m5.5 is none that timm knows"),
     ],
 )
 def test_what_a_new_run_refuses(

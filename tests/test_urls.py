@@ -207,8 +207,23 @@ def test_redirects_share_one_timeout(server: Server) -> None:
 def test_a_server_without_tls(server: Server) -> None:
     error = failure(server.url().replace("http://", "https://"))
     assert error.code is FailureCode.NETWORK
-    assert "http:// alone" in error.message
+    assert "http:// may be meant" in error.message
     assert "certificate" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate", "certificate is not trusted"),
+        ("[X509] no certificate or crl found", "has to name a PEM file"),
+    ],
+)
+def test_what_can_be_wrong_with_a_certificate(cause: str, said: str) -> None:
+    import requests
+
+    from mfcli.remote import reason_of
+
+    assert said in reason_of(requests.exceptions.SSLError(cause))
 
 
 def test_nobody_there() -> None:

@@ -107,7 +107,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("distill", "mixup_prob", "grayscale", "scale"):
         if not 0 <= (share := getattr(options, name)) <= 1:
             parser.error(f"--{name.replace('_', '-')} {share} is no share between 0 and 1")
-    if options.color_jitter and options.auto_augment:
+    if options.color_jitter and options.auto_augment and "3a" not in options.auto_augment:
         parser.error("--color-jitter does nothing beside --auto-augment, which has its own colour changes")
     if options.workers < 0:
         parser.error(f"--workers {options.workers} is negative")
@@ -157,7 +157,7 @@ def augmentation(options: argparse.Namespace, size: int) -> Callable[[Image.Imag
             interpolation="random",
             use_prefetcher=True,
         )
-    except AssertionError as error:
+    except (AssertionError, ValueError) as error:
         raise SystemExit(f"--auto-augment {options.auto_augment} is none that timm knows") from error
 
 

@@ -24,6 +24,7 @@ from mfcli.settings import Settings
 from mfcli.variants import Pretraining, Variant
 from mfcli.weights import (
     PLAIN_WISH,
+    REINSTALL,
     StoredWeights,
     Wish,
     artifact_files,
@@ -45,9 +46,6 @@ FORMAT_VERSION = 2
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 """Largest difference to torch that an artifact may have, as a share of the logits' standard deviation."""
-
-# Reaches a user for the bundled model alone: any other artifact is built again.
-REINSTALL = "pip install --force-reinstall mfcli"
 
 _METADATA_PREFIX = "mfcli."
 
@@ -161,8 +159,8 @@ def bundled_is_intact(variant: Variant) -> bool:
     path = bundled_file(f"{variant.name}.onnx")
     try:
         return bool(sha256_of(path) == json.loads(path.with_suffix(".json").read_bytes())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path.with_suffix('.json')} is not readable", REINSTALL) from error
+    except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
+        raise ModelError(f"{path} and its .json beside it cannot be read: {error}", REINSTALL) from error
 
 
 def artifact_path(variant: Variant, weights_sha256: str, settings: Settings) -> Path:
@@ -222,10 +220,12 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
         wanted = {"format_version": FORMAT_VERSION, "variant": variant.name, "key": key or fields["key"]}
         if different := [name for name, value in wanted.items() if fields[name] != value]:
             raise ModelError(f"{path} is of another {different[0]}: {fields[different[0]]}", REINSTALL)
-        if sidecar.get("mtime_ns", status.st_mtime_ns) != status.st_mtime_ns:
+        if not is_bundled(path) and sidecar.get("mtime_ns") != status.st_mtime_ns:
             if sha256_of(path) != sidecar["sha256"]:
                 raise ModelError(f"{path} was changed since it was made", REINSTALL)
-            _remember_time(path)  # only touched, or copied
+            sidecar["mtime_ns"] = status.st_mtime_ns  # it was only touched, or copied
+            with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
+                write_atomically(path.with_suffix(".json"), json.dumps(sidecar).encode())
         return Artifact(
             path=path,
             variant=fields["variant"],
@@ -243,14 +243,6 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
         raise ModelError(f"cannot read the artifact {path}: {error.strerror}", REINSTALL) from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(f"{path} is torn or not an artifact of mfcli", REINSTALL) from error
-
-
-def _remember_time(path: Path) -> None:
-    """Write into an artifact's sidecar when the file was last changed."""
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
-        sidecar = json.loads(path.with_suffix(".json").read_bytes())
-        sidecar["mtime_ns"] = path.stat().st_mtime_ns
-        write_atomically(path.with_suffix(".json"), json.dumps(sidecar).encode())
 
 
 _FIELDS = (
@@ -273,7 +265,6 @@ def _build_once(variant: Variant, weights_file: Path, digest: str, path: Path, p
         except ModelError:  # nobody else has built it meanwhile
             progress(f"preparing {variant.name} (once for these weights)")
             build(variant, weights_file, digest, path)
-            _remember_time(path)
 
 
 def build(
@@ -384,4 +375,6 @@ def _write(proto: "ModelProto", path: Path) -> None:
     write_atomically(path, data)
     if sha256_of(path) != sidecar["sha256"]:
         raise OutputError(f"{path} reads back differently than it was written", "check the disk")
+    if not is_bundled(path):
+        sidecar["mtime_ns"] = path.stat().st_mtime_ns
     write_atomically(path.with_suffix(".json"), json.dumps(sidecar).encode())

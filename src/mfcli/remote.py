@@ -234,10 +234,12 @@ def shown(url: str) -> str:
 def reason_of(error: Exception) -> str:
     """Return what an exception of requests means, in a few words."""
     match error:
-        case requests.exceptions.SSLError() if "CERTIFICATE_VERIFY" not in str(error):
-            return "no secure connection can be made: the server may speak http:// alone"
-        case requests.exceptions.SSLError():
+        case requests.exceptions.SSLError() if re.search("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE", str(error)):
+            return "the server does not speak https here; http:// may be meant"
+        case requests.exceptions.SSLError() if "CERTIFICATE_VERIFY" in str(error):
             return "the server's certificate is not trusted (REQUESTS_CA_BUNDLE names another bundle)"
+        case requests.exceptions.SSLError():
+            return "no secure connection can be made (REQUESTS_CA_BUNDLE has to name a PEM file)"
         case requests.exceptions.ProxyError():
             return "the proxy cannot be reached (HTTPS_PROXY, HTTP_PROXY)"
         case requests.exceptions.Timeout():

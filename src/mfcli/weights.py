@@ -22,6 +22,9 @@ from mfcli.results import Progress
 from mfcli.settings import Settings
 from mfcli.variants import HUB, Variant, WeightsSource
 
+REINSTALL = "pip install --force-reinstall mfcli"
+"""What to do about what ships with the package; everything else is made or fetched again."""
+
 _PACKAGE_DIR = Path(__file__).parent
 _BUNDLED_DIRS = (_PACKAGE_DIR / "weights", _PACKAGE_DIR.parent.parent / "weights")
 _HUB_URL = re.compile(rf"{re.escape(HUB)}/(?P<repository>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)")
@@ -42,9 +45,7 @@ def bundled_file(name: str) -> Path:
     for folder in _BUNDLED_DIRS:
         if (folder / name).is_file():
             return folder / name
-    raise ModelError(
-        f"the bundled file {name} is missing from this installation", "pip install --force-reinstall mfcli"
-    )
+    raise ModelError(f"the bundled file {name} is missing from this installation", REINSTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def _usage_hint(error: typer.TyperException, message: str, argv: Sequence[str]) 
     context = getattr(error, "ctx", None)
     names = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     if message.startswith("No such command") and context and context.command_path == "mf":
-        wanted = argv[0]
+        wanted = next(word for word in argv if word != "--")
         if os.path.lexists(wanted) or Path(wanted).suffix or "://" in wanted:
             return f"mf predict {shlex.quote(wanted)}"
         near = [name for name in names if name in wanted or wanted in name]

@@ -75,9 +75,11 @@ def _mend(bad: "Sequence[CacheEntry]") -> str:
     """What to do about damaged files: checkpoints are fetched again, artifacts made again from good checkpoints."""
     from mfcli.tasks.cache import Kind
 
-    if names := sorted({entry.model or "" for entry in bad if entry.kind is Kind.CHECKPOINT}):
-        return f"fetch again: mf download --force {' '.join(names)}"
-    return f"delete them, and the next prediction makes them again: rm {shlex.join(str(e.path) for e in bad)}"
+    names = {entry.model or "" for entry in bad if entry.kind is Kind.CHECKPOINT}
+    others = [str(entry.path) for entry in bad if entry.model not in names]
+    fetch = f"fetch again: mf download --force {' '.join(sorted(names))}"
+    delete = f"delete what the next prediction makes again: rm {shlex.join(others)}"
+    return "; ".join([fetch] * bool(names) + [delete] * bool(others))
 
 
 @app.command()

@@ -41,7 +41,7 @@ def doctor(
         if format is InfoFormat.JSON:
             stream.write(indented({"schema": SCHEMA, "works": works, "findings": [asdict(f) for f in findings]}))
     if not works:
-        raise CheckError("the bundled model and the default engine do not work here", "see the lines with failed")
+        raise CheckError("the bundled model or the default engine does not work here", "see their lines above")
 
 
 def _line(finding: "Finding") -> str:

@@ -5,7 +5,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -254,7 +254,8 @@ def predict(
             )
         with _writers(predictor, format, output, many, resume, retry_failed) as (writer, journal, retries):
             if not quiet and (limits := _limits(predictor, weights, labels)):
-                writer = Announced(writer, partial(progress, limits))
+                say = cache(partial(progress, limits))  # once, whichever writes the first answer
+                writer, retries = Announced(writer, say), retries and Announced(retries, say)
             try:
                 summary = task.predict(
                     predictor,

@@ -34,21 +34,20 @@ class Writer(Protocol):
 
 
 class Announced:
-    """A writer before whose first answer, should there be one, something is said."""
+    """A writer before whose answers, should there be any, something is said."""
 
     def __init__(self, writer: Writer, say: Callable[[], None]) -> None:
         self._writer = writer
-        self._say: Callable[[], None] | None = say
+        self._say = say
 
     def begin(self, run: RunInfo) -> None:
         """Pass it on."""
         self._writer.begin(run)
 
     def write(self, result: PictureResult) -> None:
-        """Pass it on, once it is said."""
-        if self._say and result.error is None:
+        """Pass it on, after it is said."""
+        if result.error is None:
             self._say()
-            self._say = None
         self._writer.write(result)
 
     def end(self, summary: Summary) -> None:

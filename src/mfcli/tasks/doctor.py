@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 
 from mfcli import __version__
-from mfcli.artifact import REINSTALL, bundled_is_intact, ensure
+from mfcli.artifact import bundled_is_intact, ensure
 from mfcli.engines import load_engine
 from mfcli.engines.base import EngineName, EngineOptions
 from mfcli.errors import MfError
 from mfcli.settings import BUNDLED_ALIAS, Settings, usable_cores
 from mfcli.synthetic import picture
 from mfcli.variants import find_variant
-from mfcli.weights import artifact_files, bundled_file, checkpoint_files
+from mfcli.weights import REINSTALL, artifact_files, bundled_file, checkpoint_files
 
 DEFAULT_ENGINE = EngineName.ONNXRUNTIME
 """What `--engine auto` stands for, and what the others are compared with."""
@@ -272,11 +272,13 @@ def _judged(name: str, probe: dict[str, Any], logits: list[float] | None, refere
     if reference is None:  # there is nothing to compare with
         return Finding(Group.ENGINES, name, Status.OK, probe)
     difference = float(np.abs(np.subtract(logits, reference)).max() / np.std(reference))
-    probe["difference"] = float(f"{difference:.1e}")
+    probe["difference"] = float(f"{difference:.1e}") if np.isfinite(difference) else None
     good = difference <= MAX_DIFFERENCE  # false for what is no number
     hint = None
-    if not np.isfinite(reference).all():
+    if not np.isfinite(logits).all():
         hint = "it computes what is no number: see whether the bundled model is as installed"
+    elif not np.isfinite(reference).all():
+        hint = f"{DEFAULT_ENGINE} computes what is no number, there is nothing to compare with"
     elif not good:
         hint = f"its answers are not those of {DEFAULT_ENGINE}: use another --engine or --device"
     return Finding(Group.ENGINES, name, Status.OK if good else Status.FAILED, probe, hint)
