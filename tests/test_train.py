@@ -220,7 +220,7 @@ def test_a_finished_run_becomes_a_checkpoint(
     assert torch.equal(after["norm.weight"], before["norm.weight"].half())
     assert (tmp_path / "out" / "classes.txt").read_text().split() == ["n0", "n1", "n2", "n3"]
     printed = capsys.readouterr().out
-    losses = {crop: float(loss) for crop, loss in re.findall(r"^crop_pct ([\d.]+): .* loss ([\d.]+)", printed, re.M)}
+    losses = {crop: float(loss) for crop, loss in re.findall(r"^crop_pct ([\d.]+), .* loss ([\d.]+)", printed, re.M)}
     assert len(losses) == 4
     assert f"chosen: crop_pct {min(losses, key=losses.__getitem__)}, temperature 2.0000" in printed
 

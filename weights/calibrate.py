@@ -3,11 +3,11 @@
     python weights/calibrate.py tiny-imagenet-200/train runs/one weights/convformer_t8_64.safetensors
 
 Everything is decided on the pictures that training held out. crop_pct is the one under which the right classes are most
-likely; it goes into the model's row in mfcli.variants by hand. (Pictures of 64x64 cannot say which interpolation is
-best for larger ones: at crop_pct 1 they are not resized at all. It stays bicubic, as for every other row.) The
-temperature is the one that makes the right classes most likely (Guo et al., https://arxiv.org/abs/1706.04599); dividing
-the last layer's weight and bias by it is the same as dividing the logits. Class names go into classes.txt beside the
-checkpoint, in head order.
+likely, each with its own temperature; it goes into the model's row in mfcli.variants by hand. (Pictures of 64x64 cannot
+say which interpolation is best for larger ones: at crop_pct 1 they are not resized at all. It stays bicubic, as for
+every other row.) The temperature is the one that makes the right classes most likely (Guo et al.,
+https://arxiv.org/abs/1706.04599); dividing the last layer's weight and bias by it is the same as dividing the logits.
+Class names go into classes.txt beside the checkpoint, in head order.
 """
 
 import argparse
@@ -91,10 +91,12 @@ def main(argv: list[str] | None = None) -> None:
     held_out = Decoded(samples)
     targets = torch.tensor(held_out.targets)
     found = {crop_pct: logits_of(model, held_out, size, crop_pct) for crop_pct in CROPS}
-    for crop_pct, logits in found.items():
-        print(f"crop_pct {crop_pct}: {described(logits, targets)}")
-    crop_pct = min(found, key=lambda chosen: F.cross_entropy(found[chosen], targets).item())
-    scale = temperature(found[crop_pct], targets)
+    scales = {crop_pct: temperature(logits, targets) for crop_pct, logits in found.items()}
+    losses = {crop_pct: F.cross_entropy(found[crop_pct] / scale, targets).item() for crop_pct, scale in scales.items()}
+    for crop_pct, scale in scales.items():
+        print(f"crop_pct {crop_pct}, temperature {scale:.4f}: {described(found[crop_pct] / scale, targets)}")
+    crop_pct = min(losses, key=losses.__getitem__)
+    scale = scales[crop_pct]
     weights = model.state_dict()
     layer = "head.fc2" if "head.fc2.weight" in weights else "head"
     for name in (f"{layer}.weight", f"{layer}.bias"):
