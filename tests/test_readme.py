@@ -111,6 +111,9 @@ def test_the_figures_are_those_that_were_measured() -> None:
     assert f"| top-1 | {figures['top1']:.2f} % (95 % interval {low:.2f} to {high:.2f}) |" in card
     assert f"| top-5 | {figures['top5']:.2f} % |" in card
     assert f"| expected calibration error (15 bins) | {figures['calibration_error']:.4f} |" in card
+    rounds = figures["images_per_s_rounds"]
+    assert f"| {figures['images_per_s']:.0f}, median of five rounds ({min(rounds):.0f} to {max(rounds):.0f}) |" in card
+    assert len(rounds) == 5
     for text in (README, (CHECKOUT / "CHANGELOG.md").read_text()):
         assert f"{figures['top1']:.1f} % top-1 on Tiny ImageNet" in " ".join(text.split())
     assert figures["model"] == find_variant("bundled").name
