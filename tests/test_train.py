@@ -124,6 +124,14 @@ def test_colours_are_taken_away_whatever_else_is_changed(recipe: ModuleType, pic
     assert trained(recipe, pictures, tmp_path / "after", "32:1", *others, "--grayscale", "1") != before
 
 
+def test_the_strongest_magnitude_can_be_asked_for(recipe: ModuleType, pictures: Path) -> None:
+    options = recipe.arguments([str(pictures), "run", "--auto-augment", "rand-m9-n8-mstd2-inc1"])
+    augment = recipe.augmentation(options, 32)
+    recipe.seed(0, 0)
+    for number in range(60):  # without the upper bound one in a dozen asks for posterizing to 0 bits
+        assert augment(picture(48, 48, name=str(number))).shape == (3, 32, 32)
+
+
 def test_a_run_begins_with_the_weights_it_is_given(
     recipe: ModuleType, pictures: Path, finished: Path, tmp_path: Path
 ) -> None:

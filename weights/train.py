@@ -146,6 +146,9 @@ def make_optimizer(model: nn.Module, options: argparse.Namespace) -> torch.optim
 
 def augmentation(options: argparse.Namespace, size: int) -> Callable[[Image.Image], np.ndarray]:
     """Return timm's training transform without the normalisation, which is done by batch: uint8 (3, H, W)."""
+    policy = options.auto_augment
+    if policy and "-inc1" in policy and "-mmax" not in policy:
+        policy += "-mmax9"  # at magnitude 10 timm posterizes to 0 bits, which Pillow 12 refuses in the middle of a run
     try:
         return create_transform(
             size,
@@ -153,7 +156,7 @@ def augmentation(options: argparse.Namespace, size: int) -> Callable[[Image.Imag
             scale=(options.scale, 1.0),
             color_jitter=options.color_jitter,
             grayscale_prob=options.grayscale,
-            auto_augment=options.auto_augment,
+            auto_augment=policy,
             interpolation="random",
             use_prefetcher=True,
         )
