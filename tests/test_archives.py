@@ -144,14 +144,14 @@ def test_a_zip_header_that_lies(tmp_path: Path) -> None:
 
 
 def test_zip_bomb(tmp_path: Path) -> None:
-    path = zip_of(tmp_path / "p.zip", {"a.jpg": bytes(11 * 2**20), "b.jpg": b"y", "c.jpg": bytes(9 * 2**20)})
+    path = zip_of(tmp_path / "p.zip", {"a.jpg": bytes(65 * 2**20), "b.jpg": b"y", "c.jpg": bytes(63 * 2**20)})
     found = read(path)
-    assert (found["a.jpg"], found["b.jpg"], len(found["c.jpg"])) == ("too_large", b"y", 9 * 2**20)
+    assert (found["a.jpg"], found["b.jpg"], len(found["c.jpg"])) == ("too_large", b"y", 63 * 2**20)
 
 
 @pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
 def test_tar_bomb(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
-    tar_of(tmp_path / "p.tar", {"a.jpg": b"a", "bomb.bin": bytes(30 * 2**20), "c.jpg": b"c"})
+    tar_of(tmp_path / "p.tar", {"a.jpg": b"a", "bomb.bin": bytes(80 * 2**20), "c.jpg": b"c"})
     path = tmp_path / f"p.tar.{suffix}"
     path.write_bytes(compress((tmp_path / "p.tar").read_bytes()))
     assert read(path) == {"a.jpg": b"a", None: "too_large"}

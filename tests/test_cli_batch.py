@@ -326,3 +326,51 @@ def test_an_interrupt_while_nobody_reads_leaves_whole_rows(many: list[Path]) -> 
         document = json.loads(begun + process.stdout.read())
         assert process.wait(60) == 130
     assert len(document["results"]) == document["summary"]["inputs"]
+
+
+def test_the_maker_of_the_engine_is_told_nothing(mf_process: Mf, many: list[Path], tmp_path: Path) -> None:
+    ran = mf_process("predict", many[0], "-q", HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / ".cache"))
+    assert (ran.code, ran.err) == (0, "")
+    assert list(tmp_path.iterdir()) == []  # onnxruntime keeps what it wants to send, and an identity, in the home
+
+
+def test_a_list_on_a_pipe_that_does_not_wait_is_waited_for(many: list[Path]) -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    command = [sys.executable, "-m", "mfcli", "predict", "--files-from", "-", "-q", "--format", "jsonl"]
+    with subprocess.Popen(command, stdin=read, stdout=subprocess.PIPE) as process:
+        os.close(read)
+        for path in many[:2]:
+            time.sleep(1)
+            os.write(write, f"{path}\n".encode())
+        os.close(write)
+        assert process.stdout is not None
+        assert [json.loads(line)["input"] for line in process.stdout] == [str(path) for path in many[:2]]
+    assert process.returncode == 0
+
+
+def test_a_file_named_like_standard_input_is_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mfcli.cli.predict import _can_be_counted
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("-", "list"):
+        Path(name).write_text("a.jpg\n")
+    assert _can_be_counted([], "list")
+    assert not _can_be_counted([], "-")  # counting would take the names away from the run
+
+
+def test_a_terminal_that_goes_away_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mfcli import progress
+    from mfcli.results import Tally
+
+    class Gone:
+        def __getattr__(self, name: str) -> Any:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(progress, "_RunBar", Gone)
+    monkeypatch.setattr(progress.StderrProgress, "draws_runs", True)
+    with progress.StderrProgress(note=str) as shown:
+        shown(Tally(1, 0, 0))
+        shown._run = Gone()  # type: ignore[assignment]
+        shown(Tally(2, 0, 0))
+        shown("a note")

@@ -163,6 +163,34 @@ def test_a_jpeg_that_was_cut_and_closed_is_an_error(options: dict[str, Any], cor
         assert error.code in (FailureCode.TRUNCATED, FailureCode.DECODE), share
 
 
+@pytest.mark.parametrize("format", ["JPEG", "MPO"])
+def test_what_follows_does_not_hide_that_a_jpeg_was_cut_and_closed(format: str) -> None:
+    more = {"save_all": True, "append_images": [picture(300, 200, name="second")]} if format == "MPO" else {}
+    data = encoded(picture(300, 200), format, quality=80, progressive=True, **more).getvalue()
+    trailer = encoded(picture(40, 30), "JPEG").getvalue()
+    assert decode(io.BytesIO(data + trailer)).width == 300
+    for share in (0.1, 0.2, 0.3):
+        error = failure_of(data[: int(len(data) * share)] + b"\xff\xd9" + trailer)
+        assert error.code in (FailureCode.TRUNCATED, FailureCode.DECODE), share
+
+
+def test_what_follows_a_png_is_not_read() -> None:
+    data = encoded(picture(30, 20)).getvalue()
+    file = io.BytesIO(data + bytes(2**24))
+    furthest = 0
+    read = file.read
+
+    def watched(size: int | None = -1) -> bytes:
+        nonlocal furthest
+        found = read(size)
+        furthest = max(furthest, file.tell())
+        return found
+
+    file.read = watched  # type: ignore[method-assign]
+    assert decode(file).width == 30
+    assert furthest <= len(data) + 2**20
+
+
 def test_a_png_with_a_tail_of_zeros_is_an_error() -> None:
     data = encoded(picture(300, 200)).getvalue()
     for share in (0.3, 0.6, 0.9, 0.99):
@@ -210,6 +238,18 @@ def test_postscript_is_not_handed_to_another_program() -> None:
     ImageDraw.Draw(image).line((0, 0, 7, 7))
     error = failure_of(encoded(image, "EPS").getvalue())
     assert (error.code, error.message) == (FailureCode.UNSUPPORTED, "is EPS, which is not decoded here")
+
+
+@pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("JPEG", {"progressive": True}), ("TIFF", {})], ids=str)
+def test_max_pixels_takes_the_place_of_pillows_cap(
+    format: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    if format == "TIFF":
+        options = {"compression": "group4"}
+    image = picture(20, 10).convert("1") if format == "TIFF" else picture(20, 10)
+    assert decode(encoded(image, format, **options), max_pixels=200).width == 20
+    assert Image.MAX_IMAGE_PIXELS == 10
 
 
 def test_pixel_cap() -> None:

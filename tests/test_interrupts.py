@@ -15,8 +15,10 @@ from mfcli.interrupts import ImpatientInterrupt, uninterrupted
 def installed() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     interrupts.install()
+    interrupts._State.raised_at = None
     yield
     interrupts._State.seen = False
+    interrupts._State.raised_at = None
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -30,6 +32,16 @@ def test_outside_it_comes_at_once(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupt(number)
     assert interrupts.was_interrupted()
+
+
+def test_one_that_follows_at_once_means_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    interrupt()  # the run is being brought to its end
+    monkeypatch.setattr(interrupts, "_PATIENCE_S", 0.05)
+    time.sleep(0.1)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
 
 
 def test_within_it_waits_for_the_end() -> None:

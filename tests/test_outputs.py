@@ -62,6 +62,32 @@ def test_a_link_stays_a_link_and_the_mode_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "real.csv").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_file_that_came_into_being_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def both() -> None:
+        with appearing(tmp_path / "out.csv", replace=False) as stream:
+            stream.write("mine")
+            (tmp_path / "out.csv").write_text("theirs")
+
+    with pytest.raises(OutputError, match="meanwhile") as caught:
+        both()
+    assert (tmp_path / "out.csv").read_text() == "theirs"
+    (kept,) = set(tmp_path.iterdir()) - {tmp_path / "out.csv"}
+    assert kept.read_text() == "mine"
+    assert str(kept) in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["字" * 83 + ".csv", "a" * 251 + ".csv"])
+def test_the_longest_names_are_written(name: str, tmp_path: Path) -> None:
+    with appearing(tmp_path / name) as stream:
+        stream.write("x")
+    assert (tmp_path / name).read_text() == "x"
+
+
+def test_a_name_that_cannot_be_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write .*: File name too long"):
+        refuse_existing(tmp_path / ("a" * 252 + ".csv"))
+
+
 def test_a_device_is_written_directly() -> None:
     with appearing(Path("/dev/null")) as stream:
         stream.write("x")

@@ -4,12 +4,17 @@ Public names are loaded on first use, so that importing the package costs nothin
 torch), `load_predictor` (an object that classifies pictures, without torch) and `list_variants` (the registry).
 """
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mfcli.metaformer import create_model
     from mfcli.predictor import load_predictor
     from mfcli.variants import list_variants
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+"""ONNX Runtime 1.29 and later report to their makers, also on Linux and from the moment they are imported, unless told
+so before: mf sends nothing to anyone."""
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "create_model", "list_variants", "load_predictor"]

@@ -28,9 +28,9 @@ from mfcli.results import Failure
 from mfcli.selection import in_natural_order
 
 _MAX_RATIO = 1000
-"""Bytes out for one byte in; no picture compresses like that, and deflate can reach 1032."""
-_RATIO_FROM_BYTES = 10 * 2**20
-"""Up to here any ratio will do."""
+"""Bytes out for one byte in; no picture but a blank one compresses like that, and deflate can reach 1032."""
+_RATIO_FROM_BYTES = 64 * 2**20
+"""Up to here any ratio will do: that of a blank bitmap of 20 million pixels, for one."""
 _MAX_HEADER_BYTES = 2**20
 """Long names and attributes of a tar member, which tarfile reads as a whole."""
 _CHUNK_BYTES = 2**18

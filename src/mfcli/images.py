@@ -5,6 +5,7 @@ what is broken, cut off or too large; which pixels a model then sees is preproce
 """
 
 import io
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ _INVERSE = {6: 8, 8: 6}
 _EIGHT_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
 """The 8-bit level of each 16-bit one."""
 _FLAT_LEVELS = 3
+_MAX_PROBED_BYTES = 2**28
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""A marker that ends the data of a scan and, but for the end marker, begins a segment with a length."""
 _cap_lock = threading.Lock()
 _cap_users = 0
 _cap: int | None = None
@@ -72,11 +76,12 @@ def decode(file: BinaryIO, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_P
         if not file.read(1):
             raise PictureError(FailureCode.TRUNCATED, "is empty (0 bytes)")
         file.seek(0)
-        return _decode(file, exif, max_pixels)
+        with _without_cap():
+            return _decode(file, exif, max_pixels)
 
 
 def _decode(file: BinaryIO, exif: bool, max_pixels: int) -> DecodedPicture:
-    with _open(file) as picture:
+    with Image.open(file) as picture:
         if picture.format in _PROGRAM_RUNNERS:
             raise PictureError(FailureCode.UNSUPPORTED, f"is {picture.format}, which is not decoded here")
         if picture.width * picture.height > max_pixels:
@@ -87,22 +92,18 @@ def _decode(file: BinaryIO, exif: bool, max_pixels: int) -> DecodedPicture:
             _check_png(file)
         orientation = _orientation(picture)
         picture.load()
-        if picture.format == "JPEG" and _is_cut_and_closed(file, picture):
+        if picture.format in ("JPEG", "MPO") and _is_cut_and_closed(file, picture):
             raise PictureError(FailureCode.TRUNCATED, "is truncated: its data ends before its last row")
         rgb = _to_rgb(_turned(picture, orientation, exif))
         return DecodedPicture(rgb, rgb.width, rgb.height)
 
 
-def _open(file: BinaryIO) -> Image.Image:
-    """Open without decoding, and without Pillow's own cap."""
-    file.seek(0)
-    with _without_cap():
-        return Image.open(file)
-
-
 @contextmanager
 def _without_cap() -> Iterator[None]:
-    """Lift Pillow's cap, a global of the whole program, while any thread opens a picture."""
+    """Lift Pillow's cap, which opening, checking and loading obey, while any thread decodes: --max-pixels is ours.
+
+    It is a global of the whole program.
+    """
     global _cap_users, _cap
     with _cap_lock:
         if not _cap_users:
@@ -121,7 +122,7 @@ def _check_png(file: BinaryIO) -> None:
     """Check the checksums of all chunks, which decoding passes over: a tail of zeros would be a picture otherwise."""
     position = file.tell()
     file.seek(0)
-    Image.open(io.BytesIO(file.read()), formats=["PNG"]).verify()
+    Image.open(file, formats=["PNG"]).verify()  # chunk by chunk: what follows the last one is not read
     file.seek(position)
 
 
@@ -136,12 +137,22 @@ def _is_cut_and_closed(file: BinaryIO, picture: Image.Image) -> bool:
     if not picture.info.get("progressive") and np.ptp(last_block) > _FLAT_LEVELS:
         return False
     file.seek(0)
-    data = file.read()
-    end = data.rfind(b"\xff\xd9")
-    if end < 0:
+    data = file.read(_MAX_PROBED_BYTES)
+    end = _end_of_first(data)
+    if end is None:
         return False
     with Image.open(io.BytesIO(data[:end] + b"\x55" * 64 + data[end:]), formats=["JPEG"]) as longer:
         return longer.tobytes() != picture.tobytes()
+
+
+def _end_of_first(data: bytes) -> int | None:
+    """Where the end marker of a JPEG's first picture is: another may follow, as in MPO, or anything else."""
+    at = 2
+    while (found := _JPEG_MARKER.search(data, at)) is not None:
+        if found[0] == b"\xff\xd9":
+            return found.start()
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return None
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 _PATIENCE_S = 1.0
-"""How long after a signal that is put off another one still means the same."""
+"""How long after a signal another one still means the same."""
 
 
 class ImpatientInterrupt(KeyboardInterrupt):
@@ -20,14 +20,18 @@ class ImpatientInterrupt(KeyboardInterrupt):
 class _State:
     depth = 0
     pending_since: float | None = None
+    raised_at: float | None = None
     seen = False
 
 
 def _on_signal(*_: object) -> None:
     _State.seen = True
-    if not _State.depth:
-        raise KeyboardInterrupt
     now = time.monotonic()
+    if not _State.depth:
+        if _State.raised_at is None or now - _State.raised_at > _PATIENCE_S:
+            _State.raised_at = now
+            raise KeyboardInterrupt
+        return  # the run is ending because of the one before
     if _State.pending_since is None:
         _State.pending_since = now
     elif now - _State.pending_since > _PATIENCE_S:  # whatever is being written may never end
@@ -62,4 +66,5 @@ def uninterrupted() -> Iterator[None]:
         _State.depth -= 1
     if _State.pending_since is not None and not _State.depth:
         _State.pending_since = None
+        _State.raised_at = time.monotonic()
         raise KeyboardInterrupt

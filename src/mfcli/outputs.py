@@ -44,10 +44,12 @@ def refuse_existing(path: Path) -> None:
     """Raise where a file may not be written because it is there, or cannot be because its folder is not.
 
     Raises:
-        OutputError: it exists and is a file or a folder, or its folder does not exist.
+        OutputError: it exists and is a file or a folder, its folder does not exist, or nobody may look there.
     """
-    _need_folder(path)
-    if path.is_file() and path.stat().st_size:
+    with writing(path):
+        _need_folder(path)
+        exists = path.is_file() and path.stat().st_size > 0
+    if exists:
         raise OutputError(f"{path} exists", "--overwrite replaces it; --resume goes on with a .jsonl file")
 
 
@@ -73,18 +75,22 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def appearing(path: Path) -> Iterator[TextIO]:
+def appearing(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
     """Give a text stream whose file appears at `path` at the end, whole.
 
     What was written before an interrupt, or before an MfError, appears too; after anything else, in the middle of a
     row, and where nothing was written, the old file stays. What is no regular file, a terminal or a pipe, is written
     directly.
 
+    Args:
+        path: the file.
+        replace: whether a file that is there at the end may be replaced; else what was written is kept beside it.
+
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or may not be replaced.
     """
-    _need_folder(path)
     with writing(path):
+        _need_folder(path)
         if path.exists() and not path.is_file():
             with _text(path.open("wb")) as stream:
                 yield stream
@@ -98,28 +104,32 @@ def appearing(path: Path) -> Iterator[TextIO]:
             except (KeyboardInterrupt, MfError):
                 stream.flush()
                 if file.tell():
-                    publish()
+                    publish(replace)
                 raise
             stream.flush()
-            publish()
+            publish(replace)
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+def _beside(path: Path) -> Iterator[tuple[BinaryIO, Callable[[bool], None]]]:
     """Give a file beside `path` and what puts it into its place, with the mode of the file that is replaced.
 
     Where that was not called the file is deleted. A link stays a link.
     """
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name[:100]}.{os.getpid()}.part")
+    partial = target.with_name(f".{target.name[:50]}.{os.getpid()}.part")  # 50 characters may be 200 bytes
     file = partial.open("w+b")  # one of this name is left from a process that was killed
 
-    def publish() -> None:
+    def publish(replace: bool) -> None:
         with uninterrupted():
             file.flush()
             os.fsync(file.fileno())
             with contextlib.suppress(OSError):
                 partial.chmod(stat.S_IMODE(target.stat().st_mode))
+            if not replace and target.is_file() and target.stat().st_size:
+                spare = target.with_name(f"{target.stem[:50]}.{os.getpid()}{target.suffix}")
+                partial.replace(spare)
+                raise OutputError(f"{path} has come into being meanwhile", f"what was done is in {spare}")
             partial.replace(target)
 
     try:
@@ -299,7 +309,7 @@ class Journal:
                 spots = places.get(row.digest) if row and not row.is_ok else None
                 merged.write(_slice(side, *spots.pop()) if spots else line)
             _lock(merged)  # before it is there: the name is never without a lock
-            publish()
+            publish(True)
             old, self._file = self._file, self._reopened(merged)
             old.close()
         self._side.unlink()

@@ -1,6 +1,7 @@
 """Progress callbacks for a person: notes as lines on stderr; downloads and long runs as bars where it is a terminal."""
 
 import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -41,10 +42,11 @@ class StderrProgress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-        if self._run is not None:
-            self._run.stop()
+        with suppress(OSError):  # a terminal that has gone away, here and below: the run goes on without it
+            if self._bars is not None:
+                self._bars.stop()
+            if self._run is not None:
+                self._run.stop()
 
     @property
     def draws_runs(self) -> bool:
@@ -53,8 +55,11 @@ class StderrProgress:
 
     def __call__(self, event: str | Transfer | Tally) -> None:
         """Draw a transfer or a run, or write a note."""
-        if self._quiet:
-            return
+        if not self._quiet:
+            with suppress(OSError):
+                self._show(event)
+
+    def _show(self, event: str | Transfer | Tally) -> None:
         if isinstance(event, Tally):
             if self.draws_runs:
                 self._run = self._run or _RunBar()

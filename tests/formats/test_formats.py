@@ -195,6 +195,21 @@ def test_a_narrow_terminal_loses_nothing(columns: int, monkeypatch: pytest.Monke
     assert label.replace(" ", "") in shown
 
 
+@pytest.mark.parametrize(("columns", "width"), [(20, 20), (50, 50), (0, 80)])
+def test_one_line_a_picture_is_cut_at_the_edge(columns: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    writer = open_writer(FormatName.TABLE, stream, compact=True)
+    writer.begin(RUN)
+    predictions = tuple(Prediction(rank, rank, None, "bell pepper", 0.25) for rank in range(1, 8))
+    for _ in range(2):
+        writer.write(PictureResult("a picture.jpg", None, None, 9, 9, predictions, None))
+    lines = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
+    assert [(len(line), line[:9], line[-1]) for line in lines] == [(width, "a picture", "…")] * 2
+
+
 def test_records_keep_their_types_in_json() -> None:
     stream = io.StringIO()
     write_records(FormatName.JSONL, stream, [{"depths": (3, 9), "params": 12}])

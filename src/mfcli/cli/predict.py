@@ -2,12 +2,13 @@
 
 import contextlib
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -230,7 +231,7 @@ def predict(
         timeout_s=timeout,
         offline=settings.offline,
     )
-    stdin = None if sys.stdin is None else sys.stdin.buffer
+    stdin = _standard_input()
     elsewhere = output is not None or not (sys.stdout and sys.stdout.isatty())
     with StderrProgress(note, quiet, elsewhere) as progress:
         sources = from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection, notice=progress)
@@ -252,7 +253,7 @@ def predict(
             _count(
                 progress, lambda: from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
             )
-        with _writers(predictor, format, output, many, resume, retry_failed) as (writer, journal, retries):
+        with _writers(predictor, format, output, many, overwrite, resume, retry_failed) as (writer, journal, retries):
             if not quiet and (limits := _limits(predictor, weights, labels)):
                 say = cache(partial(progress, limits))  # once, whichever writes the first answer
                 writer, retries = Announced(writer, say), retries and Announced(retries, say)
@@ -269,13 +270,22 @@ def predict(
                     progress=progress,
                 )
             except KeyboardInterrupt:
-                if output is not None and not quiet:
+                if output is not None and not quiet and output.exists():
                     go_on = "; --resume goes on" if format is FormatName.JSONL else ""
                     note(f"interrupted: {output} holds what was done{go_on}")
                 raise
     if output is not None and not quiet:
         note(f"{summary.in_words()}; {output}")
     raise typer.Exit(ExitCode.OK if allow_failures else _exit_code(summary))
+
+
+def _standard_input() -> BinaryIO | None:
+    """Standard input, waited for where it is a pipe that another program, ssh for one, has set not to wait."""
+    if sys.stdin is None:
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        os.set_blocking(sys.stdin.fileno(), True)
+    return sys.stdin.buffer
 
 
 def _check_not_read(output: Path, names: list[str]) -> None:
@@ -293,8 +303,9 @@ def _check_not_read(output: Path, names: list[str]) -> None:
 def _can_be_counted(inputs: list[str], files_from: str | None) -> bool:
     """Whether the inputs can be gone through twice: not what comes through a pipe, and no tar, which is read whole."""
     from mfcli.paths import is_archive_name
+    from mfcli.sources import STDIN
 
-    is_list = files_from is None or Path(files_from).is_file()
+    is_list = files_from is None or (files_from != STDIN and Path(files_from).is_file())
     return is_list and not any(is_archive_name(name) and not name.lower().endswith(".zip") for name in inputs)
 
 
@@ -333,11 +344,11 @@ def _format(format: FormatName | None, output: Path | None, resume: bool, overwr
 
 def _is_a_set(name: str) -> bool:
     """Whether an argument may stand for many pictures."""
-    from mfcli.paths import is_archive_name
+    from mfcli.paths import is_archive_name, split_member
 
     with contextlib.suppress(OSError, ValueError):
         path = Path(name)
-        if path.is_dir() or is_archive_name(name):
+        if path.is_dir() or is_archive_name(name) or split_member(name) is not None:
             return True
         return not path.exists() and has_magic(name)
     return False
@@ -349,20 +360,23 @@ def _writers(
     format: FormatName,
     output: Path | None,
     many: bool,
+    overwrite: bool,
     resume: bool,
     retry_failed: bool,
 ) -> Iterator[tuple["Writer", "Journal | None", "Writer | None"]]:
     """Where results go: a writer, and, for a .jsonl file, what is finished in it and where retried rows go."""
     from mfcli.formats import open_writer
-    from mfcli.outputs import Journal, appearing, writing
+    from mfcli.outputs import Journal, appearing, refuse_existing, writing
 
     if output is None:
         with standard_output() as stream:
             yield open_writer(format, stream, compact=many), None, None
     elif format is not FormatName.JSONL or (output.exists() and not output.is_file()):
-        with appearing(output) as stream:
+        with appearing(output, replace=overwrite) as stream:
             yield open_writer(format, stream, compact=True), None, None
     else:
+        if not (overwrite or resume):
+            refuse_existing(output)  # again: making a model ready may have taken a while
         journal = Journal(
             output,
             predictor.run.run,

@@ -12,6 +12,7 @@ from rich.text import Text
 from mfcli.results import PictureResult, RunInfo, Summary
 
 _PIPE_WIDTH = 100_000  # wider than any row, so that nothing is folded
+_UNKNOWN_WIDTH = 80
 _BAR_CELLS = 20
 _BAR_NEEDS_WIDTH = 64
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -31,7 +32,10 @@ class _Console(Console):
 def _make_console(stream: TextIO, *, fold: bool) -> Console:
     """A console as wide as the terminal where there is one and rows are folded, else as wide as the widest row."""
     width = None if fold and stream.isatty() else _PIPE_WIDTH
-    return _Console(file=stream, width=width, highlight=False, emoji=False)
+    console = _Console(file=stream, width=width, highlight=False, emoji=False)
+    if console.width < 1:  # COLUMNS=0, which some terminals set
+        console.width = _UNKNOWN_WIDTH
+    return console
 
 
 class TableWriter:
@@ -83,13 +87,13 @@ class LineWriter:
 
     def write(self, result: PictureResult) -> None:
         """Write one line, flushed."""
-        line = Text(named(result), style="bold", overflow="ellipsis", no_wrap=True)
+        line = Text(named(result), style="bold")
         if result.error:
             line.append(f"  {printable(result.error.message)}", "not bold red")
         for p in result.predictions:
             line.append(f"  {printable(p.label)}", "not bold" if p.rank == 1 else "not bold dim")
             line.append(f" {p.prob:.1%}", "not bold cyan" if p.rank == 1 else "not bold dim")
-        self._console.print(line)
+        self._console.print(line, no_wrap=True, overflow="ellipsis")
         self._console.file.flush()
 
     def end(self, summary: Summary) -> None:
