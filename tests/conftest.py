@@ -1,6 +1,7 @@
 """Fixtures: a network guard, a cache of the test's own, generated weights, and trial data where it is at hand."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,12 @@ class Ran:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(autouse=True, scope="session")
+def sigint_counts() -> None:
+    """Under nohup, and in a script's background job, SIGINT is ignored, and what a test starts would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
