@@ -374,3 +374,4 @@ def test_a_terminal_that_goes_away_fails_nothing(monkeypatch: pytest.MonkeyPatch
         shown._run = Gone()  # type: ignore[assignment]
         shown(Tally(2, 0, 0))
         shown("a note")
+    assert isinstance(shown._run, Gone)  # nothing took the bar away: each call met the error
