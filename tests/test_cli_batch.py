@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -375,3 +376,12 @@ def test_a_terminal_that_goes_away_fails_nothing(monkeypatch: pytest.MonkeyPatch
         shown(Tally(2, 0, 0))
         shown("a note")
     assert isinstance(shown._run, Gone)  # nothing took the bar away: each call met the error
+
+
+def test_a_folder_in_an_archive_is_many_pictures_and_a_member_one(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for path in many[:2]:
+            archive.write(path, f"inner/{path.name}")
+    archived = tmp_path / "p.zip"
+    for name, lines in ((f"{archived}/inner", 3), (f"{archived}/inner/*.png", 3), (f"{archived}/inner/000.png", 10)):
+        assert len(mf("predict", name, "-q").out.splitlines()) == lines, name

@@ -240,15 +240,16 @@ def test_postscript_is_not_handed_to_another_program() -> None:
     assert (error.code, error.message) == (FailureCode.UNSUPPORTED, "is EPS, which is not decoded here")
 
 
-@pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("JPEG", {"progressive": True}), ("TIFF", {})], ids=str)
+@pytest.mark.parametrize(
+    ("format", "mode", "options"),
+    [("PNG", "RGB", {}), ("JPEG", "RGB", {"progressive": True}), ("TIFF", "1", {"compression": "group4"})],
+    ids=str,
+)
 def test_max_pixels_takes_the_place_of_pillows_cap(
-    format: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    format: str, mode: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    if format == "TIFF":
-        options = {"compression": "group4"}
-    image = picture(20, 10).convert("1") if format == "TIFF" else picture(20, 10)
-    assert decode(encoded(image, format, **options), max_pixels=200).width == 20
+    assert decode(encoded(picture(20, 10, mode), format, **options), max_pixels=200).width == 20
     assert Image.MAX_IMAGE_PIXELS == 10
 
 

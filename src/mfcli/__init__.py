@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from mfcli.predictor import load_predictor
     from mfcli.variants import list_variants
 
+# ONNX Runtime 1.29 and later report to their maker, on Linux too and from their import on, unless told not to before.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-"""ONNX Runtime 1.29 and later report to their makers, also on Linux and from the moment they are imported, unless told
-so before: mf sends nothing to anyone."""
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "create_model", "list_variants", "load_predictor"]

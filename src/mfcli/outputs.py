@@ -95,7 +95,7 @@ def appearing(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
             with _text(path.open("wb")) as stream:
                 yield stream
             return
-        with _beside(path) as (file, publish):
+        with _beside(path, replace) as (file, publish):
             stream = _text(file)
             try:
                 yield stream
@@ -104,14 +104,14 @@ def appearing(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
             except (KeyboardInterrupt, MfError):
                 stream.flush()
                 if file.tell():
-                    publish(replace)
+                    publish()
                 raise
             stream.flush()
-            publish(replace)
+            publish()
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[tuple[BinaryIO, Callable[[bool], None]]]:
+def _beside(path: Path, replace: bool = True) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
     """Give a file beside `path` and what puts it into its place, with the mode of the file that is replaced.
 
     Where that was not called the file is deleted. A link stays a link.
@@ -120,7 +120,7 @@ def _beside(path: Path) -> Iterator[tuple[BinaryIO, Callable[[bool], None]]]:
     partial = target.with_name(f".{target.name[:50]}.{os.getpid()}.part")  # 50 characters may be 200 bytes
     file = partial.open("w+b")  # one of this name is left from a process that was killed
 
-    def publish(replace: bool) -> None:
+    def publish() -> None:
         with uninterrupted():
             file.flush()
             os.fsync(file.fileno())
@@ -309,7 +309,7 @@ class Journal:
                 spots = places.get(row.digest) if row and not row.is_ok else None
                 merged.write(_slice(side, *spots.pop()) if spots else line)
             _lock(merged)  # before it is there: the name is never without a lock
-            publish(True)
+            publish()
             old, self._file = self._file, self._reopened(merged)
             old.close()
         self._side.unlink()

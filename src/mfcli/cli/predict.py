@@ -348,8 +348,10 @@ def _is_a_set(name: str) -> bool:
 
     with contextlib.suppress(OSError, ValueError):
         path = Path(name)
-        if path.is_dir() or is_archive_name(name) or split_member(name) is not None:
+        if path.is_dir() or is_archive_name(name):
             return True
+        if (split := split_member(name)) is not None:
+            return has_magic(split[1]) or not Path(split[1]).suffix  # a folder in an archive
         return not path.exists() and has_magic(name)
     return False
 
