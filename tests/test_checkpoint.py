@@ -207,6 +207,45 @@ def test_a_truncated_checkpoint(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "x.pth")
 
 
+def test_a_bit_that_flipped_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save(state_of("bundled"), path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    torch.load(path)  # torch does not look
+    with pytest.raises(ModelError, match="not a checkpoint, or a damaged one") as caught:
+        read_state_dict(path)
+    assert caught.value.hint == "get the file again"
+
+
+def test_checksums_that_were_left_out_and_names_that_lie(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(3)}, tmp_path / "x.safetensors")  # what it is, its bytes say
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_state_dict(tmp_path / "x.safetensors")["a"].tolist() == [1, 1, 1]
+
+
+def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:
+    loop: dict[str, object] = {}
+    loop["state_dict"] = loop
+    torch.save(loop, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="holds no state dict"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_shapes_larger_than_what_is_stored(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.save({"head.weight": torch.zeros(1, dtype=dtype).expand(10**9, 10**6)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="but fewer are stored"):
+        read_state_dict(tmp_path / "x.pth")
+    torch.save({"head.weight": torch.zeros(10**9, 0, dtype=dtype)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="does not fit"):
+        load_checkpoint(tmp_path / "x.pth", find_variant("bundled"))
+
+
 def test_a_mismatch_names_the_first_tensors_and_the_row_that_fits(tmp_path: Path) -> None:
     torch.save(state_of("caformer_s18"), tmp_path / "x.pth")
     with pytest.raises(ModelError) as caught:

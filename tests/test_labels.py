@@ -58,6 +58,8 @@ def test_files(text: str, labels: list[tuple[str | None, str]] | None, tmp_path:
     ("content", "message"),
     [
         (b"", "holds an empty name or none"),
+        (b'{\n "0": "cat",\n "1": "dog"\n}\n', "is JSON"),
+        (b'["cat",\n"dog"]', "is JSON"),
         (b"cat\n\ndog\n", "holds an empty name or none"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"wnid,name\nn1\n", "1 columns instead of 2 in 'n1'"),

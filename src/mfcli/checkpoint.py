@@ -7,10 +7,11 @@ the first names that differ and the row that would fit.
 import argparse
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mfcli.errors import ModelError
 from mfcli.variants import ARCHITECTURES, VARIANTS, Architecture, Variant
@@ -24,6 +25,8 @@ StateDict = dict[str, "Tensor"]
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net")
 """Keys under which trainers put the state dict; averaged weights first, as they are the better ones."""
+_MAX_DEPTH = 4
+"""How deep wrappers lie in one another; a dictionary may hold itself."""
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and trainers put before every name."""
 
@@ -61,12 +64,15 @@ def load_checkpoint(path: Path, variant: Variant) -> LoadedCheckpoint:
     Raises:
         ModelError: the file cannot be read, carries code, or holds other weights.
     """
+    import torch
+
     from mfcli.metaformer import build_model
 
     state = to_reference_names(read_state_dict(path))
     head = state.get("head.fc2.weight", state.get("head.weight"))
     num_classes = variant.num_classes if head is None or head.ndim == 0 else max(head.shape[0], 1)
-    model = build_model(variant.architecture, num_classes=num_classes)
+    with torch.device("meta"):  # nothing is drawn that would be overwritten
+        model = build_model(variant.architecture, num_classes=num_classes)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state = _squeeze_1x1_convolutions(state, expected)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -75,7 +81,7 @@ def load_checkpoint(path: Path, variant: Variant) -> LoadedCheckpoint:
         raise ModelError(
             f"{path} does not fit {variant.name}: {_difference(shapes, expected)}", _advice(fitting, state)
         )
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(state, strict=True, assign=True)
     return LoadedCheckpoint(model.eval(), num_classes)
 
 
@@ -102,6 +108,11 @@ def read_state_dict(path: Path) -> StateDict:
 def _as_float32(path: Path, name: str, tensor: "Tensor") -> "Tensor":
     import torch
 
+    if tensor.layout is torch.strided and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ModelError(
+            f"{path} holds {name} with {tensor.numel()} numbers, but fewer are stored",
+            "save the weights alone: torch.save(model.state_dict(), FILE)",
+        )
     if tensor.layout is not torch.strided or tensor.is_meta or not tensor.is_floating_point():
         raise ModelError(
             f"{path} holds {name} as {tensor.dtype} on {tensor.device}, {tensor.layout}; weights are floating numbers",
@@ -124,8 +135,9 @@ def _read_pickle(path: Path) -> object:
 
     try:
         # A Namespace, which training scripts put beside the weights, is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+            _check_sums(file)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise ModelError(
@@ -137,6 +149,19 @@ def _read_pickle(path: Path) -> object:
         raise ModelError(f"{path} is not a checkpoint, or a damaged one", "get the file again") from error
 
 
+def _check_sums(file: BinaryIO) -> None:
+    """Compare the checksums of a zipped checkpoint, which torch's reader does not; it can leave them out, all zero.
+
+    Raises:
+        BadZipFile: a part is not what was written.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as parts:
+            if any(part.CRC for part in parts.infolist()) and (damaged := parts.testzip()):
+                raise zipfile.BadZipFile(damaged)
+    file.seek(0)
+
+
 def _unwrap(path: Path, loaded: object) -> Mapping[str, Any]:
     found = _find_state_dict(loaded)
     if not found:
@@ -145,14 +170,14 @@ def _unwrap(path: Path, loaded: object) -> Mapping[str, Any]:
     return found
 
 
-def _find_state_dict(loaded: object) -> StateDict:
+def _find_state_dict(loaded: object, depth: int = 0) -> StateDict:
     """The tensors under the first wrapper that has some, else those at this level, without counters."""
     import torch
 
-    if not isinstance(loaded, Mapping):
+    if not isinstance(loaded, Mapping) or depth > _MAX_DEPTH:
         return {}
     for key in _WRAPPERS:
-        if found := _find_state_dict(loaded.get(key)):
+        if found := _find_state_dict(loaded.get(key), depth + 1):
             return found
     tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     return {name: tensor for name, tensor in tensors.items() if name not in _COUNTERS}

@@ -5,6 +5,7 @@ Predictions read labels from the artifact; nothing here is needed for them unles
 
 import csv
 import io
+import json
 from pathlib import Path
 
 from mfcli.errors import ModelError, UsageError
@@ -51,6 +52,8 @@ def read_labels(path: Path) -> tuple[Label, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
+        if _is_json(text):
+            raise UsageError(f"labels file {path} is JSON", _EXPECTED)
         header = [cell.strip().lower() for cell in next(csv.reader(io.StringIO(text)), [])]
         if "name" in header:
             labels = _from_csv(path, header, text)
@@ -63,6 +66,14 @@ def read_labels(path: Path) -> tuple[Label, ...]:
     if any(not label.name for label in labels):
         raise UsageError(f"labels file {path} holds an empty name or none", _EXPECTED)
     return labels
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is a JSON object or list, whose lines would pass for names."""
+    try:
+        return text.lstrip()[:1] in ("{", "[") and isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _from_csv(path: Path, header: list[str], text: str) -> tuple[Label, ...]:
