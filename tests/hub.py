@@ -38,6 +38,7 @@ class Behaviour:
     redirect: bool = True
     head: bool = True
     redirect_scheme: str = "http"
+    location: str | None = None
     bytes_per_s: int | None = None
 
     def __str__(self) -> str:
@@ -127,6 +128,7 @@ def _handler(hub: Hub, role: int) -> type[BaseHTTPRequestHandler]:
             size = hub.behaviour.size if hub.behaviour.size is not None else len(hub.files[path])
             linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(size), "X-Repo-Commit": "c0ffee"}
             location = f"{hub.behaviour.redirect_scheme}://127.0.0.1:{hub.cdn.server_port}{path}?token={hub.tokens}"
+            location = hub.behaviour.location or location
             self.reply(302, {"Location": location, **(linked if hub.behaviour.linked else {})})
 
         def send_file(self, data: bytes) -> None:

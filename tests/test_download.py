@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from deterministic import uniform
 from hub import Behaviour, Hub
 from mfcli import download, remote
 from mfcli.download import Fetched, fetch
-from mfcli.errors import OutputError
+from mfcli.errors import ModelError, OutputError
 from mfcli.remote import SourceError, UnreachableError
 from mfcli.results import Transfer
 
@@ -248,6 +249,42 @@ def test_a_redirect_to_a_file(hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(redirect_scheme="file")
     with pytest.raises(SourceError, match="which is no web address"):
         get(hub, tmp_path)
+
+
+@pytest.mark.parametrize("location", ["http://[bad", "http://a..b/x", "http://*.x/", "http://h:99999/", "//\xff/"])
+def test_a_redirect_to_what_is_no_address(location: str, hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(location=location, linked=False)
+    told: list[Any] = []
+    with pytest.raises(SourceError, match="redirects to what is no web address|the address is malformed"):
+        get(hub, tmp_path, told=told)
+    assert told == []  # no further tries
+
+
+@pytest.mark.parametrize("proxy", ["foo://x", "http://[bad", "http://", "127.0.0.1:99999", "http://a..b:3"])
+def test_a_proxy_that_is_none(proxy: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(SourceError, match="the address, or the proxy's .*, is malformed"):
+        get(hub, tmp_path)
+
+
+def test_a_socks_proxy_without_its_package(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setattr("requests.adapters.SOCKSProxyManager", _no_socks)
+    with pytest.raises(SourceError, match="pip install pysocks"):
+        get(hub, tmp_path)
+
+
+def _no_socks(*_: object, **__: object) -> None:
+    raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificates_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv(name, "/nonexistent/ca.pem")
+    with pytest.raises(ModelError, match=f"{name} names /nonexistent/ca.pem, which cannot be read") as caught:
+        fetch("https://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
+    assert caught.value.hint == f"unset {name}, or let it name a PEM file"
 
 
 def test_credentials_stay_with_their_host(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

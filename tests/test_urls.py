@@ -264,6 +264,19 @@ def test_credentials(server: Server) -> None:
     assert "secret" not in failure(url).message
 
 
+def test_what_is_wrong_with_the_settings_is_not_blamed_on_the_address(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent/ca.pem")
+    assert failure("https://127.0.0.1:9/a.jpg").message == (
+        "REQUESTS_CA_BUNDLE names /nonexistent/ca.pem, which cannot be read"
+    )
+    monkeypatch.setenv("HTTP_PROXY", "http://joe:secret@[bad")
+    error = failure(server.url())
+    assert error.code is FailureCode.NETWORK
+    assert error.message == "the address, or the proxy's (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY), is malformed"
+
+
 def test_cookies_are_not_kept(server: Server) -> None:
     server.says("/a.jpg", body=PICTURE, Set_Cookie="a=b")
     for _ in range(2):

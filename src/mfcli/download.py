@@ -40,6 +40,7 @@ from mfcli.results import Progress, Transfer
 MAX_RESOLVES = 3
 """How often an expired signed address is asked for again."""
 
+_FIRST = "the first download"
 _CHUNK_BYTES = 1 << 16
 _SLOW_S = 60.0  # less than _PROGRESS_BYTES in this time counts as no connection
 _PROGRESS_BYTES = 1 << 16  # a try that brought less counts as one that brought nothing
@@ -102,7 +103,7 @@ def fetch(
         digest = partial.sha256()
         try:
             vouched = {"the server's X-Linked-Etag": transfer.remote.sha256, **expected_sha256}
-            _verify(digest, vouched if any(vouched.values()) else {"the first download": first_sha256}, url)
+            _verify(digest, vouched if any(vouched.values()) else {_FIRST: first_sha256}, url)
         except SourceError:
             partial.discard()
             raise
@@ -113,7 +114,10 @@ def fetch(
 def _verify(digest: str | None, expected: Mapping[str, str | None], url: str) -> None:
     for origin, value in expected.items():
         if digest is not None and value is not None and digest != value.lower():
-            raise SourceError(f"{shown(url)} has SHA-256 {digest}, but {origin} says {value.lower()}")
+            raise SourceError(
+                f"{shown(url)} has SHA-256 {digest}, but {origin} says {value.lower()}",
+                f"if the new file is the right one: --expect-sha256 {digest}" if origin == _FIRST else None,
+            )
 
 
 class _Partial:

@@ -5,11 +5,12 @@ certificate bundles and .netrc are requests' business.
 """
 
 import email.utils
+import os
 import random
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from urllib.parse import urljoin, urlsplit
@@ -170,14 +171,21 @@ def get(session: requests.Session, url: str, headers: Mapping[str, str]) -> requ
 
 
 def _one_request(session: requests.Session, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
-    response = session.request(
-        method,
-        url,
-        headers=headers,
-        stream=True,
-        allow_redirects=False,
-        timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-    )
+    try:
+        response = session.request(
+            method,
+            url,
+            headers=headers,
+            stream=True,
+            allow_redirects=False,
+            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+        )
+    except ValueError as error:  # requests' InvalidURL and its kin, and what urllib3 and the codec of host names raise
+        raise SourceError(f"{shown(url)} cannot be asked: {malformed(url, error)}") from error
+    except OSError as error:
+        if isinstance(error, requests.RequestException):
+            raise
+        raise ModelError(*no_certificates(error)) from error
     if response.status_code in _TRY_AGAIN:
         response.close()
         trouble = Trouble(f"the server answers {response.status_code}", _retry_after_s(response))
@@ -191,10 +199,14 @@ def redirected(url: str, response: requests.Response) -> str:
     Raises:
         SourceError: that is no web address, or not https after https.
     """
-    target = urljoin(url, response.headers["Location"])
-    if urlsplit(target).scheme not in ("http", "https"):
+    try:
+        target = urljoin(url, response.headers["Location"])
+        scheme = urlsplit(target).scheme
+    except ValueError as error:
+        raise SourceError(f"{shown(url)} redirects to what is no web address") from error
+    if scheme not in ("http", "https"):
         raise SourceError(f"{shown(url)} redirects to {shown(target)}, which is no web address")
-    if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
+    if urlsplit(url).scheme == "https" and scheme != "https":
         raise SourceError(f"{shown(url)} redirects from https to http, which is not followed")
     return target
 
@@ -252,6 +264,24 @@ def reason_of(error: Exception) -> str:
             return "the server does not answer in time" if "timed out" in str(error) else "no connection"
         case _:
             return f"{type(error).__name__}: {error}"
+
+
+def malformed(url: str, error: ValueError) -> str:
+    """Return why an address cannot even be asked; the text of such an exception may hold a password."""
+    if "SOCKS" in str(error):
+        return "a SOCKS proxy is set, and what speaks to one is not installed (pip install pysocks)"
+    with suppress(ValueError):
+        if requests.utils.get_environ_proxies(url):
+            return "the address, or the proxy's (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY), is malformed"
+    return "the address is malformed"
+
+
+def no_certificates(error: OSError) -> tuple[str, str]:
+    """Return what is wrong where requests finds no certificates, which is no error of its own kind, and what to do."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if bundle := os.environ.get(name):
+            return f"{name} names {bundle}, which cannot be read", f"unset {name}, or let it name a PEM file"
+    return str(error), "pip install --force-reinstall certifi"
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from mfcli.errors import FailureCode, ModelError, PictureError
-from mfcli.remote import reason_of, redirected, shown, size_of
+from mfcli.remote import malformed, no_certificates, reason_of, redirected, shown, size_of
 
 _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 2**16
@@ -192,10 +192,10 @@ def fetch(url: str, timeout_s: float, max_bytes: int) -> io.BytesIO:
         except Exception as error:
             if fetching.expired or isinstance(error, requests.Timeout):
                 raise PictureError(FailureCode.TIMEOUT, f"no answer within {timeout_s:g} s") from error
-            raise _picture_error(error) from error
+            raise _picture_error(url, error) from error
 
 
-def _picture_error(error: Exception) -> PictureError:
+def _picture_error(url: str, error: Exception) -> PictureError:
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and len(chain) < 20:
         chain.append(cause)
@@ -210,9 +210,13 @@ def _picture_error(error: Exception) -> PictureError:
     if isinstance(error, requests.exceptions.InvalidHeader):
         return PictureError(FailureCode.NETWORK, "the server's answer is malformed")
     if isinstance(error, ValueError):
-        return PictureError(FailureCode.UNSUPPORTED, "is not a valid web address")
+        reason = malformed(url, error)
+        code = FailureCode.NETWORK if "proxy" in reason else FailureCode.UNSUPPORTED
+        return PictureError(code, reason)
     if isinstance(error, _SHOWN):
         return PictureError(FailureCode.NETWORK, reason_of(error))
+    if type(error) is OSError:  # no kind of requests' own
+        return PictureError(FailureCode.NETWORK, no_certificates(error)[0])
     return PictureError(FailureCode.NETWORK, type(error).__name__)
 
 
