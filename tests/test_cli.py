@@ -443,6 +443,22 @@ def test_an_interrupt_leaves_valid_output(coffee: Path, tmp_path: Path) -> None:
     assert document["summary"]["inputs"] == len(document["results"])
 
 
+def test_a_file_that_nobody_foresaw_is_not_blamed_on_the_output(
+    mf: Mf, coffee: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mfcli.tasks import predict as task
+
+    def broken(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/somewhere")
+
+    monkeypatch.setattr(task, "predict", broken)
+    ran = mf("predict", coffee, "-q")
+    assert (ran.code, ran.err) == (
+        8,
+        "error: cannot use /somewhere: Permission denied\nhint: MF_DEBUG=1 shows where it happened\n",
+    )
+
+
 def test_a_bug_is_reported_as_one(mf: Mf, coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mfcli.tasks import predict as task
 

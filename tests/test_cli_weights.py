@@ -170,6 +170,83 @@ def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     assert (ready[0]["status"], len(hub.gets)) == ("ready", gets)
 
 
+def test_an_unready_row_says_what_was_asked(mf: Mf, hub: Hub, own_cache: Path, tmp_path: Path) -> None:
+    row = json.loads(mf("download", "poolformerv2_s24", "--format", "json").out)[0]
+    assert row["status"] == "failed"
+    assert row["url"].startswith(f"{hub.endpoint}/sail/dl/")
+    assert row["path"] == f"{own_cache}/checkpoints/poolformerv2_s24/poolformerv2_s24.pth"
+    os.mkfifo(tmp_path / "pipe")
+    for name in "pipe", "none":
+        asked = mf("download", NAME, "--from", tmp_path / name, "--dry-run", "--format", "json")
+        assert asked.code == 4
+        assert "cannot read weights from" in asked.err
+        assert json.loads(asked.out)[0]["url"] == str(tmp_path / name)
+    (tmp_path / "x.pth").write_bytes(b"x")
+    for origin in (("--from", tmp_path / "x.pth"), ()):
+        other = mf("download", NAME, *origin, "--expect-sha256", "1" * 64, "--dry-run", "--format", "json")
+        assert (other.code, json.loads(other.out)[0]["status"]) == (4, "failed")
+        assert "but --expect-sha256 says 1111" in other.err
+    assert not hub.gets
+
+
+def test_the_bundled_model_is_fetched_from_nowhere(mf: Mf, tmp_path: Path) -> None:
+    ready = json.loads(mf("download", "bundled", "--format", "json").out)[0]
+    assert mf("download", "bundled", "--expect-sha256", ready["sha256"]).code == 0
+    for more in ((), ("--dry-run",)):
+        other = mf("download", "bundled", "--expect-sha256", "1" * 64, *more)
+        assert other.code == 4
+        assert f"has SHA-256 {ready['sha256']}, but --expect-sha256 says 1111" in other.err
+        taken = mf("download", "bundled", "--from", tmp_path, *more)
+        assert taken.code == 2
+        assert "--weights FILE" in taken.err
+
+
+def test_a_file_that_waits_for_its_first_use_is_not_bad(mf: Mf, own_cache: Path) -> None:
+    place = own_cache / "checkpoints" / NAME / f"{NAME}.pth"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"x")
+    found = mf("cache", "verify", "--format", "json")
+    assert (found.code, json.loads(found.out)[0]["status"]) == (0, "new")
+
+
+def test_folders_among_the_files_of_the_cache(mf: Mf, own_cache: Path) -> None:
+    row = own_cache / "checkpoints" / NAME
+    for folder in (row / "a folder", row / "x.json", own_cache / "artifacts" / "x-1.onnx"):
+        folder.mkdir(parents=True)
+    (row / "z.pth").write_bytes(b"x")
+    (row.parent / "unknown").mkdir()
+    (row.parent / "unknown" / "y.pth").symlink_to("nowhere")
+    (own_cache / "partial" / "x.part").mkdir(parents=True)
+    rows = json.loads(mf("cache", "ls", "--format", "json").out)
+    assert [Path(row["path"]).name for row in rows] == ["z.pth", "y.pth"]
+    bad = mf("cache", "verify")
+    assert bad.code == 9
+    assert f"hint: delete what the next prediction makes again: rm {row.parent}/unknown/y.pth" in bad.err
+    assert mf("cache", "rm", NAME).code == 0
+    assert not (row / "z.pth").exists()
+    assert mf("cache", "prune").code == 0
+
+
+def test_a_file_that_cannot_be_deleted_stops_no_other(mf: Mf, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = own_cache / "checkpoints" / NAME
+    row.mkdir(parents=True)
+    for name in ("a.pth", "z.pth"):
+        (row / name).write_bytes(b"x")
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "a.pth":
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    ran = mf("cache", "rm", NAME, "--format", "json")
+    assert (ran.code, [Path(entry["path"]).name for entry in json.loads(ran.out)]) == (8, ["z.pth"])
+    assert (
+        f"error: cannot delete {row}/a.pth: Permission denied\nhint: see who may write there: ls -ld {row}" in ran.err
+    )
+
+
 def test_ten_processes_download_and_prepare_once(hub: Hub, coffee: Path) -> None:
     hub.behaviour = Behaviour(bytes_per_s=30_000_000)
     processes = [start("predict", coffee, "-m", NAME, "--format", "csv") for _ in range(10)]

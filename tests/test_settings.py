@@ -1,9 +1,11 @@
 """Settings: what the environment says, and what holds where it says nothing."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from mfcli.errors import UsageError
 from mfcli.settings import Settings, usable_cores
 
 
@@ -14,8 +16,8 @@ def test_defaults(monkeypatch) -> None:  # type: ignore[no-untyped-def]
         model="bundled",
         named_cache_dir=None,
         debug=False,
-        hub_cache_dir=Path("~/.cache/huggingface/hub"),
-        torch_hub_dir=Path("~/.cache/torch/hub/checkpoints"),
+        hub_cache_dir=Path.home() / ".cache/huggingface/hub",
+        torch_hub_dir=Path.home() / ".cache/torch/hub/checkpoints",
     )
     assert settings.cache_dir == Path("/somewhere/mfcli")
 
@@ -50,6 +52,18 @@ def test_other_programs_caches() -> None:
     assert (named.hub_cache_dir, named.torch_hub_dir) == (Path("/a"), Path("/t/hub/checkpoints"))
     assert Settings.from_environ({"HF_HOME": "/h"}).hub_cache_dir == Path("/h/hub")
     assert Settings.from_environ({"XDG_CACHE_HOME": "/x"}).hub_cache_dir == Path("/x/huggingface/hub")
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)
+    settings = Settings.from_environ({})
+    assert settings.torch_hub_dir == Path("~/.cache/torch/hub/checkpoints")
+    with pytest.raises(UsageError, match="this user has no home folder") as caught:
+        _ = settings.cache_dir
+    assert caught.value.hint == "name a folder: MF_CACHE_DIR=DIR"
+    assert Settings.from_environ({"HF_HOME": "~nosuch/x", "MF_CACHE_DIR": "/c"}).cache_dir == Path("/c")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from deterministic import fill
 from hub import Behaviour, Hub
-from mfcli import create_model, remote
+from mfcli import create_model, remote, weights
 from mfcli.artifact import ensure
 from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.settings import Settings
@@ -232,13 +233,72 @@ def test_a_checkpoint_that_was_still_being_copied(hub: Hub, settings: Settings) 
     place = place_by_hand(TINY, settings)
     place.parent.mkdir(parents=True)
     place.write_bytes(b"wrong, half")
-    with pytest.raises(ModelError, match="offline none are fetched"):
+    with pytest.raises(ModelError, match="what is on this machine is not the weights of tiny: .* is not a checkpoint"):
         get(offline, check=refuse)
     place.write_bytes(ONE)
     assert get(offline, check=refuse).sha256 == sha256(ONE)
     place.write_bytes(OTHER + b"and more")
     assert get(offline, check=refuse).sha256 == sha256(OTHER + b"and more")
     assert not hub.log
+
+
+def test_a_file_that_is_swapped_by_hand_for_one_as_long(settings: Settings) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    place = place_by_hand(TINY, settings)
+    place.parent.mkdir(parents=True)
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(create_model("bundled", num_classes=1000).state_dict(), place)
+        found.append((place.stat().st_size, ensure(TINY, None, offline).weights_sha256, sha256(place.read_bytes())))
+    assert found[0][0] == found[1][0]
+    assert [used == there for _, used, there in found] == [True, True]
+    assert found[0][1] != found[1][1]
+
+
+def test_a_checkpoint_that_was_touched_is_hashed_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    have, hashed = get(settings), []
+    monkeypatch.setattr(weights, "sha256_of", lambda path: hashed.append(path) or sha256(path.read_bytes()))
+    get(settings)
+    assert hashed == []
+    os.utime(have.path, (0, 0))
+    assert [get(settings).sha256 for _ in range(2)] == [have.sha256] * 2
+    assert hashed == [have.path]
+
+
+def test_what_is_ready_needs_no_lock(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    have = get(settings)
+    monkeypatch.setattr(weights, "lock", None)  # on a cache that cannot be written it fails
+    assert get(settings, Wish(keep=True)) == have
+    assert get(settings, Wish(keep=True, expect_sha256=have.sha256)) == have
+
+
+def test_offline_it_says_why_what_is_here_is_not_used(settings: Settings) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    have = get(settings)
+    have.path.write_bytes(OTHER)
+    with pytest.raises(ModelError) as caught:
+        get(offline)
+    assert caught.value.message == (
+        f"what is on this machine is not the weights of tiny: {have.path} has SHA-256 {sha256(OTHER)}, but the note"
+        f" beside it says {sha256(ONE)}"
+    )
+    assert caught.value.hint == f"with a network: mf download tiny; or place the right file at {have.path}"
+
+
+def test_caches_of_others_that_cannot_be_looked_at(settings: Settings, tmp_path: Path) -> None:
+    unseen = tmp_path / ("x" * 300)  # as unseen as a folder that may not be entered
+    assert get(dataclasses.replace(settings, hub_cache_dir=unseen, torch_hub_dir=unseen)).path.read_bytes() == ONE
+
+
+def test_addresses_that_differ_in_their_query_have_each_their_first_digest(hub: Hub, settings: Settings) -> None:
+    hub.behaviour = Behaviour(linked=False)
+    for version, data in ("1", ONE), ("2", OTHER):
+        hub.files["/x.pth"] = data
+        get(settings, Wish(origin=f"{hub.endpoint}/x.pth?version={version}"))
+    with pytest.raises(ModelError, match="but the first download says") as caught:
+        get(settings, Wish(origin=f"{hub.endpoint}/x.pth?version=1"))
+    assert caught.value.hint == f"if the new file is the right one: --expect-sha256 {sha256(OTHER)}"
 
 
 @pytest.mark.parametrize(

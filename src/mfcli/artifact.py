@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfcli.errors import ModelError, OutputError
-from mfcli.files import remembered_sha256, sha256_of, unwritable, write_atomically
+from mfcli.errors import ModelError, OutputError, UsageError
+from mfcli.files import is_file, remembered_sha256, sha256_of, unwritable, write_atomically
 from mfcli.onnx_metadata import metadata_props
 from mfcli.preprocess import PreprocessPlan
 from mfcli.results import Label, Progress
@@ -29,6 +29,7 @@ from mfcli.weights import (
     Wish,
     artifact_files,
     bundled_file,
+    check_digest,
     is_bundled,
     is_intact,
     lock,
@@ -108,24 +109,35 @@ def ensure(
     """
     if weights_file is None and variant.pretraining is Pretraining.BUNDLED:
         path = bundled_file(f"{variant.name}.onnx")
-        return open_artifact(path, variant, None, path.with_suffix(".safetensors"))
+        bundled = open_artifact(path, variant, None, path.with_suffix(".safetensors"))
+        _check_bundled(bundled, wish)
+        return bundled
     if weights_file is not None:
         digest = remembered_sha256(weights_file, settings.cache_dir / "digests")
     else:
         have = stored(variant, settings)
-        if wish == PLAIN_WISH and have and (ready := _opened(variant, have, settings)):
+        is_right = have is not None and wish == PLAIN_WISH and (have.is_gone or is_intact(have))
+        if have and is_right and (ready := _opened(variant, have, settings)):
             return ready
-        check = partial(_try_file, variant, settings, progress)
-        have = obtain(variant, settings, progress, check, wish)
-        if not is_intact(have, settings):
-            progress(f"{have.path} is damaged")
-            have = obtain(variant, settings, progress, check, replace(wish, force=True))
+        have = obtain(variant, settings, progress, partial(_try_file, variant, settings, progress), wish)
         weights_file, digest = have.path, have.sha256
     path = artifact_path(variant, digest, settings)
     if wish.force:  # without its sidecar an artifact counts as torn
         with contextlib.suppress(OSError):
             path.with_suffix(".json").unlink(missing_ok=True)
     return _open_or_build(variant, weights_file, digest, path, progress)
+
+
+def _check_bundled(bundled: Artifact, wish: Wish) -> None:
+    """It is never fetched, so it can only be asked whether it is the one that is meant."""
+    if wish.origin:
+        raise UsageError(
+            f"{bundled.variant} ships with the package and is taken from nowhere else",
+            f"other weights of this model: mf predict --model {bundled.variant} --weights FILE",
+        )
+    check_digest(
+        bundled.variant, bundled.weights_sha256, wish, "it ships with the package: another release has another"
+    )
 
 
 def _try_file(variant: Variant, settings: Settings, progress: Progress, path: Path) -> None:
@@ -232,7 +244,7 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
             key=fields["key"],
             weights_sha256=fields["weights_sha256"],
             source_url=fields["source_url"],
-            checkpoint=checkpoint if checkpoint and checkpoint.is_file() else None,
+            checkpoint=checkpoint if checkpoint and is_file(checkpoint) else None,
             plan=PreprocessPlan.from_json(metadata[_METADATA_PREFIX + "preprocess"]),
             labels=tuple(Label(wnid, name) for wnid, name in fields["labels"]),
             versions=fields["versions"],

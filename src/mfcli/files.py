@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -84,3 +85,32 @@ def unwritable(folder: Path, error: OSError) -> OutputError:
     return OutputError(
         f"cannot write to the cache {folder}: {error.strerror or error}", MAKE_ROOM if is_full else ELSEWHERE
     )
+
+
+def undeletable(path: Path, error: OSError) -> OutputError:
+    """Return the error that says that a file of the cache cannot be deleted."""
+    return OutputError(
+        f"cannot delete {path}: {error.strerror or error}",
+        f"see who may write there: ls -ld {shlex.quote(str(path.parent))}",
+    )
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something; false, not an error, where it cannot be looked at, which is all that Path lacks."""
+    with contextlib.suppress(OSError):
+        return path.exists()
+    return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file, in the same way."""
+    with contextlib.suppress(OSError):
+        return path.is_file()
+    return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, in the same way."""
+    with contextlib.suppress(OSError):
+        return path.is_dir()
+    return False

@@ -4,6 +4,7 @@ Nothing else in the package looks at MF_* variables. A flag beats the environmen
 default; `cli` and `load_predictor` are the callers.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ class Settings:
         """The folder that holds prepared artifacts: the named one, else the platform's (XDG_CACHE_HOME on Linux).
 
         Raises:
-            UsageError: the named one begins with the home folder of somebody who has none.
+            UsageError: it is in the home folder of somebody who has none.
         """
         if self.named_cache_dir is not None:
             try:
@@ -61,7 +62,12 @@ class Settings:
                 ) from error
         from platformdirs import user_cache_path
 
-        return user_cache_path("mfcli", appauthor=False)
+        try:
+            return user_cache_path("mfcli", appauthor=False)
+        except RuntimeError as error:
+            raise UsageError(
+                "this user has no home folder, so nobody knows where the cache is", "name a folder: MF_CACHE_DIR=DIR"
+            ) from error
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ, *, offline: bool = False) -> "Settings":
@@ -90,14 +96,21 @@ def _user_cache(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_CACHE_HOME") or "~/.cache")
 
 
+def _expanded(folder: Path) -> Path:
+    """With the home folder in the place of ~; where there is none it stays, and names nothing that is there."""
+    with contextlib.suppress(RuntimeError):
+        return folder.expanduser()
+    return folder
+
+
 def _hub_cache_dir(environ: Mapping[str, str]) -> Path:
     if named := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(named)
-    return Path(environ.get("HF_HOME") or _user_cache(environ) / "huggingface") / "hub"
+        return _expanded(Path(named))
+    return _expanded(Path(environ.get("HF_HOME") or _user_cache(environ) / "huggingface") / "hub")
 
 
 def _torch_hub_dir(environ: Mapping[str, str]) -> Path:
-    return Path(environ.get("TORCH_HOME") or _user_cache(environ) / "torch") / "hub" / "checkpoints"
+    return _expanded(Path(environ.get("TORCH_HOME") or _user_cache(environ) / "torch") / "hub" / "checkpoints")
 
 
 def usable_cores(cgroup_root: Path = Path("/sys/fs/cgroup"), own_cgroup: Path = Path("/proc/self/cgroup")) -> int:

@@ -5,19 +5,20 @@ it came from and what its digest is; the sidecar stays when the checkpoint is pr
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from mfcli.errors import ModelError, UsageError
-from mfcli.files import remembered_sha256, sha256_of, unwritable, write_atomically
+from mfcli.files import is_file, is_folder, remembered_sha256, sha256_of, unwritable, write_atomically
 from mfcli.results import Progress
 from mfcli.settings import Settings
 from mfcli.variants import HUB, Variant, WeightsSource
@@ -60,6 +61,7 @@ class StoredWeights:
         etag: the server's name for this version.
         commit: the hub's commit.
         date: when it arrived, ISO 8601 in UTC.
+        mtime_ns: the file's time of change when its digest was last known to be this one; None where none was kept.
     """
 
     path: Path
@@ -69,13 +71,19 @@ class StoredWeights:
     etag: str | None
     commit: str | None
     date: str
+    mtime_ns: int | None = None
 
     @property
     def is_here(self) -> bool:
-        """Whether the checkpoint is there, as long as it was; digests are checked when it arrives and on request."""
+        """Whether there is a file, as long as the checkpoint was; `is_intact` says whether it is the checkpoint."""
         with contextlib.suppress(OSError):
             return self.path.stat().st_size == self.size_bytes
         return False
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether there is no file: it was pruned."""
+        return not os.path.lexists(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +122,14 @@ def stored(variant: Variant, settings: Settings) -> StoredWeights | None:
 def checkpoint_files(settings: Settings) -> list[Path]:
     """Return the checkpoints in the cache; each lies in the folder of its row."""
     found = sorted((settings.cache_dir / "checkpoints").glob("*/*"))
-    return [path for path in found if path.suffix != ".json" and path.name != "lock" and path.name[0] != "."]
+    files = [path for path in found if path.suffix != ".json" and path.name != "lock" and path.name[0] != "."]
+    return [path for path in files if not is_folder(path)]
 
 
 def artifact_files(settings: Settings) -> list[tuple[str, Path]]:
     """Return what is made of checkpoints in the cache, good or not, with the name of its row."""
     found = sorted((settings.cache_dir / "artifacts").glob("*.onnx"))
-    return [(path.stem.rpartition("-")[0], path) for path in found if path.name[0] != "."]
+    return [(path.stem.rpartition("-")[0], path) for path in found if path.name[0] != "." and not is_folder(path)]
 
 
 def sidecar_of(path: Path) -> Path:
@@ -162,45 +171,84 @@ def obtain(
         OutputError: the cache cannot be written.
         UsageError: the wish's origin, or the endpoint, is no address.
     """
-    have = stored(variant, settings)
-    if have and have.is_here and wish == PLAIN_WISH:
-        return have
+    if ready := _ready(variant, settings, wish):
+        return ready
     with lock(folder_of(variant, settings) / "lock", f"another process that fetches {variant.name}", progress):
-        have = stored(variant, settings)
-        if have and have.is_here and not wish.force and not wish.origin:
-            _check_expected(have, wish)
-            return have
-        return _obtain(variant, settings, progress, check, wish)
+        return _ready(variant, settings, wish) or _obtain(variant, settings, progress, check, wish)
 
 
-def is_intact(have: StoredWeights, settings: Settings) -> bool:
-    """Return whether a checkpoint still has the digest it arrived with; hashed only when the file was touched."""
-    return have.is_here and remembered_sha256(have.path, settings.cache_dir / "digests") == have.sha256
+def _ready(variant: Variant, settings: Settings, wish: Wish) -> StoredWeights | None:
+    """The checkpoint that is here, if it is what is wished for."""
+    have = stored(variant, settings)
+    if have is None or wish.force or wish.origin or not is_intact(have):
+        return None
+    check_digest(str(have.path), have.sha256, wish, "fetch it again: add --force")
+    return have
 
 
-def _check_expected(have: StoredWeights, wish: Wish) -> None:
-    if wish.expect_sha256 and wish.expect_sha256.lower() != have.sha256:
-        raise ModelError(
-            f"{have.path} has SHA-256 {have.sha256}, but --expect-sha256 says {wish.expect_sha256.lower()}",
-            "fetch it again: add --force",
-        )
+def is_intact(have: StoredWeights) -> bool:
+    """Return whether the file in a checkpoint's place is the one that arrived; hashed only when it was touched."""
+    try:
+        status = have.path.stat()
+        if status.st_size != have.size_bytes:
+            return False
+        if status.st_mtime_ns != have.mtime_ns:
+            if sha256_of(have.path) != have.sha256:
+                return False
+            with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
+                _write_sidecar(replace(have, mtime_ns=status.st_mtime_ns))
+    except (OSError, ModelError):
+        return False
+    return True
+
+
+def check_digest(what: str, sha256: str, wish: Wish, hint: str = "it is another file: see --from") -> None:
+    """Compare the digest of a file, or of what an address serves, with the one that is wished for.
+
+    Raises:
+        ModelError: it is another.
+    """
+    _compare(what, sha256, _expected(wish), hint)
+
+
+def _compare(what: str, sha256: str, expected: Mapping[str, str], hint: str) -> None:
+    for origin, value in expected.items():
+        if value.lower() != sha256:
+            raise ModelError(f"{what} has SHA-256 {sha256}, but {origin} says {value.lower()}", hint)
 
 
 def _obtain(variant: Variant, settings: Settings, progress: Progress, check: Check, wish: Wish) -> StoredWeights:
     if wish.origin and not is_address(wish.origin):
         return _adopt(variant, settings, Path(wish.origin), _expected(wish), check, copy=True)
-    if not wish.force and not wish.origin and (found := _already_here(variant, settings, progress, check, wish)):
-        return found
+    unfit: list[str] = []
+    if not wish.force and not wish.origin:
+        for candidate in _already_here(variant, settings, wish):
+            try:
+                found = _adopt(
+                    variant, settings, candidate.path, candidate.expected, check, copy=candidate.is_elsewhere
+                )
+            except ModelError as error:
+                unfit.append(error.message)
+                progress(f"not used: {error.message}")
+            else:
+                progress(f"found the weights of {variant.name} in {candidate.path}")
+                return found
     if settings.offline:
-        raise not_here(variant, settings)
+        raise not_here(variant, settings, unfit)
     return _first_that_delivers(variant, settings, progress, check, wish)
 
 
-def not_here(variant: Variant, settings: Settings) -> ModelError:
-    """Return the error that says that a checkpoint is missing and may not be fetched."""
+def not_here(variant: Variant, settings: Settings, unfit: Sequence[str] = ()) -> ModelError:
+    """Return the error of a checkpoint that is not here, or only in files that are another, and may not be fetched."""
+    place = place_by_hand(variant, settings)
+    if unfit:
+        return ModelError(
+            f"what is on this machine is not the weights of {variant.name}: {'; '.join(unfit)}",
+            f"with a network: mf download {variant.name}; or place the right file at {place}",
+        )
     return ModelError(
         f"the weights of {variant.name} are not on this machine, and offline none are fetched",
-        f"with a network: mf download {variant.name}; or place the file at {place_by_hand(variant, settings)}",
+        f"with a network: mf download {variant.name}; or place the file at {place}",
     )
 
 
@@ -228,7 +276,8 @@ def _first_that_delivers(
 ) -> StoredWeights:
     from mfcli.remote import SourceError, UnreachableError
 
-    failures, sources = [], sources_of(variant, settings, wish)
+    failures: list[SourceError] = []
+    sources = sources_of(variant, settings, wish)
     for source, url in sources:
         try:
             return _download(variant, source, url, settings, progress, check, wish)
@@ -237,12 +286,13 @@ def _first_that_delivers(
             hint = f"the same command again goes on where it stopped; without a network, place the file at {place}"
             raise ModelError(error.message, hint) from error
         except SourceError as error:
-            failures.append(error.message)
+            failures.append(error)
             if len(sources) > 1:
                 progress(error.message)
+    hints = dict.fromkeys(error.hint for error in failures if error.hint)
     raise ModelError(
-        f"no source delivers {variant.name}: {'; '.join(failures)}",
-        f"carry the file by hand: mf download {variant.name} --from FILE",
+        f"no source delivers {variant.name}: {'; '.join(error.message for error in failures)}",
+        "; ".join(hints) or f"carry the file by hand: mf download {variant.name} --from FILE",
     )
 
 
@@ -265,7 +315,7 @@ def _download(
         url,
         settings.cache_dir / "partial",
         expected_sha256=expected,
-        first_sha256=_first_digests(variant, settings).get(shown(source.url)),
+        first_sha256=_first_digests(variant, settings).get(_name_of(source.url)),
         max_bytes=max_checkpoint_bytes(variant),
         name=variant.name,
         progress=progress,
@@ -278,7 +328,7 @@ def _download(
             raise SourceError(f"{shown(url)} is not the checkpoint: {error.message}") from error
     fields = {"url": shown(url), "etag": fetched.remote.etag, "commit": fetched.remote.commit, "sha256": fetched.sha256}
     kept = _keep(_place(variant, settings, source.file_name), fetched.path.replace, fields)
-    _remember_first(variant, settings, shown(source.url), fetched.sha256)
+    _remember_first(variant, settings, _name_of(source.url), fetched.sha256)
     return kept
 
 
@@ -288,6 +338,14 @@ def _place(variant: Variant, settings: Settings, file_name: str) -> Path:
     if file_name not in own:
         file_name = "model.safetensors" if file_name.endswith(".safetensors") else f"{variant.name}.pth"
     return folder_of(variant, settings) / file_name
+
+
+def _name_of(url: str) -> str:
+    """What tells an address from others, without its secrets: its query, which may be one, as a digest."""
+    from mfcli.remote import shown
+
+    query = url.partition("?")[2]
+    return f"{shown(url)}?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else shown(url)
 
 
 def _first_digests(variant: Variant, settings: Settings) -> dict[str, str]:
@@ -324,28 +382,28 @@ def max_checkpoint_bytes(variant: Variant) -> int:
     return 16 * variant.params + (1 << 24)
 
 
-def _already_here(
-    variant: Variant, settings: Settings, progress: Progress, check: Check, wish: Wish
-) -> StoredWeights | None:
-    """The checkpoint placed by hand, or in the caches of Hugging Face's client and torch.hub, if it proves right."""
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A file of this machine that may be a row's checkpoint, with the digests it must have, by a word for each."""
+
+    path: Path
+    expected: dict[str, str]
+    is_elsewhere: bool
+
+
+def _already_here(variant: Variant, settings: Settings, wish: Wish) -> Iterator[_Candidate]:
+    """What was placed by hand, and what the caches of Hugging Face's client and torch.hub hold."""
     for source in variant.sources:
         by_hand = folder_of(variant, settings) / source.file_name
         for path, digest in (*_placed(by_hand), *_in_other_caches(source, settings)):
             expected = _expected(wish, **{"this release": source.sha256, "the note beside it": digest})
-            try:
-                found = _adopt(variant, settings, path, expected, check, copy=path != by_hand)
-            except ModelError as error:
-                progress(f"not used: {error.message}")
-            else:
-                progress(f"found the weights of {variant.name} in {path}")
-                return found
-    return None
+            yield _Candidate(path, expected, is_elsewhere=path != by_hand)
 
 
 def _placed(path: Path) -> list[tuple[Path, str | None]]:
     """A checkpoint in its place, with the digest it had if it was downloaded; one placed by hand may be another now."""
     sidecar = read_sidecar(sidecar_of(path))
-    return [(path, sidecar.sha256 if sidecar and sidecar.url else None)] if path.is_file() else []
+    return [(path, sidecar.sha256 if sidecar and sidecar.url else None)] if is_file(path) else []
 
 
 def _in_other_caches(source: WeightsSource, settings: Settings) -> Iterator[tuple[Path, str | None]]:
@@ -353,13 +411,14 @@ def _in_other_caches(source: WeightsSource, settings: Settings) -> Iterator[tupl
     match = _HUB_URL.fullmatch(source.url)
     if match and settings.hub_cache_dir:
         repository = "models--" + match["repository"].replace("/", "--")
-        for path in settings.hub_cache_dir.expanduser().glob(f"{repository}/snapshots/*/{match['path']}"):
-            blob = path.resolve().name  # the hub's client names a large file by its digest
-            if _SHA256.fullmatch(blob):
-                yield path, blob
+        with contextlib.suppress(OSError):  # another program's folder that cannot be read is as good as none
+            for path in list(settings.hub_cache_dir.glob(f"{repository}/snapshots/*/{match['path']}")):
+                blob = path.resolve().name  # the hub's client names a large file by its digest
+                if _SHA256.fullmatch(blob):
+                    yield path, blob
     if settings.torch_hub_dir and source.file_name != "model.safetensors":
-        path = settings.torch_hub_dir.expanduser() / source.file_name
-        if path.is_file():
+        path = settings.torch_hub_dir / source.file_name
+        if is_file(path):
             yield path, None
 
 
@@ -368,11 +427,7 @@ def _adopt(
 ) -> StoredWeights:
     """Take a file of this machine for a row's checkpoint, after its digest was compared and it was tried."""
     digest = remembered_sha256(path, settings.cache_dir / "digests")
-    for origin, value in expected.items():
-        if value.lower() != digest:
-            raise ModelError(
-                f"{path} has SHA-256 {digest}, but {origin} says {value.lower()}", "it is another file: fetch it again"
-            )
+    _compare(str(path), digest, expected, "it is another file: fetch it again")
     check(path)
     fields = {"url": None, "etag": None, "commit": None, "sha256": digest}
     if not copy:
@@ -400,14 +455,15 @@ def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any])
         sidecar_file = sidecar_of(target)
         sidecar_file.unlink(missing_ok=True)  # never the old digest beside the new file
         bring(target)
+        status = target.stat()
         kept = StoredWeights(
             path=target,
-            size_bytes=target.stat().st_size,
+            size_bytes=status.st_size,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
+            mtime_ns=status.st_mtime_ns,
             **fields,
         )
-        sidecar = {name: value for name, value in asdict(kept).items() if name != "path"}
-        write_atomically(sidecar_file, json.dumps(sidecar).encode())
+        _write_sidecar(kept)
         for other in target.parent.iterdir():
             if other.name not in (target.name, sidecar_file.name, "lock"):
                 with contextlib.suppress(OSError):
@@ -415,6 +471,11 @@ def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any])
     except OSError as error:
         raise unwritable(target.parent, error) from error
     return kept
+
+
+def _write_sidecar(kept: StoredWeights) -> None:
+    sidecar = {name: value for name, value in asdict(kept).items() if name != "path"}
+    write_atomically(sidecar_of(kept.path), json.dumps(sidecar).encode())
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from mfcli.formats.base import FormatName
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
-    from mfcli.tasks.cache import CacheEntry
+    from mfcli.tasks.cache import CacheEntry, Verified
 
 app = typer.Typer(
     name="cache",
@@ -61,21 +61,31 @@ def path() -> None:
 
 @app.command()
 def verify(format: Format = FormatName.TABLE) -> None:
-    """Compute the digest of every checkpoint and artifact; exit code 9 if one is not what it was."""
+    """Compute the digest of every checkpoint and artifact; exit code 9 if one is not what it was.
+
+    Status new: placed by hand and not used yet, so that there is nothing to compare with.
+    """
     from mfcli.tasks import cache as task
 
     found = list(task.verify(Settings.from_environ()))
-    records = [{"status": "bad" if v.problem else "good", **_record(v.entry), "problem": v.problem} for v in found]
+    records = [{"status": _status(v), **_record(v.entry), "problem": v.problem} for v in found]
     _write(format, records, ("status", "kind", "model", "path", "problem"))
     if bad := [v.entry for v in found if v.problem]:
         raise CheckError(f"{len(bad)} of {len(found)} files are not what they were", _mend(bad))
 
 
+def _status(verified: "Verified") -> str:
+    if verified.problem:
+        return "bad"
+    return "new" if verified.is_new else "good"
+
+
 def _mend(bad: "Sequence[CacheEntry]") -> str:
     """What to do about damaged files: checkpoints are fetched again, artifacts made again from good checkpoints."""
     from mfcli.tasks.cache import Kind
+    from mfcli.variants import VARIANTS
 
-    names = {entry.model or "" for entry in bad if entry.kind is Kind.CHECKPOINT}
+    names = {entry.model or "" for entry in bad if entry.kind is Kind.CHECKPOINT and entry.model in VARIANTS}
     others = [str(entry.path) for entry in bad if entry.model not in names]
     fetch = f"fetch again: mf download --force {' '.join(sorted(names))}"
     delete = f"delete what the next prediction makes again: rm {shlex.join(others)}"
@@ -93,9 +103,12 @@ def rm(
     from mfcli.tasks import cache as task
 
     found = task.matching(Settings.from_environ(), models)
+    problem = None
     if not dry_run:
-        task.remove(found)
+        found, problem = task.remove(found)
     _tell(found, dry_run, format, quiet)
+    if problem:
+        raise problem
 
 
 @app.command()
@@ -111,11 +124,14 @@ def prune(
     from mfcli.tasks import cache as task
 
     found = task.superfluous(Settings.from_environ(), checkpoints)
+    problem = None
     if not dry_run:
-        task.remove(found, keep_sidecars=True)
+        found, problem = task.remove(found, keep_sidecars=True)
     _tell(found, dry_run, format, quiet)
     if checkpoints and not quiet and any(entry.kind is task.Kind.CHECKPOINT for entry in found):
         note("predictions go on; --engine torch, or a later version's artifacts, will fetch the checkpoints again")
+    if problem:
+        raise problem
 
 
 def _tell(found: "Sequence[CacheEntry]", dry_run: bool, format: FormatName, quiet: bool) -> None:

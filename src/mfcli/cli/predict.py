@@ -16,6 +16,7 @@ from mfcli.cli.options import MAX_WORKERS, Offline, Quiet, complete_device, comp
 from mfcli.cli.streams import note, standard_output
 from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, MfError, OutputError, UsageError
+from mfcli.files import exists, is_file
 from mfcli.formats.base import Announced, FormatName
 from mfcli.results import Summary
 from mfcli.selection import DEFAULT_TIMEOUT_S, has_magic
@@ -270,7 +271,7 @@ def predict(
                     progress=progress,
                 )
             except KeyboardInterrupt:
-                if output is not None and not quiet and output.exists():
+                if output is not None and not quiet and exists(output):
                     go_on = "; --resume goes on" if format is FormatName.JSONL else ""
                     note(f"interrupted: {output} holds what was done{go_on}")
                 raise
@@ -305,7 +306,7 @@ def _can_be_counted(inputs: list[str], files_from: str | None) -> bool:
     from mfcli.paths import is_archive_name
     from mfcli.sources import STDIN
 
-    is_list = files_from is None or (files_from != STDIN and Path(files_from).is_file())
+    is_list = files_from is None or (files_from != STDIN and is_file(Path(files_from)))
     return is_list and not any(is_archive_name(name) and not name.lower().endswith(".zip") for name in inputs)
 
 
@@ -373,7 +374,7 @@ def _writers(
     if output is None:
         with standard_output() as stream:
             yield open_writer(format, stream, compact=many), None, None
-    elif format is not FormatName.JSONL or (output.exists() and not output.is_file()):
+    elif format is not FormatName.JSONL or (exists(output) and not is_file(output)):
         with appearing(output, replace=overwrite) as stream:
             yield open_writer(format, stream, compact=True), None, None
     else:

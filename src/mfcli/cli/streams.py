@@ -31,6 +31,8 @@ def standard_output() -> Iterator[TextIO]:
         _drop_standard_output()
         raise ReaderGoneError from error
     except OSError as error:
+        if error.filename is not None:  # of some other file: what is written to a stream has no name
+            raise
         _drop_standard_output()
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write the results: {reason}", "free some space, or send them elsewhere") from error

@@ -5,14 +5,14 @@ import fnmatch
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from mfcli.artifact import artifact_path, cache_key, open_artifact
-from mfcli.errors import ModelError
-from mfcli.files import sha256_of, unwritable
+from mfcli.errors import ModelError, OutputError
+from mfcli.files import exists, is_folder, sha256_of, undeletable
 from mfcli.settings import Settings
 from mfcli.variants import VARIANTS, find_variant, is_glob
 from mfcli.weights import artifact_files, checkpoint_files, read_sidecar, sidecar_of
@@ -70,8 +70,13 @@ def _artifacts(settings: Settings) -> Iterator[CacheEntry]:
 
 
 def _partials(settings: Settings) -> Iterator[CacheEntry]:
-    for path in sorted((settings.cache_dir / "partial").glob("*.part")):
+    for path in _files(sorted((settings.cache_dir / "partial").glob("*.part"))):
         yield CacheEntry(Kind.PARTIAL, None, path, _size(path), None)
+
+
+def _files(found: Iterable[Path]) -> list[Path]:
+    """What is no folder; links that lead nowhere too."""
+    return [path for path in found if not is_folder(path)]
 
 
 def _size(path: Path) -> int:
@@ -83,10 +88,15 @@ def _size(path: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a look at one file's bytes found; `problem` is None for a good one."""
+    """What a look at one file's bytes found; `problem` is None for one with nothing wrong."""
 
     entry: CacheEntry
     problem: str | None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it was placed by hand and not used yet, so that there is no digest to compare with."""
+        return self.entry.kind is Kind.CHECKPOINT and self.entry.sha256 is None
 
 
 def verify(settings: Settings) -> Iterator[Verified]:
@@ -97,7 +107,7 @@ def verify(settings: Settings) -> Iterator[Verified]:
 
 
 def _problem(entry: CacheEntry) -> str | None:
-    if entry.sha256 is None:
+    if entry.sha256 is None and entry.kind is Kind.ARTIFACT:
         return "no digest is known of it"
     try:
         digest = sha256_of(entry.path)
@@ -105,7 +115,7 @@ def _problem(entry: CacheEntry) -> str | None:
             open_artifact(entry.path, variant, None, None)
     except ModelError as error:
         return error.message
-    return None if digest == entry.sha256 else f"its SHA-256 is {digest} instead of {entry.sha256}"
+    return None if entry.sha256 in (None, digest) else f"its SHA-256 is {digest} instead of {entry.sha256}"
 
 
 def matching(settings: Settings, names: list[str]) -> list[CacheEntry]:
@@ -121,10 +131,10 @@ def matching(settings: Settings, names: list[str]) -> list[CacheEntry]:
 
 def _knowledge(settings: Settings) -> Iterator[CacheEntry]:
     """Sidecars of checkpoints that are gone, and the digests of first downloads."""
-    for path in (settings.cache_dir / "checkpoints").glob("*/*.json"):
-        if not path.with_suffix("").exists():
+    for path in _files((settings.cache_dir / "checkpoints").glob("*/*.json")):
+        if not exists(path.with_suffix("")):
             yield CacheEntry(Kind.OTHER, path.parent.name, path, _size(path), None)
-    for path in (settings.cache_dir / "known").glob("*.json"):
+    for path in _files((settings.cache_dir / "known").glob("*.json")):
         yield CacheEntry(Kind.OTHER, path.stem, path, _size(path), None)
 
 
@@ -163,7 +173,7 @@ def _left_overs(settings: Settings) -> list[CacheEntry]:
     """Temporary files of processes that were killed: in the cache's own folders, under the program's own names."""
     folders = [settings.cache_dir / name for name in ("artifacts", "known", "digests", "partial")]
     folders += (settings.cache_dir / "checkpoints").glob("*/")
-    paths = [path for folder in folders for path in folder.glob(".*") if _TEMPORARY.fullmatch(path.name)]
+    paths = [path for folder in folders for path in _files(folder.glob(".*")) if _TEMPORARY.fullmatch(path.name)]
     return [CacheEntry(Kind.OTHER, None, path, _size(path), None) for path in paths if _is_old(path)]
 
 
@@ -187,12 +197,13 @@ def _has_good_artifact(entry: CacheEntry, settings: Settings) -> bool:
     return True
 
 
-def remove(found: list[CacheEntry], *, keep_sidecars: bool = False) -> None:
+def remove(found: list[CacheEntry], *, keep_sidecars: bool = False) -> tuple[list[CacheEntry], OutputError | None]:
     """Delete entries; with keep_sidecars, what is known of a checkpoint stays, so that its artifact is found.
 
-    Raises:
-        OutputError: a file cannot be deleted.
+    Returns what is gone, and the first error: one entry that cannot be deleted does not stop the others.
     """
+    gone: list[CacheEntry] = []
+    problem: OutputError | None = None
     for entry in found:
         paths = [entry.path]  # never a lock: another process may hold it
         if entry.kind in (Kind.ARTIFACT, Kind.PARTIAL):
@@ -203,4 +214,7 @@ def remove(found: list[CacheEntry], *, keep_sidecars: bool = False) -> None:
             for path in paths:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise unwritable(entry.path.parent, error) from error
+            problem = problem or undeletable(path, error)
+        else:
+            gone.append(entry)
+    return gone, problem

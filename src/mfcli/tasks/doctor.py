@@ -31,6 +31,7 @@ from mfcli.artifact import bundled_is_intact, ensure
 from mfcli.engines import load_engine
 from mfcli.engines.base import EngineName, EngineOptions
 from mfcli.errors import MfError
+from mfcli.files import exists, is_folder
 from mfcli.settings import BUNDLED_ALIAS, Settings, usable_cores
 from mfcli.synthetic import picture
 from mfcli.variants import find_variant
@@ -144,8 +145,8 @@ def _cache(settings: Settings) -> Iterator[Finding]:
         yield Finding(Group.CACHE, "folder", Status.FAILED, error.message, error.hint)
         return
     yield Finding(Group.CACHE, "folder", Status.FACT, str(folder))
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    there = next(path for path in (folder, *folder.absolute().parents) if exists(path))
+    writable = is_folder(there) and os.access(there, os.W_OK | os.X_OK)
     hint = None if writable else "name another folder: MF_CACHE_DIR=DIR"
     yield Finding(Group.CACHE, "writable", Status.OK if writable else Status.FAILED, writable, hint)
     yield Finding(Group.CACHE, "size_mib", Status.FACT, round(_size_bytes(folder) / 2**20, 1))
@@ -171,7 +172,7 @@ def _network(settings: Settings, environ: Mapping[str, str] = os.environ) -> Ite
         yield Finding(Group.NETWORK, f"{scheme}_proxy", Status.FACT, shown)
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if bundle := environ.get(name):
-            there = Path(bundle).exists()
+            there = exists(Path(bundle))
             hint = None if there else f"unset {name}, or let it name a file that is there"
             yield Finding(Group.NETWORK, name.lower(), Status.OK if there else Status.FAILED, bundle, hint)
 

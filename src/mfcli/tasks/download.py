@@ -1,17 +1,29 @@
 """Fetch checkpoints and prepare their artifacts, without predicting anything."""
 
+import contextlib
 import fnmatch
+import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from mfcli.artifact import ensure
 from mfcli.errors import MfError, ModelError, UsageError
-from mfcli.files import sha256_of
+from mfcli.files import remembered_sha256
 from mfcli.results import Progress
 from mfcli.settings import Settings
 from mfcli.variants import Variant, find_variant, is_glob, list_variants
-from mfcli.weights import PLAIN_WISH, Wish, folder_of, is_address, not_here, place_by_hand, sources_of, stored
+from mfcli.weights import (
+    Wish,
+    bundled_file,
+    check_digest,
+    is_address,
+    is_intact,
+    not_here,
+    place_by_hand,
+    sources_of,
+    stored,
+)
 
 
 class Status(StrEnum):
@@ -86,15 +98,26 @@ def _download(variant: Variant, settings: Settings, wish: Wish, progress: Progre
     try:
         artifact = ensure(variant, None, settings, progress, wish)
     except ModelError as error:
-        return Downloaded(
-            variant.name, Status.FAILED, None, None, str(folder_of(variant, settings)), variant.url, error
-        )
+        place = place_by_hand(variant, settings) if variant.sources else bundled_file(f"{variant.name}.onnx")
+        origin = _origin(variant, settings, wish)
+        return Downloaded(variant.name, Status.FAILED, None, None, str(place), origin, error)
     have = stored(variant, settings)
     if have is None:  # the bundled model
         return Downloaded(
             variant.name, Status.READY, artifact.size_bytes, artifact.weights_sha256, str(artifact.path), None
         )
     return Downloaded(variant.name, Status.READY, have.size_bytes, have.sha256, str(have.path), have.url)
+
+
+def _origin(variant: Variant, settings: Settings, wish: Wish) -> str | None:
+    """Where a checkpoint would first be taken from, without secrets."""
+    from mfcli.remote import shown
+
+    if wish.origin and not is_address(wish.origin):
+        return os.path.realpath(wish.origin)
+    with contextlib.suppress(UsageError):  # offline, nobody needs MF_ENDPOINT to be an address
+        return next((shown(url) for _, url in sources_of(variant, settings, wish)), None)
+    return None
 
 
 def plan(names: list[str], settings: Settings, wish: Wish, progress: Progress) -> list[Downloaded]:
@@ -110,23 +133,26 @@ def plan(names: list[str], settings: Settings, wish: Wish, progress: Progress) -
 def _plan(variant: Variant, settings: Settings, wish: Wish, progress: Progress) -> Downloaded:
     have = stored(variant, settings)
     if not variant.sources:
-        return _download(variant, settings, PLAIN_WISH, progress)
-    if have and have.is_here and not wish.force and not wish.origin:
+        return _download(variant, settings, wish, progress)
+    if have and not wish.force and not wish.origin and is_intact(have):
         return Downloaded(variant.name, Status.READY, have.size_bytes, have.sha256, str(have.path), have.url)
     place = str(place_by_hand(variant, settings))
     if wish.origin and not is_address(wish.origin):
-        digest = sha256_of(Path(wish.origin))
-        return Downloaded(
-            variant.name,
-            Status.WANTED,
-            Path(wish.origin).stat().st_size,
-            digest,
-            place,
-            str(Path(wish.origin).resolve()),
-        )
+        return _plan_copy(variant, settings, wish, Path(wish.origin), place)
     if settings.offline:
         return Downloaded(variant.name, Status.FAILED, None, None, place, variant.url, not_here(variant, settings))
     return _plan_download(variant, settings, wish, progress, place)
+
+
+def _plan_copy(variant: Variant, settings: Settings, wish: Wish, origin: Path, place: str) -> Downloaded:
+    shown = os.path.realpath(origin)
+    try:
+        digest = remembered_sha256(origin, settings.cache_dir / "digests")
+        check_digest(str(origin), digest, wish)
+        size_bytes = origin.stat().st_size
+    except ModelError as error:
+        return Downloaded(variant.name, Status.FAILED, None, None, place, shown, error)
+    return Downloaded(variant.name, Status.WANTED, size_bytes, digest, place, shown)
 
 
 def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: Progress, place: str) -> Downloaded:
@@ -138,8 +164,12 @@ def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: P
         try:
             with open_session() as session:
                 remote = resolve(session, url, progress)
+            if remote.sha256:
+                check_digest(address, remote.sha256, wish)
         except SourceError as error:
             failure = ModelError(error.message, f"carry the file by hand: mf download {variant.name} --from FILE")
+        except ModelError as error:
+            return Downloaded(variant.name, Status.FAILED, remote.size_bytes, remote.sha256, place, address, error)
         else:
             path = str(Path(place).with_name(source.file_name)) if source in variant.sources else place
             return Downloaded(variant.name, Status.WANTED, remote.size_bytes, remote.sha256, path, address)

@@ -3,7 +3,8 @@
 import fnmatch
 from dataclasses import dataclass
 
-from mfcli.errors import ModelError
+from mfcli.errors import ModelError, UsageError
+from mfcli.files import is_file
 from mfcli.settings import Settings
 from mfcli.variants import Family, Pretraining, Variant, is_glob, list_variants
 from mfcli.weights import bundled_file, stored
@@ -71,12 +72,17 @@ def list_models(wanted: ModelFilter, settings: Settings) -> tuple[ListedModel, .
 def _sizes_on_disk(settings: Settings) -> dict[str, int]:
     """Bytes of each row's own checkpoint and artifact; artifacts of other weights do not count."""
     sizes = {}
+    cache: Settings | None = settings
+    try:
+        _ = settings.cache_dir
+    except UsageError:  # nobody knows where the cache is, so nothing is in it
+        cache = None
     for variant in list_variants():
         if variant.pretraining is Pretraining.BUNDLED:
             sizes[variant.name] = bundled_file(f"{variant.name}.onnx").stat().st_size
-        elif have := stored(variant, settings):
+        elif cache and (have := stored(variant, cache)):
             from mfcli.artifact import artifact_path  # reads plans with NumPy: only where something was downloaded
 
-            paths = (have.path, artifact_path(variant, have.sha256, settings))
-            sizes[variant.name] = sum(path.stat().st_size for path in paths if path.is_file())
+            paths = (have.path, artifact_path(variant, have.sha256, cache))
+            sizes[variant.name] = sum(path.stat().st_size for path in paths if is_file(path))
     return sizes
