@@ -1,4 +1,4 @@
-"""The recipe of the bundled model: training, cutting down, calibration."""
+"""The recipe of the bundled model: training, cutting down, averaging, calibration."""
 
 import csv
 import importlib
@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from conftest import CHECKOUT
 from deterministic import picture
@@ -344,3 +344,63 @@ def test_an_mlp_keeps_its_function_where_half_of_it_repeats_the_other_half(prune
     assert small.fc1.weight.shape == (16, 8)
     assert (small.fc1.out_features, small.fc2.in_features) == (16, 16)
     assert torch.allclose(before, after, rtol=0.05, atol=0.05 * before.std().item())
+
+
+@pytest.fixture(scope="module")
+def average(recipe: ModuleType) -> Iterator[ModuleType]:
+    module = importlib.import_module("average")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ROWS", recipe.ROWS)
+        yield module
+
+
+def test_checkpoints_are_averaged_and_the_mean_becomes_a_checkpoint(
+    average: ModuleType, calibrate: ModuleType, pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    first = load_file(finished / "model.safetensors")
+    save_file({name: 3 * tensor for name, tensor in first.items()}, tmp_path / "second.safetensors")
+    paths = [str(finished / "model.safetensors"), str(tmp_path / "second.safetensors")]
+    fixed = ["--holdout", "1", "--size", "32", "--architecture", "convformer_t9"]
+    for shares, factor in ((), None), (("--shares", "0.75", "0.25"), 1.5):
+        average.main([str(pictures), str(tmp_path / "mean.safetensors"), *paths, *shares, *fixed])
+        mean = load_file(tmp_path / "mean.safetensors")
+        assert mean.keys() == first.keys()
+        if factor:
+            assert all(torch.allclose(mean[name], factor * first[name]) for name in first)
+    output = tmp_path / "out.safetensors"
+    more = ["--weights", str(tmp_path / "mean.safetensors")]
+    calibrate.main([str(pictures), str(finished), str(output), *more])
+    assert torch.equal(load_file(output)["norm.weight"], (1.5 * first["norm.weight"]).half())
+
+
+def test_a_checkpoint_is_mixed_in_as_far_as_it_helps(average: ModuleType) -> None:
+    class Judge:
+        def loss(self, weights: dict[str, torch.Tensor], _: str) -> float:
+            return float((weights["x"] - 0.6) ** 2)
+
+    weights = [{"x": torch.tensor([value])} for value in (0.0, 1.0, 10.0)]
+    assert average.chosen_shares(weights, Judge()) == pytest.approx([0.4, 0.6, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--shares", "0.5", "0.4"), "not 1 numbers with a sum of 1"),
+        (("--shares", "0.9"), "not 1 numbers with a sum of 1"),
+        (("--holdout", "0"), "held-out pictures choose"),
+        (("--architecture", "convformer_t8"), "cannot be loaded"),
+    ],
+)
+def test_what_is_not_averaged(
+    average: ModuleType,
+    pictures: Path,
+    finished: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = map(str, (pictures, tmp_path / "mean.safetensors", finished / "model.safetensors"))
+    with pytest.raises(SystemExit) as caught:
+        average.main([*paths, "--holdout", "1", *options])
+    assert message in f"{caught.value} {capsys.readouterr().err}"

@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="the folder that was trained on")
     parser.add_argument("run", type=Path, help="the folder of the finished run")
     parser.add_argument("output", type=Path, help="the checkpoint to write")
+    parser.add_argument("--weights", type=Path, help="a checkpoint of average.py instead of the run's own")
     options = parser.parse_args(argv)
     for name in (WEIGHTS, OPTIONS):
         if not (options.run / name).is_file():
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     if not samples or classes != trained["classes"]:
         parser.error(f"{options.data} is not what {options.run} was trained on, or nothing of it was held out")
     model = build_model(ROWS[trained["architecture"]], num_classes=len(classes)).eval()
-    load_weights(model, options.run / WEIGHTS)
+    load_weights(model, options.weights or options.run / WEIGHTS)
     held_out = Decoded(samples)
     targets = torch.tensor(held_out.targets)
     found = {crop_pct: logits_of(model, held_out, size, crop_pct) for crop_pct in CROPS}
