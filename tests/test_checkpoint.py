@@ -236,6 +236,27 @@ def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "x.pth")
 
 
+def test_a_file_that_changes_later_changes_nothing(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "x.safetensors"
+    state = {name: tensor.contiguous() for name, tensor in state_of("bundled").items()}
+    save_file(state, path)
+    bias = load_checkpoint(path, find_variant("bundled")).model.head.bias
+    with path.open("r+b") as file:
+        file.seek(1 << 16)
+        file.write(bytes(path.stat().st_size - (1 << 16)))
+    assert torch.equal(bias, state["head.bias"])
+
+
+def test_views_that_negate(tmp_path: Path) -> None:
+    view = torch.full((200,), 1 - 2j).conj().imag
+    assert view.is_neg()
+    torch.save({**state_of("bundled"), "head.bias": view}, tmp_path / "x.pth")
+    bias = load_checkpoint(tmp_path / "x.pth", find_variant("bundled")).model.head.bias
+    assert bias.detach().numpy().tolist() == [2.0] * 200
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_shapes_larger_than_what_is_stored(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.save({"head.weight": torch.zeros(1, dtype=dtype).expand(10**9, 10**6)}, tmp_path / "x.pth")

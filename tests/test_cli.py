@@ -455,7 +455,7 @@ def test_a_file_that_nobody_foresaw_is_not_blamed_on_the_output(
     ran = mf("predict", coffee, "-q")
     assert (ran.code, ran.err) == (
         8,
-        "error: cannot use /somewhere: Permission denied\nhint: MF_DEBUG=1 shows where it happened\n",
+        "error: cannot use /somewhere: Permission denied\nhint: see who may: ls -ld; MF_DEBUG=1 shows where\n",
     )
 
 

@@ -181,6 +181,11 @@ def test_an_unready_row_says_what_was_asked(mf: Mf, hub: Hub, own_cache: Path, t
         assert asked.code == 4
         assert "cannot read weights from" in asked.err
         assert json.loads(asked.out)[0]["url"] == str(tmp_path / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent/ca.pem")
+        patch.setenv("MF_ENDPOINT", "https://127.0.0.1:9")
+        untrusting = mf("download", NAME, "--dry-run")
+        assert (untrusting.code, "REQUESTS_CA_BUNDLE names" in untrusting.err) == (4, True)
     (tmp_path / "x.pth").write_bytes(b"x")
     for origin in (("--from", tmp_path / "x.pth"), ()):
         other = mf("download", NAME, *origin, "--expect-sha256", "1" * 64, "--dry-run", "--format", "json")
@@ -207,6 +212,30 @@ def test_a_file_that_waits_for_its_first_use_is_not_bad(mf: Mf, own_cache: Path)
     place.write_bytes(b"x")
     found = mf("cache", "verify", "--format", "json")
     assert (found.code, json.loads(found.out)[0]["status"]) == (0, "new")
+    planned = json.loads(mf("download", NAME, "--dry-run", "--offline", "--format", "json").out)[0]
+    assert (planned["status"], planned["url"], planned["size_bytes"]) == ("wanted", str(place), 1)
+    place.with_name(f"{NAME}.pth.json").write_text("{")
+    damaged = mf("cache", "verify", "--format", "json")
+    assert (damaged.code, json.loads(damaged.out)[0]["status"]) == (9, "bad")
+
+
+def test_a_file_that_replaces_one_placed_by_hand_is_new(mf: Mf, hub: Hub, own_cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(hub.files[PATH])
+    assert mf("download", NAME, "--from", tmp_path / "x.pth", "-q").code == 0
+    wrong = mf("download", NAME, "--expect-sha256", "1" * 64, "--dry-run")
+    assert (wrong.code, "fetch it again: add --force" in wrong.err) == (4, True)
+    place = own_cache / "checkpoints" / NAME / f"{NAME}.pth"
+    torch.save(create_model(NAME).state_dict(), place)
+
+    def statuses() -> list[str]:
+        return [row["status"] for row in json.loads(mf("cache", "verify", "--format", "json").out)]
+
+    assert statuses() == ["new", "good"]
+    planned = json.loads(mf("download", NAME, "--dry-run", "--offline", "--format", "json").out)[0]
+    assert (planned["status"], planned["url"]) == ("wanted", str(place))
+    assert mf("download", NAME, "--offline", "-q").code == 0
+    assert statuses() == ["good", "good", "good"]  # the artifact of the first one is still there
+    assert not hub.gets
 
 
 def test_folders_among_the_files_of_the_cache(mf: Mf, own_cache: Path) -> None:
@@ -221,7 +250,7 @@ def test_folders_among_the_files_of_the_cache(mf: Mf, own_cache: Path) -> None:
     assert [Path(row["path"]).name for row in rows] == ["z.pth", "y.pth"]
     bad = mf("cache", "verify")
     assert bad.code == 9
-    assert f"hint: delete what the next prediction makes again: rm {row.parent}/unknown/y.pth" in bad.err
+    assert f"hint: delete what is of no model: rm {row.parent}/unknown/y.pth" in bad.err
     assert mf("cache", "rm", NAME).code == 0
     assert not (row / "z.pth").exists()
     assert mf("cache", "prune").code == 0

@@ -251,12 +251,23 @@ def test_a_redirect_to_a_file(hub: Hub, tmp_path: Path) -> None:
         get(hub, tmp_path)
 
 
-@pytest.mark.parametrize("location", ["http://[bad", "http://a..b/x", "http://*.x/", "http://h:99999/", "//\xff/"])
-def test_a_redirect_to_what_is_no_address(location: str, hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("http://[bad", "http://127.0.0.1:PORT/org/repo/resolve/main/x.pth redirects to what is no web address"),
+        ("http://joe:secret@h:99999/x", "http://h:99999/x cannot be asked: the address is malformed"),
+        ("http://a..b/x", "http://a..b/x cannot be asked: the address is malformed"),
+        ("http://*.x/", "http://*.x/ cannot be asked: the address is malformed"),
+        ("ftp://joe:secret@h:99999/x", "redirects to ftp://h:99999/x, which is no web address"),
+    ],
+)
+def test_a_redirect_to_what_is_no_address(location: str, message: str, hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(location=location, linked=False)
     told: list[Any] = []
-    with pytest.raises(SourceError, match="redirects to what is no web address|the address is malformed"):
+    with pytest.raises(SourceError) as caught:
         get(hub, tmp_path, told=told)
+    assert message.replace("PORT", str(hub.resolver.server_port)) in caught.value.message
+    assert "secret" not in caught.value.message
     assert told == []  # no further tries
 
 
@@ -285,6 +296,30 @@ def test_certificates_that_are_not_there(name: str, tmp_path: Path, monkeypatch:
     with pytest.raises(ModelError, match=f"{name} names /nonexistent/ca.pem, which cannot be read") as caught:
         fetch("https://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
     assert caught.value.hint == f"unset {name}, or let it name a PEM file"
+
+
+def test_certificates_that_are_none_are_not_tried_again(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ca.pem").write_text("hello")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    told: list[Any] = []
+    url = hub.endpoint.replace("http:", "https:") + "/x"
+    with pytest.raises(UnreachableError, match="has to name a PEM file"):
+        fetch(url, tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=told.append)
+    assert told == []
+
+
+def test_a_login_that_cannot_be_sent(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="the login for it, from the address or .netrc, has letters"):
+        fetch(
+            hub.endpoint.replace("//", "//joe:%E2%82%AC@") + PATH,
+            tmp_path,
+            expected_sha256={},
+            max_bytes=10**6,
+            name="x",
+            progress=lambda _: None,
+        )
 
 
 def test_credentials_stay_with_their_host(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

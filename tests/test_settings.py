@@ -63,6 +63,9 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="this user has no home folder") as caught:
         _ = settings.cache_dir
     assert caught.value.hint == "name a folder: MF_CACHE_DIR=DIR"
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: Path("~/.cache/mfcli"))  # older ones say so
+    with pytest.raises(UsageError, match="this user has no home folder"):
+        _ = settings.cache_dir
     assert Settings.from_environ({"HF_HOME": "~nosuch/x", "MF_CACHE_DIR": "/c"}).cache_dir == Path("/c")
 
 

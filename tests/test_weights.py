@@ -266,6 +266,81 @@ def test_a_checkpoint_that_was_touched_is_hashed_once(settings: Settings, monkey
     assert hashed == [have.path]
 
 
+def test_a_file_as_long_and_as_old_is_another_one(settings: Settings) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    place = place_by_hand(TINY, settings)
+    place.parent.mkdir(parents=True)
+    for data in ONE, ONE[::-1]:
+        place.write_bytes(data)
+        os.utime(place, (1, 1))
+        assert get(offline).sha256 == sha256(data)
+
+
+def test_a_file_that_changes_while_it_is_prepared(settings: Settings) -> None:
+    place = place_by_hand(TINY, settings)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(ONE)
+    with pytest.raises(ModelError, match="changed while it was prepared"):
+        get(dataclasses.replace(settings, offline=True), check=lambda path: path.write_bytes(ONE[::-1]))
+    assert stored(TINY, settings) is None
+
+
+@pytest.mark.parametrize("is_pruned", [False, True])
+def test_a_file_that_is_placed_by_hand_beside_another(is_pruned: bool, settings: Settings, tmp_path: Path) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    (tmp_path / "x.safetensors").write_bytes(OTHER)
+    have = get(offline, Wish(origin=str(tmp_path / "x.safetensors")))
+    assert have.path.name == "model.safetensors"
+    place = place_by_hand(TINY, settings)
+    place.write_bytes(b"wrong")
+    assert get(offline, check=refuse) == have
+    assert place.read_bytes() == b"wrong"
+    if is_pruned:
+        have.path.unlink()
+    place.write_bytes(ONE)
+    assert get(offline, check=refuse).sha256 == sha256(ONE)
+
+
+def test_what_is_known_of_a_file_is_not_written_over_what_came_after_it(settings: Settings) -> None:
+    have = get(settings)
+    os.utime(have.path, (0, 0))
+    sidecar = have.path.with_name("tiny.pth.json")
+    sidecar.write_text(sidecar.read_text().replace(have.sha256, "1" * 64))
+    assert weights.state_of(have) is weights.State.INTACT
+    assert "1" * 64 in sidecar.read_text()
+
+
+def test_states(settings: Settings, tmp_path: Path) -> None:
+    have = get(settings)
+    assert weights.state_of(have) is weights.State.INTACT
+    have.path.rename(tmp_path / "elsewhere")
+    have.path.symlink_to(tmp_path / "elsewhere")
+    assert weights.state_of(have) is weights.State.INTACT
+    (tmp_path / "elsewhere").unlink()
+    assert weights.state_of(have) is weights.State.GONE
+    have.path.unlink()
+    have.path.write_bytes(have.size_bytes * b"x")
+    assert weights.state_of(have) is weights.State.OTHER
+
+
+def test_another_file_in_a_cache_that_cannot_be_written(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    have = get(settings)
+    have.path.write_bytes(OTHER)
+
+    def refuse_lock(path: Path, *_: object) -> None:
+        raise OutputError(f"cannot write to the cache {path.parent}: Permission denied")
+
+    monkeypatch.setattr(weights, "lock", refuse_lock)
+    monkeypatch.setattr(weights, "_is_writable", lambda _: False)
+    with pytest.raises(ModelError, match="is not the file that was prepared, and cannot write to the cache"):
+        get(settings)
+    have.path.unlink()
+    with pytest.raises(ModelError, match="offline none are fetched"):
+        get(dataclasses.replace(settings, offline=True))
+    with pytest.raises(OutputError):
+        get(settings)
+
+
 def test_what_is_ready_needs_no_lock(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     have = get(settings)
     monkeypatch.setattr(weights, "lock", None)  # on a cache that cannot be written it fails
@@ -298,7 +373,7 @@ def test_addresses_that_differ_in_their_query_have_each_their_first_digest(hub: 
         get(settings, Wish(origin=f"{hub.endpoint}/x.pth?version={version}"))
     with pytest.raises(ModelError, match="but the first download says") as caught:
         get(settings, Wish(origin=f"{hub.endpoint}/x.pth?version=1"))
-    assert caught.value.hint == f"if the new file is the right one: --expect-sha256 {sha256(OTHER)}"
+    assert caught.value.hint == (f"if the new file is the right one: mf download tiny --expect-sha256 {sha256(OTHER)}")
 
 
 @pytest.mark.parametrize(

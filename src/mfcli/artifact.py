@@ -25,16 +25,18 @@ from mfcli.variants import Pretraining, Variant
 from mfcli.weights import (
     PLAIN_WISH,
     REINSTALL,
+    State,
     StoredWeights,
     Wish,
     artifact_files,
     bundled_file,
     check_digest,
     is_bundled,
-    is_intact,
     lock,
     obtain,
+    state_of,
     stored,
+    waits_by_hand,
 )
 
 if TYPE_CHECKING:
@@ -116,8 +118,7 @@ def ensure(
         digest = remembered_sha256(weights_file, settings.cache_dir / "digests")
     else:
         have = stored(variant, settings)
-        is_right = have is not None and wish == PLAIN_WISH and (have.is_gone or is_intact(have))
-        if have and is_right and (ready := _opened(variant, have, settings)):
+        if wish == PLAIN_WISH and have and (ready := _ready(variant, have, settings)):
             return ready
         have = obtain(variant, settings, progress, partial(_try_file, variant, settings, progress), wish)
         weights_file, digest = have.path, have.sha256
@@ -154,8 +155,10 @@ def _open_or_build(variant: Variant, weights_file: Path, digest: str, path: Path
         return open_artifact(path, variant, key, weights_file)
 
 
-def _opened(variant: Variant, have: StoredWeights, settings: Settings) -> Artifact | None:
-    """The good artifact of a checkpoint, which itself may have been pruned."""
+def _ready(variant: Variant, have: StoredWeights, settings: Settings) -> Artifact | None:
+    """The good artifact of a checkpoint, which itself may be gone, unless another file is in its place."""
+    if waits_by_hand(variant, settings) or state_of(have) is State.OTHER:
+        return None
     with contextlib.suppress(ModelError):
         key = cache_key(variant, have.sha256)
         return open_artifact(artifact_path(variant, have.sha256, settings), variant, key, have.path)
@@ -184,7 +187,8 @@ def prepared_artifacts(variant: Variant, settings: Settings) -> list[Artifact]:
     """Return the good artifacts of a variant on this machine: the bundled one, and those in the cache by name."""
     bundled = variant.pretraining is Pretraining.BUNDLED
     paths = [bundled_file(f"{variant.name}.onnx")] if bundled else []
-    paths += [path for name, path in artifact_files(settings) if name == variant.name]
+    with contextlib.suppress(UsageError):  # nobody knows where the cache is
+        paths += [path for name, path in artifact_files(settings) if name == variant.name]
     found = []
     for path in paths:
         with contextlib.suppress(ModelError):

@@ -81,7 +81,7 @@ def load_checkpoint(path: Path, variant: Variant) -> LoadedCheckpoint:
         raise ModelError(
             f"{path} does not fit {variant.name}: {_difference(shapes, expected)}", _advice(fitting, state)
         )
-    model.load_state_dict(state, strict=True, assign=True)
+    model.to_empty(device="cpu").load_state_dict(state, strict=True)  # copied: the file may be mapped, and may change
     return LoadedCheckpoint(model.eval(), num_classes)
 
 

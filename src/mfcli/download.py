@@ -29,11 +29,11 @@ from mfcli.remote import (
     TryLaterError,
     get,
     open_session,
-    reason_of,
     resolve,
     shown,
     size_of,
     strong_etag,
+    trouble_of,
 )
 from mfcli.results import Progress, Transfer
 
@@ -92,7 +92,9 @@ def fetch(
         remote = resolve(session, url, progress)
         if remote.size_bytes is not None and remote.size_bytes > max_bytes:
             raise SourceError(f"{shown(url)} has {remote.size_bytes} bytes, more than this model can have")
-        _verify(remote.sha256, expected_sha256, url)  # before a byte is fetched, where the server tells the digest
+        _verify(
+            remote.sha256, expected_sha256, url, name
+        )  # before a byte is fetched, where the server tells the digest
         partial = _Partial(partial_dir, remote, name)
         partial.check_free_space()
         total = remote.size_bytes
@@ -103,7 +105,7 @@ def fetch(
         digest = partial.sha256()
         try:
             vouched = {"the server's X-Linked-Etag": transfer.remote.sha256, **expected_sha256}
-            _verify(digest, vouched if any(vouched.values()) else {_FIRST: first_sha256}, url)
+            _verify(digest, vouched if any(vouched.values()) else {_FIRST: first_sha256}, url, name)
         except SourceError:
             partial.discard()
             raise
@@ -111,12 +113,14 @@ def fetch(
         return Fetched(partial.path, transfer.remote, digest, partial.size_bytes)
 
 
-def _verify(digest: str | None, expected: Mapping[str, str | None], url: str) -> None:
+def _verify(digest: str | None, expected: Mapping[str, str | None], url: str, name: str) -> None:
     for origin, value in expected.items():
         if digest is not None and value is not None and digest != value.lower():
             raise SourceError(
                 f"{shown(url)} has SHA-256 {digest}, but {origin} says {value.lower()}",
-                f"if the new file is the right one: --expect-sha256 {digest}" if origin == _FIRST else None,
+                f"if the new file is the right one: mf download {name} --expect-sha256 {digest}"
+                if origin == _FIRST
+                else None,
             )
 
 
@@ -216,7 +220,7 @@ class _Transfer:
             except TryLaterError as later:
                 trouble = later.trouble
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                trouble = Trouble(reason_of(error))
+                trouble = trouble_of(error)
             if self._partial.size_bytes - most >= _PROGRESS_BYTES:  # more than ever: not the same bytes once more
                 most = self._partial.size_bytes
                 patience.restart()

@@ -32,6 +32,7 @@ MAX_WAIT_S = 60.0
 _MAX_REDIRECTS = 5
 _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_FINAL = re.compile("CERTIFICATE_VERIFY|WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|NO_CERTIFICATE|X509|PEM")
 
 
 class SourceError(ModelError):
@@ -72,10 +73,11 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a try brought nothing, and how long the server wants to be left alone."""
+    """Why a try brought nothing, how long the server wants to be left alone, and whether it will be so again."""
 
     reason: str
     wait_s: float | None = None
+    is_final: bool = False
 
 
 class TryLaterError(Exception):
@@ -105,6 +107,8 @@ class Patience:
             UnreachableError: it was the last one.
         """
         self._tries += 1
+        if trouble.is_final:
+            raise UnreachableError(f"{shown(self._url)} cannot be asked: {trouble.reason}")
         if self._tries >= MAX_TRIES:
             raise UnreachableError(f"gave up on {shown(self._url)} after {self._tries} tries: {trouble.reason}")
         backoff_s = BACKOFF_S * 2 ** (self._tries - 1) * random.uniform(0.5, 1.5)
@@ -126,7 +130,7 @@ def resolve(session: requests.Session, url: str, progress: Progress) -> Remote:
         except TryLaterError as later:
             patience.wait(later.trouble)
         except requests.RequestException as error:
-            patience.wait(Trouble(reason_of(error)))
+            patience.wait(trouble_of(error))
 
 
 def _resolve_once(session: requests.Session, url: str) -> Remote:
@@ -239,7 +243,7 @@ def shown(url: str) -> str:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return url.partition("?")[0]
+        return re.sub(r"//[^/?#]*@", "//", url.partition("?")[0])
     return f"{parts.scheme}://{parts.hostname}{f':{port}' if port else ''}{parts.path}"
 
 
@@ -266,12 +270,20 @@ def reason_of(error: Exception) -> str:
             return f"{type(error).__name__}: {error}"
 
 
+def trouble_of(error: Exception) -> Trouble:
+    """Return what an exception of requests means; certificates do not become right by asking again."""
+    is_final = isinstance(error, requests.exceptions.SSLError) and bool(_FINAL.search(str(error)))
+    return Trouble(reason_of(error), is_final=is_final)
+
+
 def malformed(url: str, error: ValueError) -> str:
     """Return why an address cannot even be asked; the text of such an exception may hold a password."""
-    if "SOCKS" in str(error):
+    if isinstance(error, requests.exceptions.InvalidSchema) and "dependencies for SOCKS" in str(error):
         return "a SOCKS proxy is set, and what speaks to one is not installed (pip install pysocks)"
+    if isinstance(error, UnicodeEncodeError) and error.encoding.replace("-", "") == "latin1":
+        return "the login for it, from the address or .netrc, has letters that cannot be sent"
     with suppress(ValueError):
-        if requests.utils.get_environ_proxies(url):
+        if requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url)):
             return "the address, or the proxy's (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY), is malformed"
     return "the address is malformed"
 
@@ -279,14 +291,22 @@ def malformed(url: str, error: ValueError) -> str:
 def no_certificates(error: OSError) -> tuple[str, str]:
     """Return what is wrong where requests finds no certificates, which is no error of its own kind, and what to do."""
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        if bundle := os.environ.get(name):
+        if (bundle := os.environ.get(name)) and bundle in str(error):
             return f"{name} names {bundle}, which cannot be read", f"unset {name}, or let it name a PEM file"
-    return str(error), "pip install --force-reinstall certifi"
+    return str(error), "mf doctor shows the settings of the network"
+
+
+class Session(requests.Session):
+    """A session that never looks where an answer redirects to, as requests does even where it need not follow."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002
+        """Nowhere: `redirected` says where."""
+        return
 
 
 @contextmanager
 def open_session() -> Iterator[requests.Session]:
     """Open a session that says who asks, and wants the bytes as they are."""
-    with requests.Session() as session:
+    with Session() as session:
         session.headers.update({"User-Agent": f"mfcli/{version('mfcli')}", "Accept-Encoding": "identity"})
         yield session

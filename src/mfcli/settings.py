@@ -62,12 +62,12 @@ class Settings:
                 ) from error
         from platformdirs import user_cache_path
 
-        try:
-            return user_cache_path("mfcli", appauthor=False)
-        except RuntimeError as error:
-            raise UsageError(
-                "this user has no home folder, so nobody knows where the cache is", "name a folder: MF_CACHE_DIR=DIR"
-            ) from error
+        with contextlib.suppress(RuntimeError):
+            if (folder := user_cache_path("mfcli", appauthor=False)).is_absolute():
+                return folder
+        raise UsageError(
+            "this user has no home folder, so nobody knows where the cache is", "name a folder: MF_CACHE_DIR=DIR"
+        )
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ, *, offline: bool = False) -> "Settings":

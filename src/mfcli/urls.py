@@ -27,7 +27,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from mfcli.errors import FailureCode, ModelError, PictureError
-from mfcli.remote import malformed, no_certificates, reason_of, redirected, shown, size_of
+from mfcli.remote import Session, malformed, no_certificates, reason_of, redirected, shown, size_of
 
 _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 2**16
@@ -162,7 +162,7 @@ def _session(public_only: bool) -> requests.Session:
     """This thread's session; a connection that was made to any address is never used again for public ones only."""
     sessions = _thread.__dict__.setdefault("sessions", {})
     if public_only not in sessions:
-        session = sessions[public_only] = requests.Session()
+        session = sessions[public_only] = Session()
         session.headers.update({"User-Agent": f"mfcli/{version('mfcli')}", "Accept": "image/*,*/*;q=0.5"})
         session.headers["Accept-Encoding"] = "identity"
         session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))

@@ -13,12 +13,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mfcli.errors import ModelError, UsageError
-from mfcli.files import is_file, is_folder, remembered_sha256, sha256_of, unwritable, write_atomically
+from mfcli.errors import ModelError, OutputError, UsageError
+from mfcli.files import ELSEWHERE, is_file, is_folder, remembered_sha256, sha256_of, unwritable, write_atomically
 from mfcli.results import Progress
 from mfcli.settings import Settings
 from mfcli.variants import HUB, Variant, WeightsSource
@@ -61,7 +62,7 @@ class StoredWeights:
         etag: the server's name for this version.
         commit: the hub's commit.
         date: when it arrived, ISO 8601 in UTC.
-        mtime_ns: the file's time of change when its digest was last known to be this one; None where none was kept.
+        identity: inode and both times of the file when its digest was last known to be this one; empty where unknown.
     """
 
     path: Path
@@ -71,7 +72,7 @@ class StoredWeights:
     etag: str | None
     commit: str | None
     date: str
-    mtime_ns: int | None = None
+    identity: Sequence[int] = ()
 
     @property
     def is_here(self) -> bool:
@@ -79,11 +80,6 @@ class StoredWeights:
         with contextlib.suppress(OSError):
             return self.path.stat().st_size == self.size_bytes
         return False
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether there is no file: it was pruned."""
-        return not os.path.lexists(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +111,9 @@ def place_by_hand(variant: Variant, settings: Settings) -> Path:
 
 def stored(variant: Variant, settings: Settings) -> StoredWeights | None:
     """Return what the cache knows of a row's checkpoint, be it there or pruned; the one that is there first."""
-    known = [read_sidecar(path) for path in sorted(folder_of(variant, settings).glob("*.json"))]
+    known: list[StoredWeights | None] = []
+    with contextlib.suppress(OSError):  # a folder that may not be entered
+        known = [read_sidecar(path) for path in sorted(folder_of(variant, settings).glob("*.json"))]
     return max((k for k in known if k), key=lambda k: (k.is_here, k.date), default=None)
 
 
@@ -173,33 +171,97 @@ def obtain(
     """
     if ready := _ready(variant, settings, wish):
         return ready
-    with lock(folder_of(variant, settings) / "lock", f"another process that fetches {variant.name}", progress):
-        return _ready(variant, settings, wish) or _obtain(variant, settings, progress, check, wish)
+    folder = folder_of(variant, settings)
+    try:
+        with lock(folder / "lock", f"another process that fetches {variant.name}", progress):
+            return _ready(variant, settings, wish) or _obtain(variant, settings, progress, check, wish)
+    except OutputError as error:
+        have = stored(variant, settings)
+        if settings.offline and not wish.origin and next(candidates(variant, settings, wish), None) is None:
+            raise not_here(variant, settings) from error
+        if have and not _is_writable(folder) and state_of(have) is State.OTHER:
+            raise ModelError(
+                f"{have.path} is not the file that was prepared, and {error.message}", ELSEWHERE
+            ) from error
+        raise
+
+
+def _is_writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _ready(variant: Variant, settings: Settings, wish: Wish) -> StoredWeights | None:
     """The checkpoint that is here, if it is what is wished for."""
     have = stored(variant, settings)
-    if have is None or wish.force or wish.origin or not is_intact(have):
+    if have is None or wish.force or wish.origin or waits_by_hand(variant, settings) or not is_intact(have):
         return None
     check_digest(str(have.path), have.sha256, wish, "fetch it again: add --force")
     return have
 
 
-def is_intact(have: StoredWeights) -> bool:
-    """Return whether the file in a checkpoint's place is the one that arrived; hashed only when it was touched."""
+def waits_by_hand(variant: Variant, settings: Settings) -> bool:
+    """Whether a file was placed by hand, where nothing was before, and has not been taken yet, though it can be."""
+    place = place_by_hand(variant, settings)
+    return is_file(place) and not is_file(sidecar_of(place)) and _is_writable(place.parent)
+
+
+class State(StrEnum):
+    """What is in a checkpoint's place: nothing, the file that arrived, another, or one that may not be read."""
+
+    GONE = "gone"
+    INTACT = "intact"
+    OTHER = "other"
+    UNREADABLE = "unreadable"
+
+
+def state_of(have: StoredWeights) -> State:
+    """Look at what is in a checkpoint's place; it is hashed only when it was touched."""
     try:
         status = have.path.stat()
-        if status.st_size != have.size_bytes:
-            return False
-        if status.st_mtime_ns != have.mtime_ns:
-            if sha256_of(have.path) != have.sha256:
-                return False
-            with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
-                _write_sidecar(replace(have, mtime_ns=status.st_mtime_ns))
-    except (OSError, ModelError):
-        return False
-    return True
+    except FileNotFoundError:
+        return State.GONE
+    except OSError:
+        return State.UNREADABLE
+    if status.st_size != have.size_bytes:
+        return State.OTHER
+    if is_untouched(have):
+        return State.INTACT
+    try:
+        if sha256_of(have.path) != have.sha256:
+            return State.OTHER
+    except ModelError:
+        return State.UNREADABLE
+    _remember_identity(have, _identity(status))
+    return State.INTACT
+
+
+def is_untouched(have: StoredWeights) -> bool:
+    """Return whether nobody has touched the file in a checkpoint's place since its digest was last looked at."""
+    with contextlib.suppress(OSError):
+        return _identity(have.path.stat()) == list(have.identity)
+    return False
+
+
+def is_intact(have: StoredWeights) -> bool:
+    """Return whether the file in a checkpoint's place is the one that arrived, and can be read."""
+    return state_of(have) is State.INTACT
+
+
+def _identity(status: os.stat_result) -> list[int]:
+    """What another file in the same place has different; the device is not in it, which each machine numbers anew."""
+    return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _remember_identity(have: StoredWeights, identity: list[int]) -> None:
+    """So that it is not hashed again; not while another process may be bringing another file."""
+    from filelock import FileLock, Timeout
+
+    with (
+        contextlib.suppress(OSError, Timeout),  # a cache that cannot be written costs time, not correctness
+        FileLock(have.path.with_name("lock"), timeout=0),
+    ):
+        if read_sidecar(sidecar_of(have.path)) == have:
+            _write_sidecar(replace(have, identity=identity))
 
 
 def check_digest(what: str, sha256: str, wish: Wish, hint: str = "it is another file: see --from") -> None:
@@ -222,7 +284,11 @@ def _obtain(variant: Variant, settings: Settings, progress: Progress, check: Che
         return _adopt(variant, settings, Path(wish.origin), _expected(wish), check, copy=True)
     unfit: list[str] = []
     if not wish.force and not wish.origin:
-        for candidate in _already_here(variant, settings, wish):
+        have = stored(variant, settings)
+        good = have if have and is_intact(have) else None  # then all that is tried is what was placed beside it
+        for candidate in candidates(variant, settings, wish):
+            if good and candidate.path != place_by_hand(variant, settings):
+                continue
             try:
                 found = _adopt(
                     variant, settings, candidate.path, candidate.expected, check, copy=candidate.is_elsewhere
@@ -233,6 +299,9 @@ def _obtain(variant: Variant, settings: Settings, progress: Progress, check: Che
             else:
                 progress(f"found the weights of {variant.name} in {candidate.path}")
                 return found
+        if good:
+            check_digest(str(good.path), good.sha256, wish, "fetch it again: add --force")
+            return good
     if settings.offline:
         raise not_here(variant, settings, unfit)
     return _first_that_delivers(variant, settings, progress, check, wish)
@@ -383,7 +452,7 @@ def max_checkpoint_bytes(variant: Variant) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class Candidate:
     """A file of this machine that may be a row's checkpoint, with the digests it must have, by a word for each."""
 
     path: Path
@@ -391,13 +460,13 @@ class _Candidate:
     is_elsewhere: bool
 
 
-def _already_here(variant: Variant, settings: Settings, wish: Wish) -> Iterator[_Candidate]:
+def candidates(variant: Variant, settings: Settings, wish: Wish) -> Iterator[Candidate]:
     """What was placed by hand, and what the caches of Hugging Face's client and torch.hub hold."""
     for source in variant.sources:
         by_hand = folder_of(variant, settings) / source.file_name
         for path, digest in (*_placed(by_hand), *_in_other_caches(source, settings)):
             expected = _expected(wish, **{"this release": source.sha256, "the note beside it": digest})
-            yield _Candidate(path, expected, is_elsewhere=path != by_hand)
+            yield Candidate(path, expected, is_elsewhere=path != by_hand)
 
 
 def _placed(path: Path) -> list[tuple[Path, str | None]]:
@@ -429,6 +498,8 @@ def _adopt(
     digest = remembered_sha256(path, settings.cache_dir / "digests")
     _compare(str(path), digest, expected, "it is another file: fetch it again")
     check(path)
+    if remembered_sha256(path, settings.cache_dir / "digests") != digest:  # the check takes seconds
+        raise ModelError(f"{path} changed while it was prepared", "run the same command again")
     fields = {"url": None, "etag": None, "commit": None, "sha256": digest}
     if not copy:
         return _keep(path, lambda _: None, fields)
@@ -460,7 +531,7 @@ def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any])
             path=target,
             size_bytes=status.st_size,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            mtime_ns=status.st_mtime_ns,
+            identity=_identity(status),
             **fields,
         )
         _write_sidecar(kept)

@@ -102,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_traceback()
         if interrupts.was_interrupted():  # while something was imported, which then failed
             return ExitCode.INTERRUPTED
-        if isinstance(error, OSError) and error.filename is not None:  # a file that nobody foresaw
-            fail(f"cannot use {error.filename}: {error.strerror}", "MF_DEBUG=1 shows where it happened")
+        if isinstance(error, PermissionError) and error.filename is not None:  # of a file that nobody foresaw
+            fail(f"cannot use {error.filename}: {error.strerror}", "see who may: ls -ld; MF_DEBUG=1 shows where")
             return ExitCode.OUTPUT
         fail(f"unexpected {type(error).__name__}: {error}", "this is a bug; MF_DEBUG=1 shows where it happened")
         return ExitCode.BUG

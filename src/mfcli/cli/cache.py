@@ -85,11 +85,16 @@ def _mend(bad: "Sequence[CacheEntry]") -> str:
     from mfcli.tasks.cache import Kind
     from mfcli.variants import VARIANTS
 
-    names = {entry.model or "" for entry in bad if entry.kind is Kind.CHECKPOINT and entry.model in VARIANTS}
-    others = [str(entry.path) for entry in bad if entry.model not in names]
-    fetch = f"fetch again: mf download --force {' '.join(sorted(names))}"
-    delete = f"delete what the next prediction makes again: rm {shlex.join(others)}"
-    return "; ".join([fetch] * bool(names) + [delete] * bool(others))
+    checkpoints = [entry for entry in bad if entry.kind is Kind.CHECKPOINT]
+    names = sorted({entry.model or "" for entry in checkpoints if entry.model in VARIANTS})
+    strange = [str(entry.path) for entry in checkpoints if entry.model not in VARIANTS]
+    made = [str(entry.path) for entry in bad if entry.kind is Kind.ARTIFACT and entry.model not in names]
+    steps = {
+        f"fetch again: mf download --force {' '.join(names)}": names,
+        f"delete what the next prediction makes again: rm {shlex.join(made)}": made,
+        f"delete what is of no model: rm {shlex.join(strange)}": strange,
+    }
+    return "; ".join(step for step, files in steps.items() if files)
 
 
 @app.command()

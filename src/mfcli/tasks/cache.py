@@ -15,7 +15,7 @@ from mfcli.errors import ModelError, OutputError
 from mfcli.files import exists, is_folder, sha256_of, undeletable
 from mfcli.settings import Settings
 from mfcli.variants import VARIANTS, find_variant, is_glob
-from mfcli.weights import artifact_files, checkpoint_files, read_sidecar, sidecar_of
+from mfcli.weights import artifact_files, checkpoint_files, is_untouched, read_sidecar, sidecar_of
 
 
 class Kind(StrEnum):
@@ -88,34 +88,46 @@ def _size(path: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a look at one file's bytes found; `problem` is None for one with nothing wrong."""
+    """What a look at one file's bytes found.
+
+    Attributes:
+        entry: the file.
+        problem: what is wrong with it, None where nothing is.
+        is_new: whether it was placed by hand and not used yet, so that there is nothing to compare it with.
+    """
 
     entry: CacheEntry
     problem: str | None
-
-    @property
-    def is_new(self) -> bool:
-        """Whether it was placed by hand and not used yet, so that there is no digest to compare with."""
-        return self.entry.kind is Kind.CHECKPOINT and self.entry.sha256 is None
+    is_new: bool = False
 
 
 def verify(settings: Settings) -> Iterator[Verified]:
     """Yield every checkpoint and artifact with what is wrong with it, after its full digest was computed."""
     for entry in entries(settings):
         if entry.kind is not Kind.PARTIAL:
-            yield Verified(entry, _problem(entry))
+            yield _verified(entry)
 
 
-def _problem(entry: CacheEntry) -> str | None:
-    if entry.sha256 is None and entry.kind is Kind.ARTIFACT:
-        return "no digest is known of it"
+def _verified(entry: CacheEntry) -> Verified:
+    is_new = entry.kind is Kind.CHECKPOINT and _is_new(entry.path)
+    if entry.sha256 is None and not is_new:
+        return Verified(entry, "no digest is known of it")
     try:
         digest = sha256_of(entry.path)
         if entry.kind is Kind.ARTIFACT and (variant := VARIANTS.get(entry.model or "")):
             open_artifact(entry.path, variant, None, None)
     except ModelError as error:
-        return error.message
-    return None if entry.sha256 in (None, digest) else f"its SHA-256 is {digest} instead of {entry.sha256}"
+        return Verified(entry, error.message)
+    if digest == entry.sha256:
+        return Verified(entry, None)
+    return Verified(entry, None if is_new else f"its SHA-256 is {digest} instead of {entry.sha256}", is_new)
+
+
+def _is_new(path: Path) -> bool:
+    """Whether a checkpoint was placed by hand since the last use, where nothing was or another one placed by hand."""
+    sidecar = sidecar_of(path)
+    known = read_sidecar(sidecar)
+    return (known.url is None and not is_untouched(known)) if known else not exists(sidecar)
 
 
 def matching(settings: Settings, names: list[str]) -> list[CacheEntry]:

@@ -14,8 +14,10 @@ from mfcli.results import Progress
 from mfcli.settings import Settings
 from mfcli.variants import Variant, find_variant, is_glob, list_variants
 from mfcli.weights import (
+    StoredWeights,
     Wish,
     bundled_file,
+    candidates,
     check_digest,
     is_address,
     is_intact,
@@ -23,6 +25,7 @@ from mfcli.weights import (
     place_by_hand,
     sources_of,
     stored,
+    waits_by_hand,
 )
 
 
@@ -101,7 +104,7 @@ def _download(variant: Variant, settings: Settings, wish: Wish, progress: Progre
         place = place_by_hand(variant, settings) if variant.sources else bundled_file(f"{variant.name}.onnx")
         origin = _origin(variant, settings, wish)
         return Downloaded(variant.name, Status.FAILED, None, None, str(place), origin, error)
-    have = stored(variant, settings)
+    have = stored(variant, settings) if variant.sources else None
     if have is None:  # the bundled model
         return Downloaded(
             variant.name, Status.READY, artifact.size_bytes, artifact.weights_sha256, str(artifact.path), None
@@ -131,17 +134,33 @@ def plan(names: list[str], settings: Settings, wish: Wish, progress: Progress) -
 
 
 def _plan(variant: Variant, settings: Settings, wish: Wish, progress: Progress) -> Downloaded:
-    have = stored(variant, settings)
     if not variant.sources:
         return _download(variant, settings, wish, progress)
-    if have and not wish.force and not wish.origin and is_intact(have):
-        return Downloaded(variant.name, Status.READY, have.size_bytes, have.sha256, str(have.path), have.url)
+    have = stored(variant, settings)
     place = str(place_by_hand(variant, settings))
     if wish.origin and not is_address(wish.origin):
         return _plan_copy(variant, settings, wish, Path(wish.origin), place)
+    if not wish.origin and not wish.force:
+        if have and is_intact(have) and not waits_by_hand(variant, settings):
+            return _plan_nothing(variant, have, wish)
+        for candidate in candidates(variant, settings, wish):
+            copy = _plan_copy(variant, settings, wish, candidate.path, place)
+            if copy.status is Status.WANTED and {copy.sha256} >= {
+                digest.lower() for digest in candidate.expected.values()
+            }:
+                return copy
     if settings.offline:
         return Downloaded(variant.name, Status.FAILED, None, None, place, variant.url, not_here(variant, settings))
     return _plan_download(variant, settings, wish, progress, place)
+
+
+def _plan_nothing(variant: Variant, have: StoredWeights, wish: Wish) -> Downloaded:
+    ready = Downloaded(variant.name, Status.READY, have.size_bytes, have.sha256, str(have.path), have.url)
+    try:
+        check_digest(str(have.path), have.sha256, wish, "fetch it again: add --force")
+    except ModelError as error:
+        return replace(ready, status=Status.FAILED, error=error)
+    return ready
 
 
 def _plan_copy(variant: Variant, settings: Settings, wish: Wish, origin: Path, place: str) -> Downloaded:
@@ -158,9 +177,10 @@ def _plan_copy(variant: Variant, settings: Settings, wish: Wish, origin: Path, p
 def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: Progress, place: str) -> Downloaded:
     from mfcli.remote import SourceError, open_session, resolve, shown
 
-    failure, address = None, variant.url
+    failure: ModelError | None = None
+    address = variant.url
     for source, url in sources_of(variant, settings, wish):
-        address = shown(url)
+        address, remote = shown(url), None
         try:
             with open_session() as session:
                 remote = resolve(session, url, progress)
@@ -169,7 +189,8 @@ def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: P
         except SourceError as error:
             failure = ModelError(error.message, f"carry the file by hand: mf download {variant.name} --from FILE")
         except ModelError as error:
-            return Downloaded(variant.name, Status.FAILED, remote.size_bytes, remote.sha256, place, address, error)
+            said = (remote.size_bytes, remote.sha256) if remote else (None, None)
+            return Downloaded(variant.name, Status.FAILED, *said, place, address, error)
         else:
             path = str(Path(place).with_name(source.file_name)) if source in variant.sources else place
             return Downloaded(variant.name, Status.WANTED, remote.size_bytes, remote.sha256, path, address)

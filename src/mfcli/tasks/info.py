@@ -18,14 +18,18 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
         **variant.as_record(),
         "resize_shorter_side": int(variant.input_size[1] / variant.crop_pct),
         "crop_size": list(variant.input_size[1:]),
-        "weights": _weights(stored(variant, settings)),
+        "weights": _weights(stored(variant, settings)) if variant.sources else None,
         "place_by_hand": str(place_by_hand(variant, settings)) if variant.sources else None,
         "artifacts": [_artifact(artifact) for artifact in prepared_artifacts(variant, settings)],
     }
 
 
 def _weights(have: StoredWeights | None) -> dict[str, Any] | None:
-    return {**dataclasses.asdict(have), "path": str(have.path), "is_here": have.is_here} if have else None
+    if have is None:
+        return None
+    fields = {**dataclasses.asdict(have), "path": str(have.path), "is_here": have.is_here}
+    del fields["identity"]  # tells nobody anything
+    return fields
 
 
 def _artifact(artifact: Artifact) -> dict[str, Any]:
