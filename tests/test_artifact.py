@@ -219,7 +219,7 @@ def test_damage_of_the_bundled_artifact_is_found(tmp_path: Path, monkeypatch: py
     for _ in range(2):
         with pytest.raises(ModelError, match="cannot be read") as caught:
             artifact_module.bundled_is_intact(BUNDLED)
-        assert caught.value.hint == "pip install --force-reinstall mfcli"
+        assert caught.value.hint == "install it again, in the checkout: pip install --force-reinstall --no-deps ."
         shutil.copy(bundled_file(f"{BUNDLED.name}.onnx"), tmp_path)  # the other file is still missing
 
 

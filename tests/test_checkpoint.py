@@ -11,8 +11,8 @@ import torch
 
 from deterministic import fill, pixels
 from mfcli import create_model
-from mfcli.checkpoint import load_checkpoint, read_state_dict
-from mfcli.errors import ModelError
+from mfcli.checkpoint import load_checkpoint, read_state_dict, write_random
+from mfcli.errors import ModelError, OutputError
 from mfcli.variants import find_variant
 from parity import to_reference_names_of
 
@@ -247,6 +247,19 @@ def test_a_file_that_changes_later_changes_nothing(tmp_path: Path) -> None:
         file.seek(1 << 16)
         file.write(bytes(path.stat().st_size - (1 << 16)))
     assert torch.equal(bias, state["head.bias"])
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    from safetensors.torch import save
+
+    path = tmp_path / "w\udcff.safetensors"
+    path.write_bytes(save({"a": torch.ones(3)}))
+    assert read_state_dict(path)["a"].tolist() == [1, 1, 1]
+
+
+def test_random_weights_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        write_random(tmp_path / "none" / "x.safetensors", find_variant("bundled"))
 
 
 def test_views_that_negate(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from conftest import CHECKOUT, Ran
 from deterministic import picture
 from mfcli import __version__
+from mfcli.cli import main
 from mfcli.errors import EngineError
 from mfcli.settings import Settings
 from mfcli.variants import Variant, list_variants
@@ -204,7 +205,7 @@ def test_logits_that_are_no_numbers_are_no_answer(mf: Mf, coffee: Path, monkeypa
     monkeypatch.setattr(OnnxRuntimeEngine, "logits", lambda *_: np.full((1, 200), np.nan, np.float32))
     ran = mf("predict", coffee, "-q", "--format", "jsonl")
     assert (ran.code, ran.out) == (7, "")
-    assert "hint: pip install --force-reinstall mfcli" in ran.err
+    assert "hint: install it again, in the checkout: pip install --force-reinstall --no-deps ." in ran.err
 
 
 def test_a_file_that_is_no_checkpoint(mf: Mf, coffee: Path, tmp_path: Path) -> None:
@@ -456,6 +457,62 @@ def test_a_file_that_nobody_foresaw_is_not_blamed_on_the_output(
     assert (ran.code, ran.err) == (
         8,
         "error: cannot use /somewhere: Permission denied\nhint: see who may: ls -ld; MF_DEBUG=1 shows where\n",
+    )
+
+
+def test_a_library_that_cannot_be_loaded_is_not_blamed_on_the_output(
+    mf: Mf, coffee: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mfcli.tasks import predict as task
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("libnope.so: cannot open shared object file")  # as ctypes says it, without a number
+
+    monkeypatch.setattr(task, "predict", broken)
+    assert mf("predict", coffee, "-q").err.startswith("error: unexpected OSError: libnope.so: cannot open")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--", "--"), "error: No such command '--'.\nhint: mf --help\n"),
+        (
+            ("completion",),
+            "error: Missing argument 'SHELL'. Choose from: bash, zsh, fish\nhint: mf completion --help\n",
+        ),
+        (("predict", "x", "-b", "9" * 5000), f"error: --batch-size '{'9' * 5000}' is neither a number"),
+    ],
+)
+def test_odd_command_lines(arguments: tuple[str, ...], message: str, mf: Mf) -> None:
+    ran = mf(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(message)
+
+
+def test_widths_that_are_none(mf_process: Callable[..., Ran]) -> None:
+    for value in ("abc", "\u00b2"):
+        ran = mf_process("--help", TERMINAL_WIDTH=value, COLUMNS=value, LINES=value)
+        assert (ran.code, ran.err) == (0, "")
+        assert "Usage: mf" in ran.out
+
+
+def test_nothing_is_measured_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mfcli.tasks import benchmark as task
+
+    monkeypatch.setattr(task, "benchmark", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["benchmark", "bundled"]) == 8
+
+
+def test_a_cache_that_cannot_be_looked_at(mf: Mf, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = "/" + "x" * 300  # as unseen as one that may not be entered
+    monkeypatch.setenv("MF_CACHE_DIR", cache)
+    assert mf("list-models", "--downloaded").code == 0
+    assert mf("info", "bundled").code == 0
+    listed = mf("cache", "ls")
+    assert (listed.code, listed.err) == (
+        8,
+        f"error: cannot read the cache {cache}: File name too long\nhint: name another folder: MF_CACHE_DIR=DIR\n",
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mfcli.errors import EngineError
 from mfcli.pipeline import Done, Shape, ordered
 
 SHAPES = st.builds(Shape, st.integers(1, 5), st.integers(1, 3), st.integers(1, 7))
@@ -153,3 +154,20 @@ def test_what_waits_for_being_prepared_is_bounded_by_the_workers() -> None:
     assert next(results) == 1
     assert taken_then[0] <= 2 + 2 * 2 + 1  # being prepared, waiting, and in the feeder's hand
     results.close()  # type: ignore[attr-defined]
+
+
+def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def limited(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+        started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(EngineError, match="not so many threads can be started here: can't start new thread"):
+        list(ordered(range(9), lambda item: item, lambda batch: list(batch), Shape(4, 2, 4)))
+    for thread in started:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in started)

@@ -8,6 +8,7 @@ file.
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -303,12 +304,14 @@ def build(
         half_weights: store the weights rounded to float16; the arithmetic stays float32.
 
     Raises:
+        EngineError: torch, timm or onnx cannot be loaded.
         ModelError: the checkpoint is not this variant's, or the graph's logits differ from torch's.
         OutputError: `path` cannot be written.
     """
     from mfcli.checkpoint import load_checkpoint
     from mfcli.preprocess import plan_for
 
+    _need_packages()
     loaded = load_checkpoint(weights_file, variant)
     if half_weights:
         loaded.model.half().float()
@@ -330,6 +333,16 @@ def build(
         _write(proto, path)
     except OSError as error:
         raise unwritable(path.parent, error) from error
+
+
+def _need_packages() -> None:
+    from mfcli.engines.base import unusable
+
+    for package in ("torch", "timm", "onnx"):
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # a broken installation raises anything
+            raise unusable(package, error) from error
 
 
 def _labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:

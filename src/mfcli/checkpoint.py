@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mfcli.errors import ModelError
+from mfcli.errors import ModelError, OutputError
 from mfcli.variants import ARCHITECTURES, VARIANTS, Architecture, Variant
 
 if TYPE_CHECKING:
@@ -122,8 +122,12 @@ def _as_float32(path: Path, name: str, tensor: "Tensor") -> "Tensor":
 
 
 def _read_safetensors(path: Path) -> StateDict:
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # such a name it does not take
+        return load(path.read_bytes())
     try:
         return load_file(path)
     except Exception as error:  # SafetensorError, and whatever torch says of a dtype it does not know
@@ -223,8 +227,12 @@ def write_random(path: Path, variant: Variant) -> None:
     """Write a checkpoint of made-up weights, the same every time, at scales that keep activations near 1.
 
     Its speed is that of real weights; its answers mean nothing.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from mfcli.metaformer import build_model
@@ -234,7 +242,10 @@ def write_random(path: Path, variant: Variant) -> None:
     for name, tensor in state.items():
         if tensor.ndim > 1 and not name.endswith("random_matrix"):
             tensor.normal_(std=tensor[0].numel() ** -0.5, generator=random)
-    save_file(state, path)
+    try:
+        save_file(state, path)
+    except SafetensorError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
 
 
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:

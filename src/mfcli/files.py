@@ -114,3 +114,10 @@ def is_folder(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return path.is_dir()
     return False
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """Return what matches in a folder, sorted; nothing where it is not there or may not be entered."""
+    with contextlib.suppress(OSError):
+        return sorted(folder.glob(pattern))
+    return []

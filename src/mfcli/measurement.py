@@ -64,7 +64,7 @@ class Case:
     threads: int | None
     workers: int | None
     images: tuple[str, ...]
-    cache_dir: str
+    cache_dir: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +103,11 @@ class Bench:
             ModelError: there are no weights.
             NoInputsError: there are no pictures.
         """
-        settings = Settings("", Path(case.cache_dir), debug=False, offline=True)
+        settings = Settings("", Path(case.cache_dir) if case.cache_dir else None, debug=False, offline=True)
         variant = find_variant(case.model)
         artifact = ensure(variant, Path(case.weights) if case.weights else None, settings)
         options = EngineOptions(case.device, Precision(case.precision), case.threads)
-        try:
-            engine = load_engine(EngineName(case.engine), artifact, options)
-        except ImportError as error:
-            raise EngineError(f"the {case.engine} engine is not installed: {error}", "mf doctor") from error
-        self._engine = engine
+        self._engine = engine = load_engine(EngineName(case.engine), artifact, options)
         self._predictor = Predictor(artifact, engine)
         self._shape = self._predictor.shape(case.batch_size, case.workers)
         self._size = variant.input_size

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from mfcli.errors import EngineError
+
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
@@ -101,7 +103,11 @@ class _Pipeline(Generic[Item, Prepared, Result]):
     def _started(self) -> Iterator[Result]:
         targets = [self._feed, *[self._work] * self._shape.workers, *[self._run] * self._shape.streams]
         for target in targets:
-            threading.Thread(target=target, daemon=True, name=f"mf-{target.__name__.strip('_')}").start()
+            thread = threading.Thread(target=target, daemon=True, name=f"mf-{target.__name__.strip('_')}")
+            try:
+                thread.start()
+            except RuntimeError as error:  # a limit on processes; those that were started end
+                raise EngineError(f"not so many threads can be started here: {error}", "--workers 1") from error
         while (slot := self._oldest()) is not None:
             if slot.error is not None:
                 raise slot.error

@@ -19,12 +19,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mfcli.errors import ModelError, OutputError, UsageError
-from mfcli.files import ELSEWHERE, is_file, is_folder, remembered_sha256, sha256_of, unwritable, write_atomically
+from mfcli.files import (
+    ELSEWHERE,
+    is_file,
+    is_folder,
+    listed,
+    remembered_sha256,
+    sha256_of,
+    unwritable,
+    write_atomically,
+)
 from mfcli.results import Progress
 from mfcli.settings import Settings
 from mfcli.variants import HUB, Variant, WeightsSource
 
-REINSTALL = "pip install --force-reinstall mfcli"
+REINSTALL = "install it again, in the checkout: pip install --force-reinstall --no-deps ."
 """What to do about what ships with the package; everything else is made or fetched again."""
 
 _PACKAGE_DIR = Path(__file__).parent
@@ -111,22 +120,20 @@ def place_by_hand(variant: Variant, settings: Settings) -> Path:
 
 def stored(variant: Variant, settings: Settings) -> StoredWeights | None:
     """Return what the cache knows of a row's checkpoint, be it there or pruned; the one that is there first."""
-    known: list[StoredWeights | None] = []
-    with contextlib.suppress(OSError):  # a folder that may not be entered
-        known = [read_sidecar(path) for path in sorted(folder_of(variant, settings).glob("*.json"))]
+    known = [read_sidecar(path) for path in listed(folder_of(variant, settings), "*.json")]
     return max((k for k in known if k), key=lambda k: (k.is_here, k.date), default=None)
 
 
 def checkpoint_files(settings: Settings) -> list[Path]:
     """Return the checkpoints in the cache; each lies in the folder of its row."""
-    found = sorted((settings.cache_dir / "checkpoints").glob("*/*"))
+    found = listed(settings.cache_dir / "checkpoints", "*/*")
     files = [path for path in found if path.suffix != ".json" and path.name != "lock" and path.name[0] != "."]
     return [path for path in files if not is_folder(path)]
 
 
 def artifact_files(settings: Settings) -> list[tuple[str, Path]]:
     """Return what is made of checkpoints in the cache, good or not, with the name of its row."""
-    found = sorted((settings.cache_dir / "artifacts").glob("*.onnx"))
+    found = listed(settings.cache_dir / "artifacts", "*.onnx")
     return [(path.stem.rpartition("-")[0], path) for path in found if path.name[0] != "." and not is_folder(path)]
 
 
@@ -480,11 +487,10 @@ def _in_other_caches(source: WeightsSource, settings: Settings) -> Iterator[tupl
     match = _HUB_URL.fullmatch(source.url)
     if match and settings.hub_cache_dir:
         repository = "models--" + match["repository"].replace("/", "--")
-        with contextlib.suppress(OSError):  # another program's folder that cannot be read is as good as none
-            for path in list(settings.hub_cache_dir.glob(f"{repository}/snapshots/*/{match['path']}")):
-                blob = path.resolve().name  # the hub's client names a large file by its digest
-                if _SHA256.fullmatch(blob):
-                    yield path, blob
+        for path in listed(settings.hub_cache_dir, f"{repository}/snapshots/*/{match['path']}"):
+            blob = Path(os.path.realpath(path)).name  # the hub's client names a large file by its digest
+            if _SHA256.fullmatch(blob):
+                yield path, blob
     if settings.torch_hub_dir and source.file_name != "model.safetensors":
         path = settings.torch_hub_dir / source.file_name
         if is_file(path):

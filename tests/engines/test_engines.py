@@ -1,11 +1,18 @@
 """Choosing an engine: what each combination of engine, device and precision gives, or the option that would work."""
 
+import dataclasses
+import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import Ran
 from deterministic import pixels
 from mfcli.artifact import Artifact, ensure
 from mfcli.engines import chosen_engine, load_engine
@@ -135,3 +142,86 @@ def test_engines_never_speak(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", SPEAKING, name], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "\n\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "code", "message"),
+    [
+        (
+            "onnxruntime",
+            "raise ImportError('libcudart.so.12: no such file')",
+            "onnxruntime cannot be loaded: libcudart",
+        ),
+        ("torch", "import ctypes; ctypes.CDLL('libnope.so.1')", "torch cannot be loaded: libnope.so.1: cannot open"),
+        ("torch", "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')", "torch is not installed"),
+        ("openvino", "raise RuntimeError('no plugin')", "OpenVINO cannot be loaded: no plugin"),
+    ],
+)
+def test_a_package_that_is_broken(
+    package: str, code: str, message: str, mf_process: Callable[..., Ran], coffee: Path, tmp_path: Path
+) -> None:
+    (tmp_path / f"{package}.py").write_text(code)
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    ran = mf_process("predict", str(coffee), "-q", "--engine", package, PYTHONPATH=path)
+    assert (ran.code, ran.out) == (7, "")
+    assert ran.err.startswith(f"error: {message}")
+    assert "hint: " in ran.err
+
+
+def test_weights_are_not_prepared_without_torch(
+    mf_process: Callable[..., Ran], coffee: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text("import ctypes; ctypes.CDLL('libnope.so.1')")
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    ran = mf_process("predict", str(coffee), "-q", "--weights", str(small_weights), PYTHONPATH=path)
+    assert (ran.code, ran.err.partition(":")[0]) == (7, "error")
+    assert "torch cannot be loaded: libnope.so.1" in ran.err
+
+
+def test_onnxruntime_opens_a_file_whose_name_is_no_utf8(bundled: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "caf\udce9.onnx"
+    path.write_bytes(bundled.path.read_bytes())
+    batch = pixels(1, 64).numpy()
+    there = load_engine(ONNXRUNTIME, dataclasses.replace(bundled, path=path))
+    assert (there.logits(batch) == load_engine(ONNXRUNTIME, bundled).logits(batch)).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_onnxruntime_keeps_to_its_threads(threads: int, bundled: Artifact) -> None:
+    engine = load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=threads))
+    running, most, lock = 0, 0, threading.Lock()
+
+    class Session:
+        def run(self, _: object, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.02)
+            with lock:
+                running -= 1
+            return [np.zeros((len(inputs["input"]), 200), np.float32)]
+
+    engine._session = Session()
+    calls = [threading.Thread(target=engine.logits, args=(pixels(60, 64),)) for _ in range(3)]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    assert most == threads
+
+
+def test_more_threads_than_may_be_started(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def limited(thread: threading.Thread) -> None:
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+        started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(EngineError, match="no more than a few threads") as caught:
+        load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=8))
+    assert caught.value.hint == "--threads 1 --workers 1"
+    assert not any(thread.is_alive() for thread in started)

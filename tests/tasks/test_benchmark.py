@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from mfcli.checkpoint import load_checkpoint
-from mfcli.errors import ExitCode, ModelError, UsageError
+from mfcli.errors import ExitCode, ModelError, OutputError, UsageError
 from mfcli.measurement import Case
 from mfcli.settings import Settings
 from mfcli.tasks import benchmark as task
 from mfcli.tasks.benchmark import Plan, Rate, benchmark
-from mfcli.variants import Variant
+from mfcli.variants import Variant, find_variant
 
 QUICK = {"seconds": 0.1, "rounds": 2}
 
@@ -103,3 +103,21 @@ def test_made_up_weights_are_used_and_leave_nothing_behind(
 
 def test_a_rate_is_the_median_of_the_rounds() -> None:
     assert Rate.over([3.0, 1.0, 8.0]) == Rate(median=3.0, min=1.0, max=8.0)
+
+
+def test_no_room_for_temporary_files(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(task, "write_jpegs", full)
+    with pytest.raises(OutputError, match="cannot write temporary files: No space left") as caught:
+        benchmark(Plan(("bundled",), **QUICK), settings)
+    assert caught.value.hint == "name a folder with more room: TMPDIR=DIR"
+
+
+def test_a_cache_that_nobody_named_is_found_again_by_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings("bundled", None, debug=False)
+    monkeypatch.setattr(Settings, "cache_dir", None)  # of a user without a home; the bundled model needs none
+    variant = find_variant("bundled")
+    (case,) = task._cases(Plan((variant.name,), **QUICK), [variant], {variant.name: None}, (), settings)
+    assert case.cache_dir is None

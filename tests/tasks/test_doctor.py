@@ -41,14 +41,17 @@ def test_a_damaged_model_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = list(doctor(Settings.from_environ()))
     assert not default_works(findings)
     (model,) = [f for f in findings if f.name == "bundled"]
-    assert (model.status, model.hint) == (Status.FAILED, "pip install --force-reinstall mfcli")
+    assert (model.status, model.hint) == (
+        Status.FAILED,
+        "install it again, in the checkout: pip install --force-reinstall --no-deps .",
+    )
 
 
 @pytest.mark.usefixtures("only_the_default_engine")
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("raise ImportError('libfoo.so is missing')", "ImportError: libfoo.so is missing"),
+        ("raise ImportError('libfoo.so is missing')", "onnxruntime cannot be loaded: libfoo.so is missing"),
         ("import os; os.kill(os.getpid(), 4)", "its process crashed with SIGILL"),
         ("import os; os._exit(3)", "its process ended with exit code 3"),
     ],
@@ -59,6 +62,14 @@ def test_an_engine_that_does_not_work(code: str, said: str, tmp_path: Path, monk
     assert not default_works(findings)
     (engine,) = [f for f in findings if f.group is Group.ENGINES and f.name == "onnxruntime"]
     assert (engine.status, engine.value) == (Status.FAILED, said)
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    (tmp_path / "x").rmdir()
+    found = {f.name: f for f in task._cache(Settings("bundled", Path("rel"), debug=False))}
+    assert found["writable"].status is Status.FAILED
 
 
 def test_an_answer_that_differs_is_a_failure() -> None:

@@ -21,7 +21,7 @@ from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
 from mfcli.cli.doctor import doctor
 from mfcli.cli.predict import predict
 from mfcli.cli.streams import ReaderGoneError, fail, say, standard_output
-from mfcli.errors import ExitCode, MfError
+from mfcli.errors import EngineError, ExitCode, MfError
 from mfcli.settings import Settings
 
 app = typer.Typer(
@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors become `error:` and `hint:` lines on stderr."""
     if os.environ.get(COMPLETE_VARIABLE):
         return answer(app)
+    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):  # of the shell's; libraries take them for numbers
+        if not os.environ.get(name, "0").isdecimal():
+            del os.environ[name]
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries warn about things a user of the command cannot change
     debug = False
@@ -93,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MfError as error:
         if debug:
             _print_traceback()
+        if isinstance(error, EngineError) and interrupts.was_interrupted():  # while its package was imported
+            return ExitCode.INTERRUPTED
         fail(error.message, error.hint)
         return error.exit_code
     except KeyboardInterrupt:
@@ -114,14 +119,14 @@ def _usage_message(error: typer.TyperException) -> str:
     if type(error).__name__ == "NoArgsIsHelpError":
         typer.echo(str(error))
         return ""
-    return error.format_message()
+    return " ".join(error.format_message().split())  # choices come as lines
 
 
 def _usage_hint(error: typer.TyperException, message: str, argv: Sequence[str]) -> str:
     context = getattr(error, "ctx", None)
     names = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     if message.startswith("No such command") and context and context.command_path == "mf":
-        wanted = next(word for word in argv if word != "--")
+        wanted = next((word for word in argv if word != "--"), "--")
         if os.path.lexists(wanted) or Path(wanted).suffix or "://" in wanted:
             return f"mf predict {shlex.quote(wanted)}"
         near = [name for name in names if name in wanted or wanted in name]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mfcli.cli.options import MAX_WORKERS, Format, Offline, Quiet, complete_device, complete_model, parse_batch_size
-from mfcli.cli.streams import fail, note, standard_output
+from mfcli.cli.streams import fail, need_standard_output, note, standard_output
 from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, UsageError
 from mfcli.formats.base import FormatName
@@ -47,13 +47,14 @@ def benchmark(
         ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A checkpoint of the only MODEL: .pth or .safetensors.", show_default=False)
+        Path | None,
+        typer.Option(help="A checkpoint of the only MODEL: .pth or .safetensors.", show_default=False, readable=False),
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Make weights up: just as fast, and nothing is downloaded.")
     ] = False,
     images: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             metavar="DIR|FILE", help="Pictures to read.", show_default="made-up JPEGs of about 500x375 pixels"
         ),
@@ -80,6 +81,7 @@ def benchmark(
 
     if not math.isfinite(seconds):
         raise UsageError(f"--seconds {seconds} is no length of time", f"--seconds {DEFAULT_BENCHMARK_SECONDS:g}")
+    need_standard_output()
     settings = Settings.from_environ(offline=offline)
     plan = task.Plan(
         models=tuple(models or [settings.model]),
@@ -91,7 +93,7 @@ def benchmark(
         workers=workers,
         weights=weights,
         random_weights=random_weights,
-        images=tuple(map(str, images or ())),
+        images=tuple(images or ()),
         seconds=seconds,
         rounds=rounds,
     )

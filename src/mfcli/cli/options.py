@@ -54,6 +54,9 @@ Models = Annotated[
 ]
 
 
+_MAX_DIGITS = 10
+
+
 def parse_batch_size(text: str) -> int | None:
     """Read a number of pictures; None for `auto`.
 
@@ -62,7 +65,7 @@ def parse_batch_size(text: str) -> int | None:
     """
     if text == "auto":
         return None
-    if text.isdecimal() and 1 <= int(text) <= MAX_BATCH_SIZE:
+    if text.isdecimal() and len(text) < _MAX_DIGITS and 1 <= int(text) <= MAX_BATCH_SIZE:
         return int(text)
     raise UsageError(
         f"--batch-size {text!r} is neither a number from 1 to {MAX_BATCH_SIZE} nor auto", "--batch-size auto"

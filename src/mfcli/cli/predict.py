@@ -103,7 +103,10 @@ def predict(
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="A checkpoint of that model: .pth or .safetensors.", show_default=False, rich_help_panel=_MODEL
+            help="A checkpoint of that model: .pth or .safetensors.",
+            show_default=False,
+            readable=False,
+            rich_help_panel=_MODEL,
         ),
     ] = None,
     top_k: Annotated[
@@ -121,6 +124,7 @@ def predict(
         typer.Option(
             help="Class names: one a line in head order, or CSV with wnid and name.",
             show_default=False,
+            readable=False,
             rich_help_panel=_MODEL,
         ),
     ] = None,
@@ -141,6 +145,7 @@ def predict(
             metavar="FILE",
             help="Write results there; - for standard output.",
             show_default=False,
+            readable=False,
             rich_help_panel=_OUTPUT,
         ),
     ] = None,

@@ -1,5 +1,6 @@
 """The three standard streams: stdout is data, stderr is talk, and either may be closed, full or gone."""
 
+import errno
 import io
 import os
 import sys
@@ -9,6 +10,14 @@ from typing import TextIO
 
 from mfcli.errors import OutputError
 
+_OF_A_STREAM = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EINVAL, errno.EAGAIN, errno.ENXIO),
+        *(errno.ENODEV, errno.ESTALE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EPERM),
+    }
+)
+"""What writing fails with; other errors without a file's name are those of a library that is missing, for instance."""
+
 
 class ReaderGoneError(Exception):
     """Whoever read our output has stopped reading; that is no failure."""
@@ -17,8 +26,7 @@ class ReaderGoneError(Exception):
 @contextmanager
 def standard_output() -> Iterator[TextIO]:
     """Standard output as UTF-8; a reader that went away ends the program quietly, a full disk with exit code 8."""
-    if sys.stdout is None:
-        raise OutputError("standard output is closed", "send it to a file: mf ... > FILE")
+    need_standard_output()
     if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
         # PYTHONUNBUFFERED, common in containers: what a signal cuts off of a write to a pipe would be lost
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer))
@@ -31,7 +39,7 @@ def standard_output() -> Iterator[TextIO]:
         _drop_standard_output()
         raise ReaderGoneError from error
     except OSError as error:
-        if error.filename is not None:  # of some other file: what is written to a stream has no name
+        if error.filename is not None or error.errno not in _OF_A_STREAM:  # of something else
             raise
         _drop_standard_output()
         reason = error.strerror or str(error)
@@ -39,6 +47,16 @@ def standard_output() -> Iterator[TextIO]:
     except SystemExit as error:  # typer's way to end when the reader of the help has gone
         _drop_standard_output()
         raise ReaderGoneError from error
+
+
+def need_standard_output() -> None:
+    """Raise where there is none, before something that takes long.
+
+    Raises:
+        OutputError: it is closed.
+    """
+    if sys.stdout is None:
+        raise OutputError("standard output is closed", "send it to a file: mf ... > FILE")
 
 
 def _drop_standard_output() -> None:

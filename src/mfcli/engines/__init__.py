@@ -3,11 +3,13 @@
 import re
 from typing import TYPE_CHECKING
 
-from mfcli.engines.base import MAX_THREADS, Engine, EngineName, EngineOptions, Precision
-from mfcli.errors import EngineError, UsageError
+from mfcli.engines.base import MAX_THREADS, Engine, EngineName, EngineOptions, Precision, unusable
+from mfcli.errors import EngineError, MfError, UsageError
 from mfcli.settings import usable_cores
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mfcli.artifact import Artifact
 
 _DEVICES = re.compile(r"auto|cpu|cuda(:\d{1,4})?|mps")
@@ -27,19 +29,29 @@ def load_engine(name: EngineName, artifact: "Artifact", options: EngineOptions |
         UsageError: there is no such device or number of threads.
     """
     options = options or EngineOptions()
-    match chosen_engine(name, options):
-        case EngineName.OPENVINO:
-            from mfcli.engines.openvino import OpenVinoEngine
+    return _class_of(chosen_engine(name, options))(artifact, options)
 
-            return OpenVinoEngine(artifact, options)
-        case EngineName.TORCH:
-            from mfcli.engines.torch import TorchEngine
 
-            return TorchEngine(artifact, options)
-        case _:
-            from mfcli.engines.onnxruntime import OnnxRuntimeEngine
+def _class_of(name: EngineName) -> "Callable[[Artifact, EngineOptions], Engine]":
+    """The class of an engine; importing it imports its package, and a broken one raises anything."""
+    try:
+        match name:
+            case EngineName.OPENVINO:
+                from mfcli.engines.openvino import OpenVinoEngine
 
-            return OnnxRuntimeEngine(artifact, options)
+                return OpenVinoEngine
+            case EngineName.TORCH:
+                from mfcli.engines.torch import TorchEngine
+
+                return TorchEngine
+            case _:
+                from mfcli.engines.onnxruntime import OnnxRuntimeEngine
+
+                return OnnxRuntimeEngine
+    except MfError:
+        raise
+    except Exception as error:
+        raise unusable(name, error) from error
 
 
 def chosen_engine(name: EngineName, options: EngineOptions) -> EngineName:

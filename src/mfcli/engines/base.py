@@ -1,8 +1,11 @@
 """What an engine is: something that turns a float32 batch into float32 logits."""
 
+import threading
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
+
+from mfcli.errors import EngineError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +91,35 @@ def pictures_per_run(size: tuple[int, int]) -> int:
 def cpu_batch_size(size: tuple[int, int], threads: int) -> int:
     """Return the batch that gives each thread a few runs, so that all are busy nearly to its end."""
     return min(_RUNS_PER_THREAD * threads * pictures_per_run(size), _MAX_BATCH_SIZE)
+
+
+def start_threads(number: int) -> None:
+    """Start and end so many threads, because a runtime that may not start its own waits for them forever.
+
+    Raises:
+        EngineError: a limit on processes does not let them.
+    """
+    enough = threading.Event()
+    threads = [threading.Thread(target=enough.wait, daemon=True) for _ in range(number)]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError as error:
+        raise EngineError(
+            f"no more than a few threads can be started here, not {number}", "--threads 1 --workers 1"
+        ) from error
+    finally:
+        enough.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+
+
+def unusable(package: str, error: Exception) -> EngineError:
+    """Return the error of a package that is not installed, or cannot be loaded."""
+    if isinstance(error, ModuleNotFoundError) and error.name == package:
+        return EngineError(f"{package} is not installed", f"pip install {package}")
+    return EngineError(f"{package} cannot be loaded: {first_line(error)}", f"pip install --force-reinstall {package}")
 
 
 def first_line(error: Exception) -> str:

@@ -7,7 +7,9 @@ operator of the graph adds up in an order that depends on the batch or on the nu
 Threads that wait do not spin, because spinning takes the cores from the parts that work and from decoding pictures.
 """
 
+import threading
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +24,7 @@ from mfcli.engines.base import (
     cpu_batch_size,
     first_line,
     pictures_per_run,
+    start_threads,
 )
 from mfcli.errors import EngineError
 from mfcli.settings import usable_cores
@@ -48,9 +51,13 @@ class OnnxRuntimeEngine:
         session_options.log_severity_level = _FATAL_ONLY
         session_options.intra_op_num_threads = self._threads
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._turns = threading.BoundedSemaphore(
+            self._threads
+        )  # so that two streams keep to one core where one is asked
+        start_threads(self._threads)
         try:
             self._session = onnxruntime.InferenceSession(
-                artifact.path, session_options, providers=["CPUExecutionProvider"]
+                _readable(artifact.path), session_options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise EngineError(
@@ -69,7 +76,8 @@ class OnnxRuntimeEngine:
 
     def _run(self, part: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
-            (logits,) = self._session.run(["logits"], {"input": part})
+            with self._turns:
+                (logits,) = self._session.run(["logits"], {"input": part})
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
         return np.asarray(logits, np.float32)
@@ -79,3 +87,12 @@ class OnnxRuntimeEngine:
         from concurrent.futures import ThreadPoolExecutor
 
         return ThreadPoolExecutor(self._threads, "onnxruntime")
+
+
+def _readable(path: Path) -> Path | bytes:
+    """The path, or what is in the file where its name is no UTF-8, which the runtime wants."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return path

@@ -38,7 +38,7 @@ def _import_openvino() -> Any:
         sys.modules[_TOOLS] = None  # type: ignore[assignment]  # makes importing it an ImportError, which openvino expects
     try:
         import openvino
-    except ImportError as error:
+    except Exception as error:  # a broken installation raises anything
         if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
             raise EngineError("OpenVINO is not installed", INSTALL_HINT) from error
         raise EngineError(f"OpenVINO cannot be loaded: {first_line(error)}", INSTALL_HINT) from error
@@ -59,8 +59,12 @@ class OpenVinoEngine:
         self.precision = options.precision
         threads = options.threads or usable_cores()
         openvino = _import_openvino()
-        core = openvino.Core()
-        if self.precision is Precision.BF16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        try:
+            core = openvino.Core()
+            capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        except Exception as error:
+            raise EngineError(f"OpenVINO cannot be used: {first_line(error)}", "--engine onnxruntime") from error
+        if self.precision is Precision.BF16 and "BF16" not in capabilities:
             raise EngineError("this processor has no bfloat16 arithmetic", "--precision fp32")
         try:
             model = core.read_model(artifact.path)

@@ -12,6 +12,7 @@ from rich.text import Text
 from mfcli.results import PictureResult, RunInfo, Summary
 
 _PIPE_WIDTH = 100_000  # wider than any row, so that nothing is folded
+_LEAST_WIDTH = 20
 _UNKNOWN_WIDTH = 80
 _BAR_CELLS = 20
 _BAR_NEEDS_WIDTH = 64
@@ -35,6 +36,7 @@ def _make_console(stream: TextIO, *, fold: bool) -> Console:
     console = _Console(file=stream, width=width, highlight=False, emoji=False)
     if console.width < 1:  # COLUMNS=0, which some terminals set
         console.width = _UNKNOWN_WIDTH
+    console.width = max(console.width, _LEAST_WIDTH)  # below it, columns would vanish
     return console
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from mfcli.artifact import ensure
 from mfcli.engines.base import EngineName, Precision
-from mfcli.errors import EngineError, ExitCode, MfError, UsageError
+from mfcli.errors import EngineError, ExitCode, MfError, OutputError, UsageError
 from mfcli.measurement import Case, Loaded
 from mfcli.results import Progress
 from mfcli.settings import DEFAULT_BENCHMARK_ROUNDS, DEFAULT_BENCHMARK_SECONDS, Settings
@@ -115,6 +115,9 @@ class Row:
     error: MfError | None
 
 
+_ELSEWHERE = "name a folder with more room: TMPDIR=DIR"
+
+
 def benchmark(plan: Plan, settings: Settings, progress: Progress = lambda _: None) -> list[Row]:
     """Measure every combination; rounds take turns, so that a busy machine slows all rows alike.
 
@@ -129,14 +132,29 @@ def benchmark(plan: Plan, settings: Settings, progress: Progress = lambda _: Non
     if plan.weights and (plan.random_weights or len(variants) > 1):
         what = "random weights" if plan.random_weights else "several models"
         raise UsageError(f"--weights is about one model and does not go with {what}", "mf benchmark --help")
-    with tempfile.TemporaryDirectory(prefix="mf-benchmark-") as folder:
-        if plan.random_weights:
-            settings = replace(settings, named_cache_dir=Path(folder) / "cache")
-        images = plan.images or (*map(str, _made_up(Path(folder), progress)),)
-        weights = {v.name: _weights(v, plan, Path(folder), settings, progress) for v in variants}
+    with contextlib.ExitStack() as stack:
+        with _temporary_files():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mf-benchmark-")))
+            if plan.random_weights:
+                settings = replace(settings, named_cache_dir=folder / "cache")
+            images = plan.images or (*map(str, _made_up(folder, progress)),)
+            weights = {v.name: _weights(v, plan, folder, settings, progress) for v in variants}
         rows = len(variants) * len(plan.engines) * len(plan.precisions) * len(plan.batch_sizes)
         progress(f"measuring {rows} rows, about {plan.seconds:g} s each" if rows > 1 else "measuring")
         return _measured(list(_cases(plan, variants, weights, images, settings)), plan)
+
+
+@contextlib.contextmanager
+def _temporary_files() -> Iterator[None]:
+    """Turn what the disk says of what is made up for the measurement into an OutputError that names its folder."""
+    try:
+        yield
+    except OutputError as error:
+        if "mf-benchmark-" in error.message:  # a cache in the folder
+            raise OutputError(error.message, _ELSEWHERE) from error
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write temporary files: {error.strerror or error}", _ELSEWHERE) from error
 
 
 def _made_up(folder: Path, progress: Progress) -> list[Path]:
@@ -176,7 +194,7 @@ def _cases(
             threads=plan.threads,
             workers=plan.workers,
             images=images,
-            cache_dir=str(settings.cache_dir),
+            cache_dir=str(settings.cache_dir) if settings.named_cache_dir else None,
         )
 
 

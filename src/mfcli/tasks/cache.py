@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mfcli.artifact import artifact_path, cache_key, open_artifact
 from mfcli.errors import ModelError, OutputError
-from mfcli.files import exists, is_folder, sha256_of, undeletable
+from mfcli.files import ELSEWHERE, exists, is_folder, listed, sha256_of, undeletable
 from mfcli.settings import Settings
 from mfcli.variants import VARIANTS, find_variant, is_glob
 from mfcli.weights import artifact_files, checkpoint_files, is_untouched, read_sidecar, sidecar_of
@@ -51,7 +51,16 @@ class CacheEntry:
 
 
 def entries(settings: Settings) -> list[CacheEntry]:
-    """Return the checkpoints, artifacts and partial downloads of the cache, by kind and name."""
+    """Return the checkpoints, artifacts and partial downloads of the cache, by kind and name.
+
+    Raises:
+        OutputError: the cache is there and cannot be read.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            list(settings.cache_dir.iterdir())
+    except OSError as error:
+        raise OutputError(f"cannot read the cache {settings.cache_dir}: {error.strerror}", ELSEWHERE) from error
     return [*_checkpoints(settings), *_artifacts(settings), *_partials(settings)]
 
 
@@ -70,7 +79,7 @@ def _artifacts(settings: Settings) -> Iterator[CacheEntry]:
 
 
 def _partials(settings: Settings) -> Iterator[CacheEntry]:
-    for path in _files(sorted((settings.cache_dir / "partial").glob("*.part"))):
+    for path in _files(listed(settings.cache_dir / "partial", "*.part")):
         yield CacheEntry(Kind.PARTIAL, None, path, _size(path), None)
 
 
@@ -143,10 +152,10 @@ def matching(settings: Settings, names: list[str]) -> list[CacheEntry]:
 
 def _knowledge(settings: Settings) -> Iterator[CacheEntry]:
     """Sidecars of checkpoints that are gone, and the digests of first downloads."""
-    for path in _files((settings.cache_dir / "checkpoints").glob("*/*.json")):
+    for path in _files(listed(settings.cache_dir / "checkpoints", "*/*.json")):
         if not exists(path.with_suffix("")):
             yield CacheEntry(Kind.OTHER, path.parent.name, path, _size(path), None)
-    for path in _files((settings.cache_dir / "known").glob("*.json")):
+    for path in _files(listed(settings.cache_dir / "known", "*.json")):
         yield CacheEntry(Kind.OTHER, path.stem, path, _size(path), None)
 
 
@@ -184,8 +193,8 @@ def _is_stale(entry: CacheEntry) -> bool:
 def _left_overs(settings: Settings) -> list[CacheEntry]:
     """Temporary files of processes that were killed: in the cache's own folders, under the program's own names."""
     folders = [settings.cache_dir / name for name in ("artifacts", "known", "digests", "partial")]
-    folders += (settings.cache_dir / "checkpoints").glob("*/")
-    paths = [path for folder in folders for path in _files(folder.glob(".*")) if _TEMPORARY.fullmatch(path.name)]
+    folders += listed(settings.cache_dir / "checkpoints", "*/")
+    paths = [path for folder in folders for path in _files(listed(folder, ".*")) if _TEMPORARY.fullmatch(path.name)]
     return [CacheEntry(Kind.OTHER, None, path, _size(path), None) for path in paths if _is_old(path)]
 
 

@@ -145,7 +145,10 @@ def _cache(settings: Settings) -> Iterator[Finding]:
         yield Finding(Group.CACHE, "folder", Status.FAILED, error.message, error.hint)
         return
     yield Finding(Group.CACHE, "folder", Status.FACT, str(folder))
-    there = next(path for path in (folder, *folder.absolute().parents) if exists(path))
+    above: Sequence[Path] = ()
+    with contextlib.suppress(OSError):  # the working folder may be gone
+        above = folder.absolute().parents
+    there = next((path for path in (folder, *above) if exists(path)), folder)
     writable = is_folder(there) and os.access(there, os.W_OK | os.X_OK)
     hint = None if writable else "name another folder: MF_CACHE_DIR=DIR"
     yield Finding(Group.CACHE, "writable", Status.OK if writable else Status.FAILED, writable, hint)
