@@ -310,6 +310,14 @@ def test_certificates_that_are_none_are_not_tried_again(
     assert told == []
 
 
+def test_an_address_does_not_look_like_an_error() -> None:
+    error = requests.exceptions.SSLError(
+        "HTTPSConnectionPool(host='h', port=443): Max retries exceeded with url: /x?sig=aPEMX509 (Caused by"
+        " SSLError(SSLEOFError(8, 'EOF occurred in violation of protocol')))"
+    )
+    assert not remote.trouble_of(error).is_final
+
+
 def test_a_login_that_cannot_be_sent(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="the login for it, from the address or .netrc, has letters"):
         fetch(

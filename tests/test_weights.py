@@ -5,12 +5,14 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from deterministic import fill
 from hub import Behaviour, Hub
@@ -271,6 +273,7 @@ def test_a_file_as_long_and_as_old_is_another_one(settings: Settings) -> None:
     place = place_by_hand(TINY, settings)
     place.parent.mkdir(parents=True)
     for data in ONE, ONE[::-1]:
+        time.sleep(0.02)  # clocks of file systems are coarse
         place.write_bytes(data)
         os.utime(place, (1, 1))
         assert get(offline).sha256 == sha256(data)
@@ -280,8 +283,13 @@ def test_a_file_that_changes_while_it_is_prepared(settings: Settings) -> None:
     place = place_by_hand(TINY, settings)
     place.parent.mkdir(parents=True)
     place.write_bytes(ONE)
+
+    def change(path: Path) -> None:
+        time.sleep(0.02)  # clocks of file systems are coarse
+        path.write_bytes(ONE[::-1])
+
     with pytest.raises(ModelError, match="changed while it was prepared"):
-        get(dataclasses.replace(settings, offline=True), check=lambda path: path.write_bytes(ONE[::-1]))
+        get(dataclasses.replace(settings, offline=True), check=change)
     assert stored(TINY, settings) is None
 
 
@@ -293,12 +301,21 @@ def test_a_file_that_is_placed_by_hand_beside_another(is_pruned: bool, settings:
     assert have.path.name == "model.safetensors"
     place = place_by_hand(TINY, settings)
     place.write_bytes(b"wrong")
-    assert get(offline, check=refuse) == have
+    told: list[Any] = []
+    for _ in range(2):
+        if weights.waits_by_hand(TINY, offline):
+            weights.take_by_hand(TINY, offline, told.append, refuse)
+        assert stored(TINY, offline) == have
+    assert told == [f"not used: {place} is not a checkpoint"]
     assert place.read_bytes() == b"wrong"
     if is_pruned:
         have.path.unlink()
-    place.write_bytes(ONE)
-    assert get(offline, check=refuse).sha256 == sha256(ONE)
+    time.sleep(0.02)  # clocks of file systems are coarse
+    place.write_bytes(b"right")
+    assert weights.waits_by_hand(TINY, offline)
+    weights.take_by_hand(TINY, offline, told.append, refuse)
+    assert get(offline).sha256 == sha256(b"right")
+    assert not weights.waits_by_hand(TINY, offline)
 
 
 def test_what_is_known_of_a_file_is_not_written_over_what_came_after_it(settings: Settings) -> None:
@@ -308,6 +325,49 @@ def test_what_is_known_of_a_file_is_not_written_over_what_came_after_it(settings
     sidecar.write_text(sidecar.read_text().replace(have.sha256, "1" * 64))
     assert weights.state_of(have) is weights.State.INTACT
     assert "1" * 64 in sidecar.read_text()
+
+
+def test_a_file_by_hand_that_is_wrong_costs_no_model_that_is_ready(settings: Settings, tmp_path: Path) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    state = fill(create_model("bundled", num_classes=1000)).state_dict()
+    save_file(state, tmp_path / "x.safetensors")
+    ready = ensure(TINY, None, offline, wish=Wish(origin=str(tmp_path / "x.safetensors")))
+    place_by_hand(TINY, settings).write_bytes(b"half of")
+    told: list[Any] = []
+    assert ensure(TINY, None, offline, told.append) == ready
+    assert [str(note)[:8] for note in told if "preparing" not in str(note)] == ["not used"]
+    assert ready.checkpoint is not None
+    ready.checkpoint.unlink()
+    for _ in range(2):
+        assert ensure(TINY, None, offline, told.append).weights_sha256 == ready.weights_sha256
+    assert [str(note)[:8] for note in told if "preparing" not in str(note)] == ["not used"]
+
+
+def test_a_copied_cache_that_cannot_be_written_is_not_hashed_each_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have = get(settings)
+    status = have.path.stat()
+    copy = have.path.with_name("copy")
+    copy.write_bytes(ONE)
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    copy.replace(have.path)
+    monkeypatch.setattr(weights, "sha256_of", None)
+    monkeypatch.setattr(weights, "_is_writable", lambda _: False)
+    assert weights.state_of(have) is weights.State.INTACT
+
+
+def test_sidecars_of_other_versions(settings: Settings) -> None:
+    have = get(settings)
+    sidecar = have.path.with_name("tiny.pth.json")
+    known = json.loads(sidecar.read_text())
+    del known["identity"]
+    sidecar.write_text(json.dumps({**known, "mtime_ns": 1}))
+    assert stored(TINY, settings) == dataclasses.replace(have, identity=[])
+    sidecar.write_text(json.dumps({**known, "identity": None}))
+    assert get(settings) == dataclasses.replace(have, identity=[])
+    sidecar.write_text("[]")
+    assert stored(TINY, settings) is None
 
 
 def test_states(settings: Settings, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ file.
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -37,6 +36,7 @@ from mfcli.weights import (
     obtain,
     state_of,
     stored,
+    take_by_hand,
     waits_by_hand,
 )
 
@@ -107,6 +107,7 @@ def ensure(
         wish: how the variant's own checkpoint is wanted.
 
     Raises:
+        EngineError: an artifact is to be made, and a package that it takes cannot be loaded.
         ModelError: there are no weights and none can be had, or they are not this variant's.
         OutputError: the artifact cannot be kept.
     """
@@ -118,10 +119,13 @@ def ensure(
     if weights_file is not None:
         digest = remembered_sha256(weights_file, settings.cache_dir / "digests")
     else:
+        check = partial(_try_file, variant, settings, progress)
+        if not wish.force and not wish.origin and waits_by_hand(variant, settings):
+            take_by_hand(variant, settings, progress, check)
         have = stored(variant, settings)
         if wish == PLAIN_WISH and have and (ready := _ready(variant, have, settings)):
             return ready
-        have = obtain(variant, settings, progress, partial(_try_file, variant, settings, progress), wish)
+        have = obtain(variant, settings, progress, check, wish)
         weights_file, digest = have.path, have.sha256
     path = artifact_path(variant, digest, settings)
     if wish.force:  # without its sidecar an artifact counts as torn
@@ -158,7 +162,7 @@ def _open_or_build(variant: Variant, weights_file: Path, digest: str, path: Path
 
 def _ready(variant: Variant, have: StoredWeights, settings: Settings) -> Artifact | None:
     """The good artifact of a checkpoint, which itself may be gone, unless another file is in its place."""
-    if waits_by_hand(variant, settings) or state_of(have) is State.OTHER:
+    if state_of(have) is State.OTHER:
         return None
     with contextlib.suppress(ModelError):
         key = cache_key(variant, have.sha256)
@@ -304,14 +308,14 @@ def build(
         half_weights: store the weights rounded to float16; the arithmetic stays float32.
 
     Raises:
-        EngineError: torch, timm or onnx cannot be loaded.
+        EngineError: a package that it takes cannot be loaded.
         ModelError: the checkpoint is not this variant's, or the graph's logits differ from torch's.
         OutputError: `path` cannot be written.
     """
-    from mfcli.checkpoint import load_checkpoint
+    from mfcli.checkpoint import load_checkpoint, need_packages
     from mfcli.preprocess import plan_for
 
-    _need_packages()
+    need_packages("onnx", "onnxruntime")
     loaded = load_checkpoint(weights_file, variant)
     if half_weights:
         loaded.model.half().float()
@@ -333,16 +337,6 @@ def build(
         _write(proto, path)
     except OSError as error:
         raise unwritable(path.parent, error) from error
-
-
-def _need_packages() -> None:
-    from mfcli.engines.base import unusable
-
-    for package in ("torch", "timm", "onnx"):
-        try:
-            importlib.import_module(package)
-        except Exception as error:  # a broken installation raises anything
-            raise unusable(package, error) from error
 
 
 def _labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:

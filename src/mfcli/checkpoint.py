@@ -5,6 +5,7 @@ the first names that differ and the row that would fit.
 """
 
 import argparse
+import importlib
 import pickle
 import re
 import zipfile
@@ -58,12 +59,29 @@ class LoadedCheckpoint:
     num_classes: int
 
 
+def need_packages(*names: str) -> None:
+    """Import packages for what comes next.
+
+    Raises:
+        EngineError: one is not installed, or cannot be loaded.
+    """
+    from mfcli.engines.base import unusable
+
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken installation raises anything
+            raise unusable(name, error) from error
+
+
 def load_checkpoint(path: Path, variant: Variant) -> LoadedCheckpoint:
     """Load a checkpoint into the backbone of `variant`; the head may have another size, the rest must match strictly.
 
     Raises:
+        EngineError: a package that it takes cannot be loaded.
         ModelError: the file cannot be read, carries code, or holds other weights.
     """
+    need_packages("torch", "timm", "safetensors")
     import torch
 
     from mfcli.metaformer import build_model
@@ -229,8 +247,10 @@ def write_random(path: Path, variant: Variant) -> None:
     Its speed is that of real weights; its answers mean nothing.
 
     Raises:
+        EngineError: a package that it takes cannot be loaded.
         OutputError: the file cannot be written.
     """
+    need_packages("torch", "timm", "safetensors")
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file

@@ -66,7 +66,7 @@ class EngineError(MfError):
 
 
 class OutputError(MfError):
-    """A result, or a file that the work needs, cannot be written."""
+    """A result cannot be written, or a file that the work needs cannot be written or, in the cache, read."""
 
     exit_code = ExitCode.OUTPUT
 

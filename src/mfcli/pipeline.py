@@ -226,5 +226,6 @@ def ordered(
 
     Raises:
         BaseException: whatever `items`, `prepare` or `compute` raise, in the place of the first result it concerns.
+        EngineError: so many threads cannot be started.
     """
     return _Pipeline(items, prepare, compute, shape).results()

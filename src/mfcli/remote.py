@@ -108,7 +108,7 @@ class Patience:
         """
         self._tries += 1
         if trouble.is_final:
-            raise UnreachableError(f"{shown(self._url)} cannot be asked: {trouble.reason}")
+            raise UnreachableError(f"{shown(self._url)} cannot be asked: {trouble.reason}", "see mf doctor, network")
         if self._tries >= MAX_TRIES:
             raise UnreachableError(f"gave up on {shown(self._url)} after {self._tries} tries: {trouble.reason}")
         backoff_s = BACKOFF_S * 2 ** (self._tries - 1) * random.uniform(0.5, 1.5)
@@ -272,7 +272,8 @@ def reason_of(error: Exception) -> str:
 
 def trouble_of(error: Exception) -> Trouble:
     """Return what an exception of requests means; certificates do not become right by asking again."""
-    is_final = isinstance(error, requests.exceptions.SSLError) and bool(_FINAL.search(str(error)))
+    _, _, cause = str(error).rpartition("Caused by")  # before it is the address
+    is_final = isinstance(error, requests.exceptions.SSLError) and bool(_FINAL.search(cause))
     return Trouble(reason_of(error), is_final=is_final)
 
 

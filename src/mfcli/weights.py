@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -145,11 +145,14 @@ def sidecar_of(path: Path) -> Path:
 def read_sidecar(path: Path) -> StoredWeights | None:
     """Read a sidecar; None for one that is damaged."""
     try:
-        fields = json.loads(path.read_bytes())
-        return StoredWeights(path=path.with_suffix(""), **fields)
-    except (OSError, ValueError, TypeError):
+        known = json.loads(path.read_bytes())
+        found = {name: known[name] for name in _SIDECAR if name in known}  # other versions may write others
+        return StoredWeights(path=path.with_suffix(""), **found | {"identity": list(known.get("identity") or ())})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
+
+_SIDECAR = tuple(field.name for field in fields(StoredWeights) if field.name != "path")
 
 PLAIN_WISH = Wish()
 
@@ -172,6 +175,7 @@ def obtain(
     wait for the first.
 
     Raises:
+        EngineError: from `check`.
         ModelError: it is not here and cannot be had: offline, no source has it, or its digest is another.
         OutputError: the cache cannot be written.
         UsageError: the wish's origin, or the endpoint, is no address.
@@ -200,16 +204,50 @@ def _is_writable(folder: Path) -> bool:
 def _ready(variant: Variant, settings: Settings, wish: Wish) -> StoredWeights | None:
     """The checkpoint that is here, if it is what is wished for."""
     have = stored(variant, settings)
-    if have is None or wish.force or wish.origin or waits_by_hand(variant, settings) or not is_intact(have):
+    if have is None or wish.force or wish.origin or not is_intact(have):
         return None
     check_digest(str(have.path), have.sha256, wish, "fetch it again: add --force")
     return have
 
 
+def take_by_hand(variant: Variant, settings: Settings, progress: Progress, check: Check) -> None:
+    """Take a file that was placed by hand beside another checkpoint of the row, if it proves right.
+
+    One that does not is said once, and stays where it is.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
+    with lock(folder_of(variant, settings) / "lock", f"another process that fetches {variant.name}", progress):
+        if waits_by_hand(variant, settings):
+            candidate = next(candidates(variant, settings, PLAIN_WISH))
+            try:
+                _adopt(variant, settings, candidate.path, candidate.expected, check, copy=False)
+            except ModelError as error:
+                progress(f"not used: {error.message}")
+                _refuse(candidate.path)
+            else:
+                progress(f"found the weights of {variant.name} in {candidate.path}")
+
+
 def waits_by_hand(variant: Variant, settings: Settings) -> bool:
-    """Whether a file was placed by hand, where nothing was before, and has not been taken yet, though it can be."""
+    """Whether a file was placed by hand beside another checkpoint of the row, and has not been tried, but can be."""
     place = place_by_hand(variant, settings)
-    return is_file(place) and not is_file(sidecar_of(place)) and _is_writable(place.parent)
+    if not is_file(place) or is_file(sidecar_of(place)) or not _is_writable(place.parent):
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(_refusal_of(place).read_bytes()) == _identity(place.stat()):
+            return False
+    return stored(variant, settings) is not None
+
+
+def _refusal_of(place: Path) -> Path:
+    return place.with_name("refused.json")
+
+
+def _refuse(place: Path) -> None:
+    with contextlib.suppress(OSError):
+        write_atomically(_refusal_of(place), json.dumps(_identity(place.stat())).encode())
 
 
 class State(StrEnum):
@@ -231,7 +269,7 @@ def state_of(have: StoredWeights) -> State:
         return State.UNREADABLE
     if status.st_size != have.size_bytes:
         return State.OTHER
-    if is_untouched(have):
+    if is_untouched(have) or (_is_copy(status, have) and not _is_writable(have.path.parent)):
         return State.INTACT
     try:
         if sha256_of(have.path) != have.sha256:
@@ -254,6 +292,11 @@ def is_intact(have: StoredWeights) -> bool:
     return state_of(have) is State.INTACT
 
 
+def _is_copy(status: os.stat_result, have: StoredWeights) -> bool:
+    """Whether it is as old to the nanosecond: in a cache that was copied and cannot be written, that must do."""
+    return status.st_mtime_ns in have.identity
+
+
 def _identity(status: os.stat_result) -> list[int]:
     """What another file in the same place has different; the device is not in it, which each machine numbers anew."""
     return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
@@ -264,7 +307,9 @@ def _remember_identity(have: StoredWeights, identity: list[int]) -> None:
     from filelock import FileLock, Timeout
 
     with (
-        contextlib.suppress(OSError, Timeout),  # a cache that cannot be written costs time, not correctness
+        contextlib.suppress(
+            OSError, NotImplementedError, Timeout
+        ),  # a cache that cannot be written costs time, not correctness
         FileLock(have.path.with_name("lock"), timeout=0),
     ):
         if read_sidecar(sidecar_of(have.path)) == have:
@@ -291,11 +336,7 @@ def _obtain(variant: Variant, settings: Settings, progress: Progress, check: Che
         return _adopt(variant, settings, Path(wish.origin), _expected(wish), check, copy=True)
     unfit: list[str] = []
     if not wish.force and not wish.origin:
-        have = stored(variant, settings)
-        good = have if have and is_intact(have) else None  # then all that is tried is what was placed beside it
         for candidate in candidates(variant, settings, wish):
-            if good and candidate.path != place_by_hand(variant, settings):
-                continue
             try:
                 found = _adopt(
                     variant, settings, candidate.path, candidate.expected, check, copy=candidate.is_elsewhere
@@ -306,9 +347,6 @@ def _obtain(variant: Variant, settings: Settings, progress: Progress, check: Che
             else:
                 progress(f"found the weights of {variant.name} in {candidate.path}")
                 return found
-        if good:
-            check_digest(str(good.path), good.sha256, wish, "fetch it again: add --force")
-            return good
     if settings.offline:
         raise not_here(variant, settings, unfit)
     return _first_that_delivers(variant, settings, progress, check, wish)
@@ -360,7 +398,7 @@ def _first_that_delivers(
         except UnreachableError as error:
             place = place_by_hand(variant, settings)
             hint = f"the same command again goes on where it stopped; without a network, place the file at {place}"
-            raise ModelError(error.message, hint) from error
+            raise ModelError(error.message, error.hint or hint) from error
         except SourceError as error:
             failures.append(error)
             if len(sources) > 1:

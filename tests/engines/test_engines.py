@@ -203,7 +203,7 @@ def test_onnxruntime_keeps_to_its_threads(threads: int, bundled: Artifact) -> No
             return [np.zeros((len(inputs["input"]), 200), np.float32)]
 
     engine._session = Session()
-    calls = [threading.Thread(target=engine.logits, args=(pixels(60, 64),)) for _ in range(3)]
+    calls = [threading.Thread(target=engine.logits, args=(pixels(size, 64),)) for size in (1, 1, 1, 60)]
     for call in calls:
         call.start()
     for call in calls:
@@ -225,3 +225,27 @@ def test_more_threads_than_may_be_started(bundled: Artifact, monkeypatch: pytest
         load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=8))
     assert caught.value.hint == "--threads 1 --workers 1"
     assert not any(thread.is_alive() for thread in started)
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "safetensors", "timm"])
+def test_what_preparing_takes_is_broken(
+    package: str, mf_process: Callable[..., Ran], coffee: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / f"{package}.py").write_text("raise ImportError('libnope.so.1: no such file')")
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    ran = mf_process("predict", str(coffee), "-q", "--weights", str(small_weights), PYTHONPATH=path)
+    assert (ran.code, ran.err.splitlines()[0]) == (7, f"error: {package} cannot be loaded: libnope.so.1: no such file")
+
+
+def test_a_pool_that_cannot_start_its_threads(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=2))
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert engine.logits(pixels(1, 64).numpy()).shape == (1, 200)
+    with pytest.raises(EngineError, match="can't start new thread") as caught:
+        engine.logits(pixels(60, 64).numpy())
+    assert caught.value.hint == "--threads 1 --workers 1"
+    assert load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=1)).logits(pixels(60, 64).numpy()).shape == (60, 200)

@@ -114,6 +114,13 @@ def test_no_room_for_temporary_files(settings: Settings, monkeypatch: pytest.Mon
         benchmark(Plan(("bundled",), **QUICK), settings)
     assert caught.value.hint == "name a folder with more room: TMPDIR=DIR"
 
+    def broken(*_: object) -> None:
+        raise OSError("libnope.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(task, "write_jpegs", broken)
+    with pytest.raises(OSError, match=r"libnope\.so\.1"):
+        benchmark(Plan(("bundled",), **QUICK), settings)
+
 
 def test_a_cache_that_nobody_named_is_found_again_by_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings("bundled", None, debug=False)

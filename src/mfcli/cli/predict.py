@@ -322,7 +322,8 @@ def _count(progress: "StderrProgress", sources: "Callable[[], Iterator[Source]]"
         with contextlib.suppress(MfError, OSError):
             progress.total = sum(1 for _ in sources())
 
-    threading.Thread(target=count, daemon=True, name="mf-count").start()
+    with contextlib.suppress(RuntimeError):  # a limit on processes: then the end is not known
+        threading.Thread(target=count, daemon=True, name="mf-count").start()
 
 
 def _format(format: FormatName | None, output: Path | None, resume: bool, overwrite: bool) -> FormatName:

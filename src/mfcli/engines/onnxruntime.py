@@ -54,7 +54,7 @@ class OnnxRuntimeEngine:
         self._turns = threading.BoundedSemaphore(
             self._threads
         )  # so that two streams keep to one core where one is asked
-        start_threads(self._threads)
+        start_threads(self._threads - 1)  # as the session does
         try:
             self._session = onnxruntime.InferenceSession(
                 _readable(artifact.path), session_options, providers=["CPUExecutionProvider"], enable_fallback=0
@@ -71,8 +71,12 @@ class OnnxRuntimeEngine:
         if len(batch) <= size:
             return self._run(batch)
         parts = (batch[start : start + size] for start in range(0, len(batch), size))
-        runs = map(self._run, parts) if self._threads == 1 else self._pool.map(self._run, parts)
-        return np.concatenate(list(runs))
+        if self._threads == 1:
+            return np.concatenate(list(map(self._run, parts)))
+        try:
+            return np.concatenate(list(self._pool.map(self._run, parts)))
+        except RuntimeError as error:  # the pool starts its threads now
+            raise EngineError(f"ONNX Runtime failed: {first_line(error)}", "--threads 1 --workers 1") from error
 
     def _run(self, part: NDArray[np.float32]) -> NDArray[np.float32]:
         try:

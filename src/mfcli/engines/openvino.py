@@ -92,7 +92,10 @@ class OpenVinoEngine:
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map float32 (N, 3, H, W) to float32 (N, classes)."""
-        return np.concatenate(list(self._pool.map(self._run, np.split(batch, len(batch)))))
+        try:
+            return np.concatenate(list(self._pool.map(self._run, np.split(batch, len(batch)))))
+        except RuntimeError as error:  # the pool starts its threads now
+            raise EngineError(f"OpenVINO failed: {first_line(error)}", "--threads 1 --workers 1") from error
 
     def _run(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
         try:

@@ -125,7 +125,9 @@ def benchmark(plan: Plan, settings: Settings, progress: Progress = lambda _: Non
     error.
 
     Raises:
+        EngineError: weights are to be prepared, and a package that it takes cannot be loaded.
         ModelError: a name is unknown, or a model cannot be had.
+        OutputError: there is no room for what is made up.
         UsageError: one checkpoint is given for several models, or together with random weights.
     """
     variants = list({variant.name: variant for variant in map(find_variant, plan.models)}.values())
@@ -154,6 +156,8 @@ def _temporary_files() -> Iterator[None]:
             raise OutputError(error.message, _ELSEWHERE) from error
         raise
     except OSError as error:
+        if error.errno is None:  # of a library that cannot be loaded
+            raise
         raise OutputError(f"cannot write temporary files: {error.strerror or error}", _ELSEWHERE) from error
 
 

@@ -102,7 +102,8 @@ class Verified:
     Attributes:
         entry: the file.
         problem: what is wrong with it, None where nothing is.
-        is_new: whether it was placed by hand and not used yet, so that there is nothing to compare it with.
+        is_new: whether it was placed by hand and not used yet, where nothing was or where another such file was: the
+            next prediction takes it, if it proves right.
     """
 
     entry: CacheEntry

@@ -141,14 +141,15 @@ def _plan(variant: Variant, settings: Settings, wish: Wish, progress: Progress) 
     if wish.origin and not is_address(wish.origin):
         return _plan_copy(variant, settings, wish, Path(wish.origin), place)
     if not wish.origin and not wish.force:
-        if have and is_intact(have) and not waits_by_hand(variant, settings):
-            return _plan_nothing(variant, have, wish)
+        good = have if have and is_intact(have) else None
         for candidate in candidates(variant, settings, wish):
+            if good and not (waits_by_hand(variant, settings) and str(candidate.path) == place):
+                continue
             copy = _plan_copy(variant, settings, wish, candidate.path, place)
-            if copy.status is Status.WANTED and {copy.sha256} >= {
-                digest.lower() for digest in candidate.expected.values()
-            }:
+            if copy.status is Status.WANTED and {copy.sha256} >= {v.lower() for v in candidate.expected.values()}:
                 return copy
+        if good:
+            return _plan_nothing(variant, good, wish)
     if settings.offline:
         return Downloaded(variant.name, Status.FAILED, None, None, place, variant.url, not_here(variant, settings))
     return _plan_download(variant, settings, wish, progress, place)
