@@ -225,6 +225,18 @@ def test_a_tar_that_is_cut(tmp_path: Path, suffix: str) -> None:
     assert found[None] == "truncated"
 
 
+def test_a_tar_that_is_cut_between_its_members(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "p.tar", {"a.jpg": b"a" * 600, "b.jpg": b"b"})
+    whole = path.read_bytes()
+    for size, found in (
+        (512 + 1024, {"a.jpg": b"a" * 600, None: "truncated"}),
+        (512 + 1024 + 1024, {"a.jpg": b"a" * 600, "b.jpg": b"b", None: "truncated"}),
+        (512 + 1024 + 1024 + 512, {"a.jpg": b"a" * 600, "b.jpg": b"b"}),  # one empty block is mark enough
+    ):
+        path.write_bytes(whole[:size])
+        assert read(path) == found
+
+
 def test_a_tar_damaged_in_the_middle(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "p.tar", {"a.jpg": b"a", "b.jpg": b"b", "c.jpg": b"c"})
     data = bytearray(path.read_bytes())

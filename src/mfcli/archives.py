@@ -239,6 +239,8 @@ class _TarHeader(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_TarHeader":
+        if not buf:  # cut between two members, where tarfile would take it for the end, too
+            raise tarfile.ReadError("unexpected end of data, the mark of its end is missing")
         if not buf.strip(b"\0"):
             return super().frombuf(buf, encoding, errors)  # raises what means the end
         try:
