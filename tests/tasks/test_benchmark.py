@@ -1,6 +1,7 @@
 """mf benchmark: rows, figures that fit each other, rows that cannot be measured."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,3 +129,11 @@ def test_a_cache_that_nobody_named_is_found_again_by_the_process(monkeypatch: py
     variant = find_variant("bundled")
     (case,) = task._cases(Plan((variant.name,), **QUICK), [variant], {variant.name: None}, (), settings)
     assert case.cache_dir is None
+
+
+@pytest.mark.parametrize("options", [{"device": "foo"}, {"threads": 5000}])
+def test_what_no_engine_has_is_refused_before_anything_is_made(options: dict[str, Any], settings: Settings) -> None:
+    notes: list[object] = []
+    with pytest.raises(UsageError):
+        benchmark(Plan(("bundled",), **options, **QUICK), settings, notes.append)
+    assert notes == []

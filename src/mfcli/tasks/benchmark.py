@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from mfcli.artifact import ensure
-from mfcli.engines.base import EngineName, Precision
+from mfcli.engines import chosen_engine
+from mfcli.engines.base import EngineName, EngineOptions, Precision
 from mfcli.errors import EngineError, ExitCode, MfError, OutputError, UsageError
 from mfcli.measurement import Case, Loaded
 from mfcli.results import Progress
@@ -128,12 +129,16 @@ def benchmark(plan: Plan, settings: Settings, progress: Progress = lambda _: Non
         EngineError: weights are to be prepared, and a package that it takes cannot be loaded.
         ModelError: a name is unknown, or a model cannot be had.
         OutputError: there is no room for what is made up.
-        UsageError: one checkpoint is given for several models, or together with random weights.
+        UsageError: one checkpoint is given for several models, or together with random weights; there is no such device
+            or number of threads.
     """
     variants = list({variant.name: variant for variant in map(find_variant, plan.models)}.values())
     if plan.weights and (plan.random_weights or len(variants) > 1):
         what = "random weights" if plan.random_weights else "several models"
         raise UsageError(f"--weights is about one model and does not go with {what}", "mf benchmark --help")
+    for engine, precision in itertools.product(plan.engines, plan.precisions):
+        with contextlib.suppress(EngineError):  # what one engine cannot do is a row
+            chosen_engine(engine, EngineOptions(plan.device, precision, plan.threads))
     with contextlib.ExitStack() as stack:
         with _temporary_files():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mf-benchmark-")))
