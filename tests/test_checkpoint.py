@@ -87,6 +87,12 @@ def wrapped(wrapper: str, state: State) -> Any:
         "an empty average": {"state_dict_ema": {}, "ema": {"decay": 0.9, "updates": 3}, "state_dict": state},
         "other things beside": {**state, "epoch": 3},
         "AveragedModel": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in state.items()}},
+        "Lightning": {
+            "state_dict": {
+                **{f"model.{name}": tensor for name, tensor in state.items()},
+                **{"loss.weight": torch.ones(3), "accuracy.total": torch.tensor(3)},
+            }
+        },
         "half precision": {name: tensor.half() for name, tensor in state.items()},
     }[wrapper]
 
@@ -104,6 +110,7 @@ def wrapped(wrapper: str, state: State) -> Any:
         "an empty average",
         "other things beside",
         "AveragedModel",
+        "Lightning",
         "half precision",
     ],
 )

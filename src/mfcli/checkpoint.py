@@ -9,7 +9,7 @@ import importlib
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -29,7 +29,11 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "modul
 _MAX_DEPTH = 4
 """How deep wrappers lie in one another; a dictionary may hold itself."""
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and trainers put before every name."""
+"""What DataParallel, torch.compile and trainers put before every name, also several of them."""
+_FIRST_LAYER = re.compile(
+    rf"((?:{'|'.join(map(re.escape, _PREFIXES))})*)(?:downsample_layers\.0\.conv|stem\.conv|patch_embed\.proj)\.weight"
+)
+"""The first weights of a backbone, by the names of the paper's code, timm, and the first PoolFormer's code."""
 
 _COUNTERS = frozenset({"n_averaged"})
 """Tensors beside the weights that are none: torch's AveragedModel counts its updates."""
@@ -118,9 +122,15 @@ def read_state_dict(path: Path) -> StateDict:
         tensors: Mapping[str, Any] = _read_safetensors(path)
     else:
         tensors = _unwrap(path, _read_pickle(path))
-    while tensors and (prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    prefix = _prefix_of(tensors)
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return {name: _as_float32(path, name, tensor) for name, tensor in tensors.items()}
+
+
+def _prefix_of(names: Iterable[str]) -> str:
+    """What stands before the names of the backbone; names without it are of something else, a loss for instance."""
+    found = [match[1] for name in names if (match := _FIRST_LAYER.fullmatch(name))]
+    return min(found, key=len, default="")
 
 
 def _as_float32(path: Path, name: str, tensor: "Tensor") -> "Tensor":
