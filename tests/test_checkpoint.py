@@ -90,7 +90,8 @@ def wrapped(wrapper: str, state: State) -> Any:
         "Lightning": {
             "state_dict": {
                 **{f"model.{name}": tensor for name, tensor in state.items()},
-                **{"loss.weight": torch.ones(3), "accuracy.total": torch.tensor(3)},
+                "loss.weight": torch.ones(3),
+                "accuracy.total": torch.tensor(3),
             }
         },
         "half precision": {name: tensor.half() for name, tensor in state.items()},
