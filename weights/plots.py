@@ -43,8 +43,9 @@ def draw_run(axes: plt.Axes, name: str, title: str) -> None:
     rates.plot(epochs, [row["lr"] for row in rows], color="tab:gray", linestyle=":")
     rates.set(ylim=(0, None), yticks=[])
     axes.plot(epochs, [row["holdout_top1"] for row in rows], "o-", color="tab:blue", markersize=3)
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="small")
     axes.set_xlim(0, epochs[-1] + 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch (dotted: learning rate)")
     for size in sorted({row["size"] for row in rows}):
         first = next(row["epoch"] for row in rows if row["size"] == size)
