@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mfcli.errors import ModelError, OutputError
+from mfcli.errors import ModelError, OutputError, unusable
 from mfcli.variants import ARCHITECTURES, VARIANTS, Architecture, Variant
 
 if TYPE_CHECKING:
@@ -69,8 +69,6 @@ def need_packages(*names: str) -> None:
     Raises:
         EngineError: one is not installed, or cannot be loaded.
     """
-    from mfcli.engines.base import unusable
-
     for name in names:
         try:
             importlib.import_module(name)

@@ -3,8 +3,8 @@
 import re
 from typing import TYPE_CHECKING
 
-from mfcli.engines.base import MAX_THREADS, Engine, EngineName, EngineOptions, Precision, unusable
-from mfcli.errors import EngineError, MfError, UsageError
+from mfcli.engines.base import MAX_THREADS, Engine, EngineName, EngineOptions, Precision
+from mfcli.errors import EngineError, MfError, UsageError, unusable
 from mfcli.settings import usable_cores
 
 if TYPE_CHECKING:

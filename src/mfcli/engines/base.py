@@ -113,15 +113,3 @@ def start_threads(number: int) -> None:
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
-
-
-def unusable(package: str, error: Exception) -> EngineError:
-    """Return the error of a package that is not installed, or cannot be loaded."""
-    if isinstance(error, ModuleNotFoundError) and error.name == package:
-        return EngineError(f"{package} is not installed", f"pip install {package}")
-    return EngineError(f"{package} cannot be loaded: {first_line(error)}", f"pip install --force-reinstall {package}")
-
-
-def first_line(error: Exception) -> str:
-    """Return what a runtime's exception says, without what follows the first line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

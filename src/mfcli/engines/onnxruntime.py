@@ -22,11 +22,10 @@ from mfcli.engines.base import (
     EngineOptions,
     Precision,
     cpu_batch_size,
-    first_line,
     pictures_per_run,
     start_threads,
 )
-from mfcli.errors import EngineError
+from mfcli.errors import EngineError, first_line
 from mfcli.settings import usable_cores
 
 if TYPE_CHECKING:

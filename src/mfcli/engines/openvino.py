@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfcli.artifact import Artifact
-from mfcli.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size, first_line
-from mfcli.errors import EngineError
+from mfcli.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size
+from mfcli.errors import EngineError, first_line
 from mfcli.settings import usable_cores
 
 _TOOLS = "openvino.tools.ovc"

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mfcli.artifact import Artifact
 from mfcli.checkpoint import load_checkpoint
-from mfcli.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size, first_line
-from mfcli.errors import EngineError, ModelError
+from mfcli.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size
+from mfcli.errors import EngineError, ModelError, first_line
 from mfcli.settings import usable_cores
 from mfcli.variants import find_variant
 
