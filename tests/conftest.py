@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,21 @@ class Ran:
     code: int
     out: str
     err: str
+
+
+def only_threads(number: int, monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """Let no more than so many threads start, as a limit on processes does; return those that were started."""
+    start: Callable[[threading.Thread], None] = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def limited(thread: threading.Thread) -> None:
+        if len(started) == number:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+        started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    return started
 
 
 @pytest.fixture(autouse=True, scope="session")

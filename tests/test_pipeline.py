@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import only_threads
 from mfcli.errors import EngineError
 from mfcli.pipeline import Done, Shape, ordered
 
@@ -157,15 +158,7 @@ def test_what_waits_for_being_prepared_is_bounded_by_the_workers() -> None:
 
 
 def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, started = threading.Thread.start, []
-
-    def limited(thread: threading.Thread) -> None:
-        if len(started) == 2:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-        started.append(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    started = only_threads(2, monkeypatch)
     with pytest.raises(EngineError, match="not so many threads can be started here: can't start new thread"):
         list(ordered(range(9), lambda item: item, lambda batch: list(batch), Shape(4, 2, 4)))
     for thread in started:

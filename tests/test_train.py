@@ -31,12 +31,17 @@ def recipe() -> Iterator[ModuleType]:
         yield module
 
 
-@pytest.fixture(scope="module")
-def calibrate(recipe: ModuleType) -> Iterator[ModuleType]:
-    module = importlib.import_module("calibrate")
+def with_rows_of(recipe: ModuleType, name: str) -> Iterator[ModuleType]:
+    """Another script of the recipe, with the same networks."""
+    module = importlib.import_module(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "ROWS", recipe.ROWS)
         yield module
+
+
+@pytest.fixture(scope="module")
+def calibrate(recipe: ModuleType) -> Iterator[ModuleType]:
+    yield from with_rows_of(recipe, "calibrate")
 
 
 @pytest.fixture(scope="module")
@@ -263,10 +268,7 @@ def test_the_temperature_is_the_one_that_made_the_answers_unsure(calibrate: Modu
 
 @pytest.fixture(scope="module")
 def prune(recipe: ModuleType) -> Iterator[ModuleType]:
-    module = importlib.import_module("prune")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ROWS", recipe.ROWS)
-        yield module
+    yield from with_rows_of(recipe, "prune")
 
 
 def test_a_finished_run_is_cut_down_to_the_smaller_row(
@@ -348,10 +350,7 @@ def test_an_mlp_keeps_its_function_where_half_of_it_repeats_the_other_half(prune
 
 @pytest.fixture(scope="module")
 def average(recipe: ModuleType) -> Iterator[ModuleType]:
-    module = importlib.import_module("average")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ROWS", recipe.ROWS)
-        yield module
+    yield from with_rows_of(recipe, "average")
 
 
 def test_checkpoints_are_averaged_and_the_mean_becomes_a_checkpoint(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Ran
+from conftest import Ran, only_threads
 from deterministic import pixels
 from mfcli.artifact import Artifact, ensure
 from mfcli.engines import chosen_engine, load_engine
@@ -212,15 +212,7 @@ def test_onnxruntime_keeps_to_its_threads(threads: int, bundled: Artifact) -> No
 
 
 def test_more_threads_than_may_be_started(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, started = threading.Thread.start, []
-
-    def limited(thread: threading.Thread) -> None:
-        if len(started) == 3:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-        started.append(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    started = only_threads(3, monkeypatch)
     with pytest.raises(EngineError, match="no more than a few threads") as caught:
         load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=8))
     assert caught.value.hint == "--threads 1 --workers 1"
