@@ -263,6 +263,9 @@ def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
     path = tmp_path / "w\udcff.safetensors"
     path.write_bytes(save({"a": torch.ones(3)}))
     assert read_state_dict(path)["a"].tolist() == [1, 1, 1]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match="is a damaged safetensors file"):
+        read_state_dict(path)
 
 
 def test_random_weights_that_cannot_be_written(tmp_path: Path) -> None:

@@ -151,10 +151,10 @@ def _read_safetensors(path: Path) -> StateDict:
     from safetensors.torch import load, load_file
 
     try:
-        str(path).encode()
-    except UnicodeEncodeError:  # such a name it does not take
-        return load(path.read_bytes())
-    try:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:  # such a name it does not take
+            return load(path.read_bytes())
         return load_file(path)
     except Exception as error:  # SafetensorError, and whatever torch says of a dtype it does not know
         raise ModelError(f"{path} is a damaged safetensors file: {error}", "get the file again") from error

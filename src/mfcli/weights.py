@@ -306,10 +306,8 @@ def _remember_identity(have: StoredWeights, identity: list[int]) -> None:
     """So that it is not hashed again; not while another process may be bringing another file."""
     from filelock import FileLock, Timeout
 
-    with (
-        contextlib.suppress(
-            OSError, NotImplementedError, Timeout
-        ),  # a cache that cannot be written costs time, not correctness
+    with (  # a cache that cannot be written costs time, not correctness
+        contextlib.suppress(OSError, NotImplementedError, Timeout),
         FileLock(have.path.with_name("lock"), timeout=0),
     ):
         if read_sidecar(sidecar_of(have.path)) == have:
