@@ -23,8 +23,8 @@ from mfcli.files import sha256_of
 from mfcli.labels import numbered_labels
 from mfcli.metaformer import build_model
 from mfcli.settings import Settings
+from mfcli.stored import bundled_file
 from mfcli.variants import Family, find_variant, list_variants
-from mfcli.weights import bundled_file
 
 BUNDLED = find_variant("bundled")
 

@@ -20,8 +20,9 @@ from mfcli import create_model, remote, weights
 from mfcli.artifact import ensure
 from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.settings import Settings
+from mfcli.stored import State, bundled_file, place_by_hand, read_sidecar, state_of, stored
 from mfcli.variants import HUB, Pretraining, Variant, WeightsSource, find_variant
-from mfcli.weights import PLAIN_WISH, Wish, bundled_file, obtain, place_by_hand, read_sidecar, stored
+from mfcli.weights import PLAIN_WISH, Wish, obtain
 
 PAPER, TIMM = "/sail/dl/resolve/main/tiny/tiny.pth", "/timm/tiny/resolve/main/model.safetensors"
 TINY = dataclasses.replace(
@@ -260,7 +261,7 @@ def test_a_file_that_is_swapped_by_hand_for_one_as_long(settings: Settings) -> N
 
 def test_a_checkpoint_that_was_touched_is_hashed_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     have, hashed = get(settings), []
-    monkeypatch.setattr(weights, "sha256_of", lambda path: hashed.append(path) or sha256(path.read_bytes()))
+    monkeypatch.setattr("mfcli.stored.sha256_of", lambda path: hashed.append(path) or sha256(path.read_bytes()))
     get(settings)
     assert hashed == []
     os.utime(have.path, (0, 0))
@@ -323,7 +324,7 @@ def test_what_is_known_of_a_file_is_not_written_over_what_came_after_it(settings
     os.utime(have.path, (0, 0))
     sidecar = have.path.with_name("tiny.pth.json")
     sidecar.write_text(sidecar.read_text().replace(have.sha256, "1" * 64))
-    assert weights.state_of(have) is weights.State.INTACT
+    assert state_of(have) is State.INTACT
     assert "1" * 64 in sidecar.read_text()
 
 
@@ -352,9 +353,9 @@ def test_a_copied_cache_that_cannot_be_written_is_not_hashed_each_time(
     copy.write_bytes(ONE)
     os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
     copy.replace(have.path)
-    monkeypatch.setattr(weights, "sha256_of", None)
-    monkeypatch.setattr(weights, "_is_writable", lambda _: False)
-    assert weights.state_of(have) is weights.State.INTACT
+    monkeypatch.setattr("mfcli.stored.sha256_of", None)
+    monkeypatch.setattr("mfcli.stored.is_writable", lambda _: False)
+    assert state_of(have) is State.INTACT
 
 
 def test_sidecars_of_other_versions(settings: Settings) -> None:
@@ -372,15 +373,15 @@ def test_sidecars_of_other_versions(settings: Settings) -> None:
 
 def test_states(settings: Settings, tmp_path: Path) -> None:
     have = get(settings)
-    assert weights.state_of(have) is weights.State.INTACT
+    assert state_of(have) is State.INTACT
     have.path.rename(tmp_path / "elsewhere")
     have.path.symlink_to(tmp_path / "elsewhere")
-    assert weights.state_of(have) is weights.State.INTACT
+    assert state_of(have) is State.INTACT
     (tmp_path / "elsewhere").unlink()
-    assert weights.state_of(have) is weights.State.GONE
+    assert state_of(have) is State.GONE
     have.path.unlink()
     have.path.write_bytes(have.size_bytes * b"x")
-    assert weights.state_of(have) is weights.State.OTHER
+    assert state_of(have) is State.OTHER
 
 
 def test_another_file_in_a_cache_that_cannot_be_written(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +392,7 @@ def test_another_file_in_a_cache_that_cannot_be_written(settings: Settings, monk
         raise OutputError(f"cannot write to the cache {path.parent}: Permission denied")
 
     monkeypatch.setattr(weights, "lock", refuse_lock)
-    monkeypatch.setattr(weights, "_is_writable", lambda _: False)
+    monkeypatch.setattr(weights, "is_writable", lambda _: False)
     with pytest.raises(ModelError, match="is not the file that was prepared, and cannot write to the cache"):
         get(settings)
     have.path.unlink()

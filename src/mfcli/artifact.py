@@ -21,24 +21,19 @@ from mfcli.onnx_metadata import metadata_props
 from mfcli.preprocess import PreprocessPlan
 from mfcli.results import Label, Progress
 from mfcli.settings import Settings
-from mfcli.variants import Pretraining, Variant
-from mfcli.weights import (
-    PLAIN_WISH,
+from mfcli.stored import (
     REINSTALL,
     State,
     StoredWeights,
-    Wish,
     artifact_files,
     bundled_file,
-    check_digest,
     is_bundled,
     lock,
-    obtain,
     state_of,
     stored,
-    take_by_hand,
-    waits_by_hand,
 )
+from mfcli.variants import Pretraining, Variant
+from mfcli.weights import PLAIN_WISH, Wish, check_digest, obtain, take_by_hand, waits_by_hand
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -1,7 +1,6 @@
-"""Where weights are: the files that ship with the package, and checkpoints in the cache, downloaded where needed.
+"""How a row's checkpoint gets into the cache: from where it was placed, other programs' caches, or its sources.
 
-Knows nothing of artifacts. A row's checkpoint lies in `checkpoints/<row>/` of the cache, with a sidecar that says where
-it came from and what its digest is; the sidecar stays when the checkpoint is pruned.
+Knows nothing of artifacts. What the cache holds already, and in which state, is stored.py's.
 """
 
 import contextlib
@@ -11,9 +10,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +20,6 @@ from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.files import (
     ELSEWHERE,
     is_file,
-    is_folder,
     listed,
     remembered_sha256,
     sha256_of,
@@ -31,64 +28,25 @@ from mfcli.files import (
 )
 from mfcli.results import Progress
 from mfcli.settings import Settings
+from mfcli.stored import (
+    State,
+    StoredWeights,
+    folder_of,
+    identity_of,
+    is_intact,
+    is_writable,
+    lock,
+    place_by_hand,
+    read_sidecar,
+    sidecar_of,
+    state_of,
+    stored,
+    write_sidecar,
+)
 from mfcli.variants import HUB, Variant, WeightsSource
 
-REINSTALL = "install it again, in the checkout: pip install --force-reinstall --no-deps ."
-"""What to do about what ships with the package; everything else is made or fetched again."""
-
-_PACKAGE_DIR = Path(__file__).parent
-_BUNDLED_DIRS = (_PACKAGE_DIR / "weights", _PACKAGE_DIR.parent.parent / "weights")
 _HUB_URL = re.compile(rf"{re.escape(HUB)}/(?P<repository>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def is_bundled(path: Path) -> bool:
-    """Whether a file is one that ships with the package."""
-    return path.parent in _BUNDLED_DIRS
-
-
-def bundled_file(name: str) -> Path:
-    """Return the path of a file that ships with the package: in the package, or in a checkout's weights/ folder.
-
-    Raises:
-        ModelError: it is in neither place, so the installation is incomplete.
-    """
-    for folder in _BUNDLED_DIRS:
-        if (folder / name).is_file():
-            return folder / name
-    raise ModelError(f"the bundled file {name} is missing from this installation", REINSTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredWeights:
-    """A row's checkpoint in the cache.
-
-    Attributes:
-        path: where it is, or, when it was pruned, where it was.
-        sha256: its digest.
-        size_bytes: its size.
-        url: where it came from; None for a file carried by hand.
-        etag: the server's name for this version.
-        commit: the hub's commit.
-        date: when it arrived, ISO 8601 in UTC.
-        identity: inode and both times of the file when its digest was last known to be this one; empty where unknown.
-    """
-
-    path: Path
-    sha256: str
-    size_bytes: int
-    url: str | None
-    etag: str | None
-    commit: str | None
-    date: str
-    identity: Sequence[int] = ()
-
-    @property
-    def is_here(self) -> bool:
-        """Whether there is a file, as long as the checkpoint was; `is_intact` says whether it is the checkpoint."""
-        with contextlib.suppress(OSError):
-            return self.path.stat().st_size == self.size_bytes
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,52 +65,6 @@ class Wish:
     expect_sha256: str | None = None
     keep: bool = False
 
-
-def folder_of(variant: Variant, settings: Settings) -> Path:
-    """Return the folder of a row's checkpoint."""
-    return settings.cache_dir / "checkpoints" / variant.name
-
-
-def place_by_hand(variant: Variant, settings: Settings) -> Path:
-    """Return where a checkpoint that was carried by hand is found."""
-    return folder_of(variant, settings) / variant.sources[0].file_name
-
-
-def stored(variant: Variant, settings: Settings) -> StoredWeights | None:
-    """Return what the cache knows of a row's checkpoint, be it there or pruned; the one that is there first."""
-    known = [read_sidecar(path) for path in listed(folder_of(variant, settings), "*.json")]
-    return max((k for k in known if k), key=lambda k: (k.is_here, k.date), default=None)
-
-
-def checkpoint_files(settings: Settings) -> list[Path]:
-    """Return the checkpoints in the cache; each lies in the folder of its row."""
-    found = listed(settings.cache_dir / "checkpoints", "*/*")
-    files = [path for path in found if path.suffix != ".json" and path.name != "lock" and path.name[0] != "."]
-    return [path for path in files if not is_folder(path)]
-
-
-def artifact_files(settings: Settings) -> list[tuple[str, Path]]:
-    """Return what is made of checkpoints in the cache, good or not, with the name of its row."""
-    found = listed(settings.cache_dir / "artifacts", "*.onnx")
-    return [(path.stem.rpartition("-")[0], path) for path in found if path.name[0] != "." and not is_folder(path)]
-
-
-def sidecar_of(path: Path) -> Path:
-    """Return where the sidecar of a checkpoint lies."""
-    return path.with_name(f"{path.name}.json")
-
-
-def read_sidecar(path: Path) -> StoredWeights | None:
-    """Read a sidecar; None for one that is damaged."""
-    try:
-        known = json.loads(path.read_bytes())
-        found = {name: known[name] for name in _SIDECAR if name in known}  # other versions may write others
-        return StoredWeights(path=path.with_suffix(""), **found | {"identity": list(known.get("identity") or ())})
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-
-
-_SIDECAR = tuple(field.name for field in fields(StoredWeights) if field.name != "path")
 
 PLAIN_WISH = Wish()
 
@@ -190,15 +102,11 @@ def obtain(
         have = stored(variant, settings)
         if settings.offline and not wish.origin and next(candidates(variant, settings, wish), None) is None:
             raise not_here(variant, settings) from error
-        if have and not _is_writable(folder) and state_of(have) is State.OTHER:
+        if have and not is_writable(folder) and state_of(have) is State.OTHER:
             raise ModelError(
                 f"{have.path} is not the file that was prepared, and {error.message}", ELSEWHERE
             ) from error
         raise
-
-
-def _is_writable(folder: Path) -> bool:
-    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _ready(variant: Variant, settings: Settings, wish: Wish) -> StoredWeights | None:
@@ -233,10 +141,10 @@ def take_by_hand(variant: Variant, settings: Settings, progress: Progress, check
 def waits_by_hand(variant: Variant, settings: Settings) -> bool:
     """Whether a file was placed by hand beside another checkpoint of the row, and has not been tried, but can be."""
     place = place_by_hand(variant, settings)
-    if not is_file(place) or is_file(sidecar_of(place)) or not _is_writable(place.parent):
+    if not is_file(place) or is_file(sidecar_of(place)) or not is_writable(place.parent):
         return False
     with contextlib.suppress(OSError, ValueError):
-        if json.loads(_refusal_of(place).read_bytes()) == _identity(place.stat()):
+        if json.loads(_refusal_of(place).read_bytes()) == identity_of(place.stat()):
             return False
     return stored(variant, settings) is not None
 
@@ -247,71 +155,7 @@ def _refusal_of(place: Path) -> Path:
 
 def _refuse(place: Path) -> None:
     with contextlib.suppress(OSError):
-        write_atomically(_refusal_of(place), json.dumps(_identity(place.stat())).encode())
-
-
-class State(StrEnum):
-    """What is in a checkpoint's place: nothing, the file that arrived, another, or one that may not be read."""
-
-    GONE = "gone"
-    INTACT = "intact"
-    OTHER = "other"
-    UNREADABLE = "unreadable"
-
-
-def state_of(have: StoredWeights) -> State:
-    """Look at what is in a checkpoint's place; it is hashed only when it was touched."""
-    try:
-        status = have.path.stat()
-    except FileNotFoundError:
-        return State.GONE
-    except OSError:
-        return State.UNREADABLE
-    if status.st_size != have.size_bytes:
-        return State.OTHER
-    if is_untouched(have) or (_is_copy(status, have) and not _is_writable(have.path.parent)):
-        return State.INTACT
-    try:
-        if sha256_of(have.path) != have.sha256:
-            return State.OTHER
-    except ModelError:
-        return State.UNREADABLE
-    _remember_identity(have, _identity(status))
-    return State.INTACT
-
-
-def is_untouched(have: StoredWeights) -> bool:
-    """Return whether nobody has touched the file in a checkpoint's place since its digest was last looked at."""
-    with contextlib.suppress(OSError):
-        return _identity(have.path.stat()) == list(have.identity)
-    return False
-
-
-def is_intact(have: StoredWeights) -> bool:
-    """Return whether the file in a checkpoint's place is the one that arrived, and can be read."""
-    return state_of(have) is State.INTACT
-
-
-def _is_copy(status: os.stat_result, have: StoredWeights) -> bool:
-    """Whether it is as old to the nanosecond: in a cache that was copied and cannot be written, that must do."""
-    return status.st_mtime_ns in have.identity
-
-
-def _identity(status: os.stat_result) -> list[int]:
-    """What another file in the same place has different; the device is not in it, which each machine numbers anew."""
-    return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _remember_identity(have: StoredWeights, identity: list[int]) -> None:
-    """So that it is not hashed again; not while another process may be bringing another file."""
-    from filelock import FileLock, Timeout
-
-    with (  # a cache that cannot be written costs time, not correctness
-        contextlib.suppress(OSError, NotImplementedError, Timeout),
-        FileLock(have.path.with_name("lock"), timeout=0),
-    ):
-        if read_sidecar(sidecar_of(have.path)) == have:
-            _write_sidecar(replace(have, identity=identity))
+        write_atomically(_refusal_of(place), json.dumps(identity_of(place.stat())).encode())
 
 
 def check_digest(what: str, sha256: str, wish: Wish, hint: str = "it is another file: see --from") -> None:
@@ -573,10 +417,10 @@ def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any])
             path=target,
             size_bytes=status.st_size,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            identity=_identity(status),
+            identity=identity_of(status),
             **fields,
         )
-        _write_sidecar(kept)
+        write_sidecar(kept)
         for other in target.parent.iterdir():
             if other.name not in (target.name, sidecar_file.name, "lock"):
                 with contextlib.suppress(OSError):
@@ -584,33 +428,3 @@ def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any])
     except OSError as error:
         raise unwritable(target.parent, error) from error
     return kept
-
-
-def _write_sidecar(kept: StoredWeights) -> None:
-    sidecar = {name: value for name, value in asdict(kept).items() if name != "path"}
-    write_atomically(sidecar_of(kept.path), json.dumps(sidecar).encode())
-
-
-@contextlib.contextmanager
-def lock(path: Path, who: str, progress: Progress) -> Iterator[None]:
-    """Hold a lock file among processes; says who is waited for.
-
-    Raises:
-        OutputError: the lock file cannot be made.
-    """
-    from filelock import FileLock, Timeout
-
-    held = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            held.acquire(timeout=0)
-        except Timeout:
-            progress(f"waiting for {who}")
-            held.acquire()
-    except OSError as error:
-        raise unwritable(path.parent, error) from error
-    try:
-        yield
-    finally:
-        held.release()

@@ -14,8 +14,8 @@ from mfcli.artifact import artifact_path, cache_key, open_artifact
 from mfcli.errors import ModelError, OutputError
 from mfcli.files import ELSEWHERE, exists, is_folder, listed, sha256_of, undeletable
 from mfcli.settings import Settings
+from mfcli.stored import artifact_files, checkpoint_files, is_untouched, read_sidecar, sidecar_of
 from mfcli.variants import VARIANTS, find_variant, is_glob
-from mfcli.weights import artifact_files, checkpoint_files, is_untouched, read_sidecar, sidecar_of
 
 
 class Kind(StrEnum):

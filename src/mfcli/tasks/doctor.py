@@ -33,9 +33,9 @@ from mfcli.engines.base import EngineName, EngineOptions
 from mfcli.errors import MfError
 from mfcli.files import exists, is_folder
 from mfcli.settings import BUNDLED_ALIAS, Settings, usable_cores
+from mfcli.stored import REINSTALL, artifact_files, bundled_file, checkpoint_files
 from mfcli.synthetic import picture
 from mfcli.variants import find_variant
-from mfcli.weights import REINSTALL, artifact_files, bundled_file, checkpoint_files
 
 DEFAULT_ENGINE = EngineName.ONNXRUNTIME
 """What `--engine auto` stands for, and what the others are compared with."""

@@ -12,21 +12,9 @@ from mfcli.errors import MfError, ModelError, UsageError
 from mfcli.files import remembered_sha256
 from mfcli.results import Progress
 from mfcli.settings import Settings
+from mfcli.stored import StoredWeights, bundled_file, is_intact, place_by_hand, stored
 from mfcli.variants import Variant, find_variant, is_glob, list_variants
-from mfcli.weights import (
-    StoredWeights,
-    Wish,
-    bundled_file,
-    candidates,
-    check_digest,
-    is_address,
-    is_intact,
-    not_here,
-    place_by_hand,
-    sources_of,
-    stored,
-    waits_by_hand,
-)
+from mfcli.weights import Wish, candidates, check_digest, is_address, not_here, sources_of, waits_by_hand
 
 
 class Status(StrEnum):

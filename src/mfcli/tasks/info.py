@@ -5,8 +5,8 @@ from typing import Any
 
 from mfcli.artifact import Artifact, prepared_artifacts
 from mfcli.settings import Settings
+from mfcli.stored import StoredWeights, place_by_hand, stored
 from mfcli.variants import Variant
-from mfcli.weights import StoredWeights, place_by_hand, stored
 
 
 def describe(variant: Variant, settings: Settings) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from mfcli.errors import ModelError, UsageError
 from mfcli.files import is_file
 from mfcli.settings import Settings
+from mfcli.stored import bundled_file, stored
 from mfcli.variants import Family, Pretraining, Variant, is_glob, list_variants
-from mfcli.weights import bundled_file, stored
 
 
 @dataclass(frozen=True, slots=True)
