@@ -204,10 +204,34 @@ def test_pillows_own_cap_is_left_as_it_was() -> None:
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "TIFF"])
-def test_other_truncated_formats_are_errors(format: str) -> None:
-    data = encoded(picture(300, 200), format).getvalue()
-    assert failure_of(data[: len(data) // 2]).code in (FailureCode.TRUNCATED, FailureCode.DECODE)
+@pytest.mark.parametrize(
+    ("format", "how"),
+    [
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("BMP", {}),
+        ("GIF", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),  # its directory lies at the end
+        ("AVIF", {}),
+        ("JPEG2000", {}),
+    ],
+)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_other_truncated_formats_say_so(format: str, how: dict[str, str], share: float) -> None:
+    data = encoded(picture(300, 200), format, **how).getvalue()
+    assert failure_of(data[: int(len(data) * share)]).code is FailureCode.TRUNCATED
+
+
+def test_what_is_whole_and_foreign_is_not_truncated() -> None:
+    video = (16).to_bytes(4) + b"ftypmp42mp42" + b"\0\0\0" + b"\x0cmdatAAAA"
+    open_ended = (16).to_bytes(4) + b"ftypmp42mp42" + bytes(4) + b"mdatAAAA"
+    large = (16).to_bytes(4) + b"ftypmp42mp42" + (1).to_bytes(4) + b"mdat" + (20).to_bytes(8) + b"AAAA"
+    sound = b"RIFF" + (8).to_bytes(4, "little") + b"WAVEfmt "[:8]
+    for data in (video, open_ended, large, sound):
+        assert failure_of(data).code is FailureCode.UNSUPPORTED
+    for data in (video[:-1], large[:-1], sound[:-1]):
+        assert failure_of(data).code is FailureCode.TRUNCATED
 
 
 def test_empty_and_foreign_bytes() -> None:

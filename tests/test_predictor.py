@@ -114,6 +114,9 @@ def test_the_environment_chooses_the_model(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(MfError, match="weights of caformer_s36 are not on this machine"):
         mfcli.load_predictor()
     assert mfcli.load_predictor("bundled").run.model == "convformer_t8_64"
+    monkeypatch.setenv("MF_MODEL", "caformer_s")
+    with pytest.raises(MfError, match=r"unknown model 'caformer_s' \(named by MF_MODEL\)"):
+        mfcli.load_predictor()
 
 
 def test_trial_photos(trial_photos: Path) -> None:

@@ -82,6 +82,11 @@ def test_include_and_exclude(include: tuple[str, ...], exclude: tuple[str, ...],
     assert [name for name in names if selection.takes_member(name)] == wanted
 
 
+def test_without_subfolders_an_archive_gives_what_lies_at_its_top() -> None:
+    selection = Selection(recursive=False)
+    assert [name for name in ("a.jpg", "s/c.webp", "s/t/d.gif") if selection.takes_member(name)] == ["a.jpg"]
+
+
 @given(st.lists(st.text("aB.01259/", max_size=6), max_size=300))
 def test_few_and_many_sorts_of_names_have_the_same_order(names: list[str]) -> None:
     expected = sorted(sorted(names), key=natural_key)

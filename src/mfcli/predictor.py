@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from mfcli.artifact import FORMAT_VERSION, Artifact, ensure
 from mfcli.engines import load_engine
 from mfcli.engines.base import Engine, EngineName, EngineOptions, Precision
-from mfcli.errors import EngineError, FailureCode, ModelError, PictureError, UsageError
+from mfcli.errors import EngineError, FailureCode, PictureError, UsageError
 from mfcli.images import DecodedPicture, decode
 from mfcli.pipeline import Done, Shape, ordered
 from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, Progress, RunInfo
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings, usable_cores
 from mfcli.sources import Source
-from mfcli.variants import Variant, find_variant
+from mfcli.variants import default_variant, find_variant
 
 Name = TypeVar("Name", bound=StrEnum)
 
@@ -243,14 +243,6 @@ def _result(
     )
 
 
-def _chosen(model: str | None, settings: Settings) -> Variant:
-    try:
-        return find_variant(settings.model if model is None else model)
-    except ModelError as error:
-        where = "" if model is not None else " (named by MF_MODEL)"
-        raise ModelError(f"{error.message}{where}", error.hint) from error
-
-
 def load_predictor(
     model: str | None = None,
     *,
@@ -289,7 +281,7 @@ def load_predictor(
         UsageError: top_k, labels, engine or precision are not possible.
     """
     settings = settings or Settings.from_environ()
-    variant = _chosen(model, settings)
+    variant = default_variant(settings) if model is None else find_variant(model)
     if top_k is not None and top_k < 1:  # said before anything is downloaded or prepared
         raise UsageError(f"--top-k {top_k} is less than 1", "--top-k 1")
     engine = _one_of(EngineName, engine, "engine")

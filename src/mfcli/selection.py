@@ -127,7 +127,7 @@ class Selection:
     """What of folders, archives and lists is taken, and the limits of what is read.
 
     Attributes:
-        recursive: whether the folders in a folder are entered.
+        recursive: whether the folders in a folder or archive are entered.
         include: globs; where there are any, they say which files are pictures, and not the suffix.
         exclude: globs of files and folders that are left out.
         timeout_s: for one URL, from the look-up of its host to its last byte.
@@ -166,6 +166,8 @@ class Selection:
     def takes_member(self, relative: str) -> bool:
         """Whether a member of an archive is taken, and every folder that it lies in is entered."""
         cuts = [at for at, character in enumerate(relative) if character == "/" and at]
+        if cuts and not self.recursive:
+            return False
         return self.takes(relative) and all(self.enters(relative[:cut]) for cut in cuts)
 
     def passes(self, path: str) -> bool:

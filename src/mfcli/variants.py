@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mfcli.errors import ModelError
-from mfcli.settings import BUNDLED_ALIAS
+from mfcli.settings import BUNDLED_ALIAS, Settings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -353,3 +353,15 @@ def find_variant(name: str) -> Variant:
         did_you_mean = f"did you mean {' or '.join(near)}? " if near else ""
         raise ModelError(f"unknown model {name!r}", f"{did_you_mean}All names: mf list-models")
     return variant
+
+
+def default_variant(settings: Settings) -> Variant:
+    """Return the row that is taken where none is named.
+
+    Raises:
+        ModelError: MF_MODEL names no row.
+    """
+    try:
+        return find_variant(settings.model)
+    except ModelError as error:
+        raise ModelError(f"{error.message} (named by MF_MODEL)", error.hint) from error

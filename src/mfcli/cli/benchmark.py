@@ -78,13 +78,14 @@ def benchmark(
     from mfcli.formats.records import write_records
     from mfcli.progress import StderrProgress
     from mfcli.tasks import benchmark as task
+    from mfcli.variants import default_variant
 
     if not math.isfinite(seconds):
         raise UsageError(f"--seconds {seconds} is no length of time", f"--seconds {DEFAULT_BENCHMARK_SECONDS:g}")
     need_standard_output()
     settings = Settings.from_environ(offline=offline)
     plan = task.Plan(
-        models=tuple(models or [settings.model]),
+        models=tuple(models or [default_variant(settings).name]),
         engines=tuple(dict.fromkeys(engine or [EngineName.AUTO])),
         precisions=tuple(dict.fromkeys(precision or [Precision.FP32])),
         batch_sizes=tuple(dict.fromkeys(map(parse_batch_size, batch_size or ["auto"]))),

@@ -35,7 +35,7 @@ from mfcli.files import exists, is_folder
 from mfcli.settings import BUNDLED_ALIAS, Settings, usable_cores
 from mfcli.stored import REINSTALL, artifact_files, bundled_file, checkpoint_files
 from mfcli.synthetic import picture
-from mfcli.variants import find_variant
+from mfcli.variants import default_variant, find_variant
 
 DEFAULT_ENGINE = EngineName.ONNXRUNTIME
 """What `--engine auto` stands for, and what the others are compared with."""
@@ -189,7 +189,7 @@ def without_credentials(address: str) -> str:
 
 def _models(settings: Settings) -> Iterator[Finding]:
     try:
-        default = find_variant(settings.model)
+        default = default_variant(settings)
     except MfError as error:
         yield Finding(Group.MODELS, "default", Status.FAILED, error.message, error.hint)
     else:
