@@ -1,8 +1,8 @@
 """Draw the model card's two pictures: python weights/plots.py (needs matplotlib).
 
-curve.svg is drawn from curve_wide.csv, curve_taught.csv, curve_alone.csv, curve_more.csv and curve.csv, copies of the
-five runs': accuracy on the held-out pictures after every epoch, at that epoch's size. calibration.svg is drawn from
-figures.json (`evaluate.py DIR --json figures.json`): how often answers of each probability are right.
+curve.svg is drawn from curve_<step>.csv, copies of the runs' curve.csv: accuracy on the held-out pictures after every
+epoch, at that epoch's size. calibration.svg is drawn from figures.json (`evaluate.py DIR --json figures.json`): how
+often answers of each probability are right.
 """
 
 import csv
@@ -22,15 +22,26 @@ def save(figure: plt.Figure, name: str) -> None:
     plt.close(figure)
 
 
+RUNS = {
+    1: "the wide network, epochs of all pictures",
+    3: "cut down and taught, epochs of 30,720",
+    4: "alone, epochs of all pictures",
+    5: "more of it, epochs of all pictures",
+    6: "from the mean, epochs of all pictures",
+}
+"""The steps of the card that are trainings; curve_<step>.csv is the diary of each."""
+
+
 def curves() -> None:
-    """Draw the runs beside each other."""
-    figure, panels = plt.subplots(1, 5, figsize=(18, 3.5), sharey=True)
-    draw_run(panels[0], "curve_wide.csv", "1. the wide network, epochs of all pictures")
-    draw_run(panels[1], "curve_taught.csv", "3. cut down and taught, epochs of 30,720")
-    draw_run(panels[2], "curve_alone.csv", "4. alone, epochs of all pictures")
-    draw_run(panels[3], "curve_more.csv", "5. more of it, epochs of all pictures")
-    draw_run(panels[4], "curve.csv", "6. from the mean, epochs of all pictures")
-    panels[0].set(ylim=(0, None), ylabel="held-out top-1 (%), at that size")
+    """Draw the runs beside each other, three in a row."""
+    rows = -(-len(RUNS) // 3)
+    figure, panels = plt.subplots(rows, 3, figsize=(12, 3.7 * rows), sharey=True, squeeze=False, layout="constrained")
+    for axes, (step, title) in zip(panels.flat, RUNS.items(), strict=False):
+        draw_run(axes, f"curve_{step}.csv", f"{step}. {title}")
+    for axes in panels.flat[len(RUNS) :]:
+        axes.remove()
+    for axes in panels[:, 0]:
+        axes.set(ylim=(0, None), ylabel="held-out top-1 (%), at that size")
     save(figure, "curve.svg")
 
 
