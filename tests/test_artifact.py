@@ -271,6 +271,17 @@ def test_changed_weights_at_the_same_path_make_another_artifact(cache: Path, tmp
     assert (len(first.labels), len(second.labels)) == (3, 4)
 
 
+def test_weights_that_are_replaced_while_they_are_prepared(cache: Path, tmp_path: Path) -> None:
+    weights, newer = tmp_path / "last.pth", tmp_path / "newer.pth"
+    for path, classes in ((weights, 3), (newer, 4)):
+        torch.save(fill(create_model("bundled", num_classes=classes)).state_dict(), path)
+    before = {path.name for path in (cache / "artifacts").glob("*.onnx")}
+    with pytest.raises(ModelError, match="changed while it was read"):
+        ensure(BUNDLED, weights, kept_in(cache), lambda _: newer.replace(weights))
+    assert {path.name for path in (cache / "artifacts").glob("*.onnx")} == before
+    assert len(ensure(BUNDLED, weights, kept_in(cache)).labels) == 4
+
+
 def test_the_key_covers_what_shapes_the_graph() -> None:
     keys = {
         cache_key(BUNDLED, "0" * 64),
@@ -302,7 +313,7 @@ def test_a_graph_that_is_wrong_is_refused(small_weights: Path, tmp_path: Path, m
 
     monkeypatch.setattr(artifact_module, "_export", wrong)
     with pytest.raises(ModelError, match="differs from torch by 0\\.0"):
-        build(BUNDLED, small_weights, "0" * 64, tmp_path / "x.onnx")
+        build(BUNDLED, small_weights, sha256_of(small_weights), tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
 
 

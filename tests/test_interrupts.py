@@ -4,11 +4,16 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import mfcli
 from mfcli import interrupts
 from mfcli.interrupts import ImpatientInterrupt, uninterrupted
+from mfcli.results import PictureResult, RunInfo, Summary
+from mfcli.sources import Source
+from mfcli.tasks.predict import predict
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +80,22 @@ def test_a_later_one_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with pytest.raises(ImpatientInterrupt):
         work()
+
+
+def test_the_row_that_was_being_written_counts(coffee: Path) -> None:
+    ended: list[Summary] = []
+
+    class Writer:
+        def begin(self, run: RunInfo) -> None: ...
+
+        def write(self, result: PictureResult) -> None:
+            if result.error:
+                interrupt()
+
+        def end(self, summary: Summary) -> None:
+            ended.append(summary)
+
+    sources = [Source(str(coffee)), Source("missing.jpg"), Source(str(coffee))]
+    with pytest.raises(KeyboardInterrupt):
+        predict(mfcli.load_predictor(), sources, Writer(), workers=0)
+    assert ended == [Summary(2, 1, 1)]

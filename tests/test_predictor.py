@@ -3,11 +3,15 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import mfcli
-from mfcli.errors import FailureCode, MfError, UsageError
+from mfcli.engines.base import EngineName, Precision
+from mfcli.errors import EngineError, FailureCode, MfError, UsageError
+from mfcli.predictor import Predictor
 from mfcli.results import Label
 from mfcli.sources import Source
 
@@ -42,6 +46,28 @@ def test_both_engines_agree(coffee: Path) -> None:
     assert [p.class_index for p in found[0].predictions] == [p.class_index for p in found[1].predictions]
     for a, b in zip(found[0].predictions, found[1].predictions, strict=True):
         assert a.prob == pytest.approx(b.prob, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "message", "hint"),
+    [
+        (Precision.FP16, "too large for fp16", "--precision bf16, or fp32"),
+        (Precision.FP32, "its artifact may be damaged", "install it again"),
+    ],
+)
+def test_what_is_no_number_is_no_answer(precision: Precision, message: str, hint: str, coffee: Path) -> None:
+    class Overflowing:
+        name, streams, batch_size, device = EngineName.TORCH, 1, 1, "cuda:0"
+
+        def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.full((len(batch), 200), np.nan, np.float32)
+
+    engine = Overflowing()
+    engine.precision = precision  # type: ignore[attr-defined]
+    predictor = Predictor(mfcli.load_predictor().artifact, engine, top_k=1)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=message) as caught:
+        predictor.predict_file(coffee)
+    assert str(caught.value.hint).startswith(hint)
 
 
 def test_equal_logits_rank_in_head_order(coffee: Path, tmp_path: Path) -> None:

@@ -304,14 +304,14 @@ def build(
 
     Raises:
         EngineError: a package that it takes cannot be loaded.
-        ModelError: the checkpoint is not this variant's, or the graph's logits differ from torch's.
+        ModelError: the checkpoint is not this variant's, has another digest, or the graph's logits differ from torch's.
         OutputError: `path` cannot be written.
     """
     from mfcli.checkpoint import load_checkpoint, need_packages
     from mfcli.preprocess import plan_for
 
     need_packages("onnx", "onnxruntime")
-    loaded = load_checkpoint(weights_file, variant)
+    loaded = load_checkpoint(weights_file, variant, weights_sha256)
     if half_weights:
         loaded.model.half().float()
     proto = _export(loaded.model, variant, half_weights)

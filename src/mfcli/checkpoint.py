@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mfcli.errors import ModelError, OutputError, unusable
+from mfcli.files import sha256_of
 from mfcli.variants import ARCHITECTURES, VARIANTS, Architecture, Variant
 
 if TYPE_CHECKING:
@@ -76,12 +77,17 @@ def need_packages(*names: str) -> None:
             raise unusable(name, error) from error
 
 
-def load_checkpoint(path: Path, variant: Variant) -> LoadedCheckpoint:
+def load_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> LoadedCheckpoint:
     """Load a checkpoint into the backbone of `variant`; the head may have another size, the rest must match strictly.
+
+    Args:
+        path: the file.
+        variant: the row.
+        sha256: the digest that the file had when it was chosen; None where nobody has looked.
 
     Raises:
         EngineError: a package that it takes cannot be loaded.
-        ModelError: the file cannot be read, carries code, or holds other weights.
+        ModelError: the file cannot be read, carries code, holds other weights, or has another digest by now.
     """
     need_packages("torch", "timm", "safetensors")
     import torch
@@ -102,6 +108,8 @@ def load_checkpoint(path: Path, variant: Variant) -> LoadedCheckpoint:
             f"{path} does not fit {variant.name}: {_difference(shapes, expected)}", _advice(fitting, state)
         )
     model.to_empty(device="cpu").load_state_dict(state, strict=True)  # copied: the file may be mapped, and may change
+    if sha256 is not None and sha256_of(path) != sha256:  # a training may write a new one at any time
+        raise ModelError(f"{path} changed while it was read", "run the same command again")
     return LoadedCheckpoint(model.eval(), num_classes)
 
 

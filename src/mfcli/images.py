@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mfcli.errors import FailureCode, PictureError
 from mfcli.settings import DEFAULT_MAX_PIXELS
+from mfcli.truncation import ends_early
 
 _PROGRAM_RUNNERS = frozenset({"EPS"})
 """Formats that Pillow decodes by starting another program (Ghostscript) on the file."""
@@ -39,7 +40,6 @@ _EIGHT_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
 """The 8-bit level of each 16-bit one."""
 _FLAT_LEVELS = 3
 _MAX_PROBED_BYTES = 2**28
-_MAX_BOXES = 1000
 _TOO_SHORT = "is truncated: it is shorter than its headers say"
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """A marker that ends the data of a scan and, but for the end marker, begins a segment with a length."""
@@ -182,50 +182,18 @@ def _pillow_errors(file: BinaryIO) -> Iterator[None]:
     except PictureError:
         raise
     except UnidentifiedImageError as error:
-        if _ends_early(file):
+        if ends_early(file):
             raise PictureError(FailureCode.TRUNCATED, _TOO_SHORT) from error
         raise PictureError(FailureCode.UNSUPPORTED, "is not a picture in a format that Pillow reads") from error
     except MemoryError as error:
         raise PictureError(FailureCode.TOO_LARGE, "does not fit into memory") from error
     except Exception as error:
-        if _ends_early(file):
+        if ends_early(file):
             raise PictureError(FailureCode.TRUNCATED, _TOO_SHORT) from error
         message = _one_line(error)
         cut_off = isinstance(error, EOFError) or "truncated" in message.lower() or "unexpected end" in message.lower()
         code = FailureCode.TRUNCATED if cut_off else FailureCode.DECODE
         raise PictureError(code, f"cannot be decoded: {message}") from error
-
-
-def _ends_early(file: BinaryIO) -> bool:
-    """Whether a file is shorter than it says, in the formats whose decoders do not tell that from other damage."""
-    try:
-        length = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        head = file.read(12)
-        if head[:4] == b"RIFF":
-            return int.from_bytes(head[4:8], "little") + 8 > length
-        if head[:4] in (b"II*\0", b"MM\0*"):  # the first directory, which may well lie at the end
-            return int.from_bytes(head[4:8], "little" if head[:1] == b"I" else "big") + 2 > length
-        if head[4:8] in (b"ftyp", b"jP  "):  # AVIF and JPEG 2000 are made of boxes
-            return _last_box_end(file) > length
-    except (OSError, ValueError):
-        pass
-    return False
-
-
-def _last_box_end(file: BinaryIO) -> int:
-    """Where the last box of an ISO media file ends by its own account; 0 for one that goes on to the end."""
-    at = 0
-    for _ in range(_MAX_BOXES):
-        file.seek(at)
-        header = file.read(16)
-        size = int.from_bytes(header[:4], "big")
-        if size == 1:
-            size = int.from_bytes(header[8:], "big")
-        if len(header) < 8 or not size:
-            return at
-        at += size
-    return 0
 
 
 def _one_line(error: BaseException) -> str:

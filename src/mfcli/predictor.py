@@ -208,6 +208,11 @@ class Predictor:
         logits = self._engine.logits(np.stack([picture.pixels for picture in pictures]))
         for picture, row in zip(pictures, logits, strict=True):
             if not np.isfinite(row).all():
+                if self._engine.precision is Precision.FP16:  # whose largest number is 65504
+                    raise EngineError(
+                        f"the numbers of {self.artifact.variant} are too large for fp16 on {picture.source.input}",
+                        f"--precision {Precision.BF16}, or {Precision.FP32}",
+                    )
                 raise EngineError(
                     f"{self.artifact.variant} computes what is no number for {picture.source.input}: "
                     "its artifact may be damaged",

@@ -1,5 +1,7 @@
 """The torch engine: devices that are not there, half precision, memory that runs out."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from deterministic import pixels
 from mfcli.artifact import Artifact, ensure
 from mfcli.engines import load_engine
 from mfcli.engines.base import EngineName, EngineOptions, Precision
-from mfcli.errors import EngineError, ExitCode
+from mfcli.errors import EngineError, ExitCode, ModelError
 from mfcli.settings import Settings
 from mfcli.variants import find_variant
 
@@ -64,3 +66,18 @@ def test_memory_that_runs_out(bundled: Artifact, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(EngineError, match="cpu has too little memory for 9 pictures at once") as caught:
         engine.logits(pixels(9, 64).numpy())
     assert caught.value.hint == "--batch-size 4"
+
+
+def test_a_device_that_cannot_be_used(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver(*_: object) -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system.\nPlease install one")
+
+    monkeypatch.setattr(torch.nn.Module, "to", no_driver)
+    with pytest.raises(EngineError, match=r"cpu cannot be used: Found no NVIDIA driver on your system\.$") as caught:
+        load_engine(EngineName.TORCH, bundled, EngineOptions("cpu"))
+    assert caught.value.hint == "--device cpu"
+
+
+def test_a_checkpoint_that_was_replaced_meanwhile(bundled: Artifact) -> None:
+    with pytest.raises(ModelError, match="changed while it was read"):
+        load_engine(EngineName.TORCH, dataclasses.replace(bundled, weights_sha256="0" * 64), EngineOptions("cpu"))

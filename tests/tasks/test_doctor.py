@@ -1,9 +1,11 @@
 """mf doctor: what it finds, what it keeps to itself, and what it says of a broken installation."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from mfcli.engines.base import EngineName
 from mfcli.settings import Settings
 from mfcli.tasks import doctor as task
 from mfcli.tasks.doctor import Group, Status, default_works, doctor, without_credentials
@@ -62,6 +64,44 @@ def test_an_engine_that_does_not_work(code: str, said: str, tmp_path: Path, monk
     assert not default_works(findings)
     (engine,) = [f for f in findings if f.group is Group.ENGINES and f.name == "onnxruntime"]
     assert (engine.status, engine.value) == (Status.FAILED, said)
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("os.kill(os.getpid(), 11)", "its process crashed with SIGSEGV"),
+        ("time.sleep(60)", "gave no answer within 15 s"),
+    ],
+)
+def test_a_device_that_ends_the_process_takes_no_other_one_along(
+    end: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = f"""
+import os, time
+import mfcli.tasks.doctor as doctor
+
+def probe(name, device):
+    if device == "cuda:1":
+        {end}
+    return {{"device": device, "logits": [0.0]}}
+
+doctor._probe = probe
+doctor._accelerators = lambda: {{"cuda:0": "a GPU", "cuda:1": "another"}}
+doctor.probe("torch")
+"""
+    run = subprocess.run
+    monkeypatch.setattr(task.subprocess, "run", lambda command, **how: run([*command[:-1], program], **how))
+    monkeypatch.setattr(task, "_TIMEOUT_S", 15)
+    assert task._tried(EngineName.TORCH) == [
+        {"device": "cpu", "logits": [0.0]},
+        {"device": "cuda:0", "logits": [0.0], "is": "a GPU"},
+        {"device": "cuda:1", "is": "another", "error": said},
+    ]
+
+
+def test_half_a_line_is_no_answer() -> None:
+    assert task._answers(b'{"trying":{"device":"x"}}\n{"log', "crashed") == [{"device": "x", "error": "crashed"}]
+    assert task._answers(b'{"logits":[0]}\n', None) == [{"logits": [0]}]
 
 
 def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,11 +47,13 @@ class TorchEngine:
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
-        model = load_checkpoint(artifact.checkpoint, find_variant(artifact.variant)).model
+        model = load_checkpoint(artifact.checkpoint, find_variant(artifact.variant), artifact.weights_sha256).model
         try:
             self._model = model.to(device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
         except torch.OutOfMemoryError as error:
             raise EngineError(f"{self.device} has too little memory for {artifact.variant}", "--device cpu") from error
+        except RuntimeError as error:  # a driver that does not fit, a device that another program holds
+            raise EngineError(f"{self.device} cannot be used: {first_line(error)}", "--device cpu") from error
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map float32 (N, 3, H, W) to float32 (N, classes)."""

@@ -300,31 +300,52 @@ def _tried(name: EngineName) -> list[dict[str, Any]]:
             timeout=_TIMEOUT_S,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return [{"error": f"gave no answer within {_TIMEOUT_S:g} s"}]
-    found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
-    if done.returncode:
-        code = done.returncode
-        crash = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        found.append({"error": f"its process {crash}"})
+    except subprocess.TimeoutExpired as error:
+        return _answers(error.stdout or b"", f"gave no answer within {_TIMEOUT_S:g} s")
+    code = done.returncode
+    crash = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return _answers(done.stdout, f"its process {crash}" if code else None)
+
+
+def _answers(lines: bytes, end: str | None) -> list[dict[str, Any]]:
+    """What a probe found, and, where it ended badly, how, of the device that it was trying."""
+    found: list[dict[str, Any]] = []
+    trying: dict[str, Any] = {}
+    for line in lines.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        answer = json.loads(line)
+        if "trying" in answer:
+            trying = answer["trying"]
+        else:
+            found.append(answer)
+    if end:
+        found.append({**trying, "error": end})
     return found
 
 
 def probe(engine: str) -> None:
-    """Let an engine classify a made-up picture with the bundled model; write a JSON line to stdout for each device.
+    """Let an engine classify a made-up picture with the bundled model; write JSON lines to stdout for each device.
 
-    A line holds version, device, load_ms, picture_ms (the second call), and logits; or an error, and a hint.
+    One, `trying`, says what comes next; the other one holds version, device, load_ms, picture_ms (the second call), and
+    logits; or an error, and a hint.
     """
     warnings.simplefilter("ignore")
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     name = EngineName(engine)
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
     found = _probe(name, "cpu")
-    answers.write(json.dumps(found) + "\n")
+    say(found)
     if name is EngineName.TORCH and "error" not in found:
         for device, described in _accelerators().items():
-            answers.write(json.dumps({**_probe(name, device), "device": device, "is": described}) + "\n")
-    answers.flush()
+            trying = {"device": device, "is": described}
+            say({"trying": trying})
+            say({**_probe(name, device), **trying})
     os._exit(0)  # some runtimes take long to be taken down
 
 

@@ -130,7 +130,7 @@ def predict(
                     begin()
                 writers.popleft().write(result)
                 counts.inputs += 1
-            counts.failed += result.error is not None
+                counts.failed += result.error is not None
             progress(Tally(counts.inputs, counts.failed, counts.finished_before))
             if max_failures.are_passed(counts.failed, counts.inputs):
                 raise TooManyFailuresError(
