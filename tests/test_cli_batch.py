@@ -140,6 +140,27 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bytes(
     assert cut.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_an_interrupt_says_what_is_kept(suffix: str, many: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / f"out.{suffix}"
+    path.write_text("" if suffix == "jsonl" else "old")
+    for rows_first in (False, True):
+        command = [sys.executable, "-m", "mfcli", "predict", "--files-from", "-", "-o", path, "--overwrite"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stderr is not None
+            if rows_first:
+                process.stdin.write(f"{many[0]}\n".encode())
+                process.stdin.flush()
+                process.stderr.readline()  # which model answered
+            time.sleep(2)
+            process.send_signal(signal.SIGINT)
+            err = process.stderr.read().decode()
+            assert process.wait(60) == 130
+        assert (f"interrupted: {path} holds what was done" in err) == rows_first
+        assert (str(many[0]) in path.read_text()) == rows_first
+
+
 def test_a_finished_file_is_left_as_it_is(mf: Mf, many: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     assert mf("predict", *many, "-o", path, "-q").code == 5

@@ -201,6 +201,9 @@ def test_the_bundled_model_is_fetched_from_nowhere(mf: Mf, tmp_path: Path) -> No
         other = mf("download", "bundled", "--expect-sha256", "1" * 64, *more)
         assert other.code == 4
         assert f"has SHA-256 {ready['sha256']}, but --expect-sha256 says 1111" in other.err
+        for origin, digest in (("", "1" * 64), ("x.pth", "")):  # as unset variables of a script are
+            empty = mf("download", NAME, "--from", origin, "--expect-sha256", digest, *more)
+            assert (empty.code, "names nothing" in empty.err or "is no SHA-256" in empty.err) == (2, True)
         taken = mf("download", "bundled", "--from", tmp_path, *more)
         assert taken.code == 2
         assert "--weights FILE" in taken.err
@@ -231,6 +234,8 @@ def test_a_file_that_replaces_one_placed_by_hand_is_new(mf: Mf, hub: Hub, own_ca
         return [row["status"] for row in json.loads(mf("cache", "verify", "--format", "json").out)]
 
     assert statuses() == ["new", "good"]
+    assert mf("cache", "prune", "--checkpoints", "-q").code == 0
+    assert statuses() == ["new", "good"]  # the artifact is of the file that was there before
     planned = json.loads(mf("download", NAME, "--dry-run", "--offline", "--format", "json").out)[0]
     assert (planned["status"], planned["url"]) == ("wanted", str(place))
     assert mf("download", NAME, "--offline", "-q").code == 0

@@ -1,6 +1,8 @@
 """Decoding: what each kind of picture means as RGB, and what is refused with which code."""
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -284,11 +286,43 @@ def test_pixel_cap() -> None:
     assert (error.code, error.message) == (FailureCode.TOO_LARGE, "20x10 is over --max-pixels 199")
 
 
+def test_a_picture_that_is_larger_than_its_header_says() -> None:
+    png = encoded(picture(600, 400)).getvalue()
+    icon = struct.pack("<3H4B2H2I", 0, 1, 1, 20, 10, 0, 0, 1, 8, len(png), 22) + png  # one of 20x10, it says
+    assert decode(io.BytesIO(icon), max_pixels=240_000).width == 600
+    error = failure_of(icon, max_pixels=100_000)
+    assert (error.code, error.message) == (FailureCode.TOO_LARGE, "240000 pixels are over --max-pixels 100000")
+
+
+def grey_png(bits: int, colours: int, transparent: bytes, pixels: bytes) -> io.BytesIO:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 8, 1, bits, 2 if colours == 3 else 0, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + pixels)), (b"IEND", b"")
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks))
+
+
+@pytest.mark.parametrize(
+    ("bits", "colours", "level", "pixels", "seen"),
+    [
+        (1, 1, 1, b"\x80", [255, 0]),
+        (1, 1, 0, b"\x80", [255, 255]),
+        (2, 1, 1, b"\x60\0", [255, 170]),
+        (4, 1, 3, b"\x34\0\0\0", [255, 68]),
+        (8, 1, 3, b"\3\4" + bytes(6), [255, 4]),
+        (16, 1, 0x1234, b"\x12\x34\x40\x40" + bytes(12), [255, 64]),
+        (16, 3, 0x1234, b"\x12\x34" * 3 + b"\x40\x40" * 3 + bytes(36), [255, 64]),
+        (16, 3, 0x0012, b"\x12\0" * 3 + b"\x40\x40" * 3 + bytes(36), [18, 64]),
+    ],
+)
+def test_a_transparent_level_is_white(bits: int, colours: int, level: int, pixels: bytes, seen: list[int]) -> None:
+    file = grey_png(bits, colours, struct.pack(">H", level) * colours, pixels)
+    assert pixels_of(decode(file))[0, :2, 0].tolist() == seen
+
+
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     bomb = bytearray(encoded(Image.new("1", (8, 8))).getvalue())
-    import struct
-    import zlib
-
     bomb[16:24] = struct.pack(">II", 60_000, 60_000)
     bomb[29:33] = struct.pack(">I", zlib.crc32(bytes(bomb[12:29])))
-    assert failure_of(bytes(bomb)).message == "60000x60000 is over --max-pixels 178956970"
+    assert failure_of(bytes(bomb)).message == "3600000000 pixels are over --max-pixels 178956970"

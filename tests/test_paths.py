@@ -214,6 +214,10 @@ def test_globs_are_filtered() -> None:
     assert names_of(walk_glob("f/**", Selection(exclude=("*.jpg", "*.JPG")))) == ["f/img1.png"]
     assert names_of(walk_glob("f/*", Selection(include=("*.txt",)))) == ["f/notes.txt"]
     assert names_of(walk_glob("f/*", Selection(recursive=False)))[:2] == ["f/a2.jpg", "f/b/3.jpg"]
+    assert names_of(walk_glob("f/*/", Selection())) == ["f/b/3.jpg", "f/b/c/4.jpg"]
+    for pattern, left in (("f/*/", []), ("f/**/*.jpg", ["f/a2.jpg", "f/img10.jpg"])):
+        assert names_of(walk_glob(pattern, Selection(exclude=("b",)))) == left
+    assert names_of(walk_glob("f/*/", Selection(exclude=("c",)))) == ["f/b/3.jpg"]
 
 
 @pytest.mark.parametrize(

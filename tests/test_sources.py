@@ -2,6 +2,7 @@
 
 import io
 import os
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -274,6 +275,46 @@ def test_lists_are_filtered() -> None:
     assert found(include=("a.*",)) == ["a.jpg", "http://h/x/a.jpg?b.png"]
     assert found(exclude=("f", "f/**")) == ["a.jpg", "http://h/x/a.jpg?b.png", "b.png"]
     assert found(exclude=("*.jpg",)) == ["f/g/3.png", "b.png"]
+
+
+@pytest.mark.usefixtures("here")
+def test_lists_are_filtered_in_archives() -> None:
+    listed = b"p.zip/in\np.zip/3.jpg\np.zip/in/1.jpg\np.zip/none.jpg\np.zip/*.jpg\n"
+
+    def found(**options: tuple[str, ...]) -> list[str]:
+        return shown(from_arguments([], io.BytesIO(listed), files_from="-", selection=Selection(**options)))  # type: ignore[arg-type]
+
+    folder = ["p.zip ! in/1.jpg", "p.zip ! in/2.jpg"]
+    missing = ["p.zip ! none.jpg = not_found", "p.zip ! *.jpg = not_found"]
+    assert found() == [*folder, "p.zip ! 3.jpg", "p.zip ! in/1.jpg", *missing]
+    assert found(include=("*.jpg",)) == found()
+    assert found(include=("1.*",)) == ["p.zip ! in/1.jpg"] * 2
+    assert found(exclude=("in", "none.jpg", "[*].jpg")) == ["p.zip ! 3.jpg", "p.zip ! in/1.jpg"]
+    with pytest.raises(NoInputsError) as caught:
+        found(exclude=("*.jpg", "in"))
+    assert "check --include, --exclude" in str(caught.value.hint)
+
+
+def test_a_member_whose_name_looks_like_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["a[1].jpg", "a1.jpg", "s/b.jpg"]
+    with zipfile.ZipFile("p.zip", "w") as file, tarfile.open("p.tar", "w") as tar:
+        for name in names:
+            file.writestr(name, "x")
+            tar.addfile(tarfile.TarInfo(f"./{name}"))
+    for archive, prefix in (("p.zip", ""), ("p.tar", "./")):
+        assert shown(from_arguments([f"{archive}/a[1].jpg"], None)) == [f"{archive} ! {prefix}a[1].jpg"]
+        assert shown(from_arguments([f"{archive}/a[12].jpg"], None)) == [f"{archive} ! {prefix}a1.jpg"]
+        assert shown(from_arguments([f"{archive}/./s/b.jpg"], None)) == [f"{archive} ! {prefix}s/b.jpg"]
+        assert len(list(from_arguments([f"{archive}/"], None))) == 3
+    (missing,) = from_arguments([os.fsdecode(b"p.zip/\xff.jpg")], None)
+    assert missing.member == "\ufffd.jpg"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_in_an_archive_that_is_filtered() -> None:
+    with pytest.raises(NoInputsError, match=r"no pictures in p\.zip/in$"):
+        list(from_arguments(["p.zip/in"], None, selection=Selection(include=("*.png",))))
 
 
 @pytest.mark.usefixtures("here")

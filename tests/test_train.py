@@ -169,6 +169,13 @@ def test_what_a_run_that_goes_on_refuses(
         trained(recipe, pictures, finished, "32:2", *options)
 
 
+def test_what_was_refused_leaves_the_plan_as_it_was(recipe: ModuleType, pictures: Path, finished: Path) -> None:
+    before = (finished / "options.json").read_bytes()
+    with pytest.raises(SystemExit, match="--device nowhere"):
+        trained(recipe, pictures, finished, "32:2", "--device", "nowhere")
+    assert (finished / "options.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

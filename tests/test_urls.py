@@ -421,3 +421,12 @@ def test_many_threads(server: Server) -> None:
         thread.join()
     assert found == {number: str(number).encode() * 1000 for number in range(8)}
     assert server.connections == 8
+
+
+def test_a_limit_on_threads_is_that_pictures_failure(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    url = server.url("/cat")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert "no thread can be started" in failure(url).message

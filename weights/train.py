@@ -234,7 +234,7 @@ class Run:
             self.epoch, self.curve = state["epoch"], state["curve"]
             if (folder / OPTIONS).exists():
                 self.check_same_run(json.loads((folder / OPTIONS).read_text()), described)
-        write_atomically(folder / OPTIONS, (json.dumps(described, indent=1) + "\n").encode())
+        self.described = json.dumps(described, indent=1) + "\n"
         return state
 
     def check_same_run(self, before: dict, now: dict) -> None:
@@ -247,7 +247,7 @@ class Run:
             raise SystemExit("the learning rate is falling already: --phases and --decay-epochs can no longer change")
 
     def save(self) -> None:
-        """Write state.pt and curve.csv, each whole or not at all."""
+        """Write options.json, state.pt and curve.csv, each whole or not at all."""
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict(),
@@ -260,6 +260,7 @@ class Run:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.curve)
+        write_atomically(self.options.output / OPTIONS, self.described.encode())
         write_atomically(self.options.output / STATE, binary.getvalue())
         write_atomically(self.options.output / CURVE, text.getvalue().encode())
 

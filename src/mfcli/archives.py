@@ -106,7 +106,8 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _relative(name: str) -> str:
+def relative_name(name: str) -> str:
+    """Return the name of a member as it is compared: with slashes, without a leading `./`."""
     name = name.replace("\\", "/")  # some programs on Windows write it
     while name.startswith("./"):
         name = name[2:].lstrip("/")
@@ -114,7 +115,7 @@ def _relative(name: str) -> str:
 
 
 def _leads_out(name: str) -> bool:
-    parts = _relative(name).split("/")
+    parts = relative_name(name).split("/")
     return parts[0] == "" or ".." in parts or (len(parts[0]) == 2 and parts[0][1] == ":")
 
 
@@ -172,7 +173,7 @@ def _zip_members(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -
         raise PictureError(FailureCode.TRUNCATED, "is truncated: its table of contents is missing") from error
     named = [(_zip_name(info), info) for info in archive.zip.infolist() if not info.is_dir()]
     for name, info in in_natural_order(named, lambda item: item[0]):
-        if not takes(_relative(name)):
+        if not takes(relative_name(name)):
             continue
         failure = _zip_failure(name, info, max_bytes)
         yield Member(name, failure, None if failure else partial(archive.open, info, max_bytes))
@@ -193,7 +194,7 @@ def _salvaged(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -> I
         info = zipfile.ZipInfo(raw_name.decode("utf-8" if flags & _NAME_IS_UTF8 else "cp437", "replace"))
         info.flag_bits, info.file_size = flags, size_bytes
         name = _zip_name(info)
-        if not info.is_dir() and takes(_relative(name)):
+        if not info.is_dir() and takes(relative_name(name)):
             failure = _zip_failure(name, info, max_bytes)
             yield Member(name, failure, None if failure else partial(_inflated, packed, method, crc, max_bytes))
 
@@ -304,7 +305,7 @@ def _tar_members(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -
     ):
         while (header := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # else tarfile remembers every header
-            if not header.isdir() and takes(_relative(header.name)):
+            if not header.isdir() and takes(relative_name(header.name)):
                 yield _tar_member(archive, header, max_bytes)
 
 

@@ -38,13 +38,15 @@ _INVERSE = {6: 8, 8: 6}
 
 _EIGHT_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
 """The 8-bit level of each 16-bit one."""
+_LEVEL_STEPS = {"L;2": 85, "L;4": 17}
+"""What a grey level of 2 or 4 bits counts in 8 bits, by Pillow's name of how it is stored."""
 _FLAT_LEVELS = 3
 _MAX_PROBED_BYTES = 2**28
 _TOO_SHORT = "is truncated: it is shorter than its headers say"
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """A marker that ends the data of a scan and, but for the end marker, begins a segment with a length."""
 _cap_lock = threading.Lock()
-_cap_users = 0
+_caps: list[int] = []
 _cap: int | None = None
 
 
@@ -74,11 +76,11 @@ def decode(file: BinaryIO, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_P
     Raises:
         PictureError: decode, truncated, too_large or unsupported.
     """
-    with _pillow_errors(file):
+    with _pillow_errors(file, max_pixels):
         if not file.read(1):
             raise PictureError(FailureCode.TRUNCATED, "is empty (0 bytes)")
         file.seek(0)
-        with _without_cap():
+        with _capped(max_pixels):
             return _decode(file, exif, max_pixels)
 
 
@@ -92,6 +94,7 @@ def _decode(file: BinaryIO, exif: bool, max_pixels: int) -> DecodedPicture:
             )
         if picture.format == "PNG":
             _check_png(file)
+            _scale_transparent_level(picture)
         orientation = _orientation(picture)
         picture.load()
         if picture.format in ("JPEG", "MPO") and _is_cut_and_closed(file, picture):
@@ -101,23 +104,24 @@ def _decode(file: BinaryIO, exif: bool, max_pixels: int) -> DecodedPicture:
 
 
 @contextmanager
-def _without_cap() -> Iterator[None]:
-    """Lift Pillow's cap, which opening, checking and loading obey, while any thread decodes: --max-pixels is ours.
+def _capped(max_pixels: int) -> Iterator[None]:
+    """Let Pillow's cap, which opening, checking and loading obey, be ours while any thread decodes.
 
-    It is a global of the whole program.
+    It is a global of the whole program, and counts where a decoder finds another size than the header's; Pillow refuses
+    from twice as much on.
     """
-    global _cap_users, _cap
+    global _cap
     with _cap_lock:
-        if not _cap_users:
-            _cap, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        _cap_users += 1
+        if not _caps:
+            _cap = Image.MAX_IMAGE_PIXELS
+        _caps.append(max_pixels)
+        Image.MAX_IMAGE_PIXELS = max(_caps)
     try:
         yield
     finally:
         with _cap_lock:
-            _cap_users -= 1
-            if not _cap_users:
-                Image.MAX_IMAGE_PIXELS = _cap
+            _caps.remove(max_pixels)
+            Image.MAX_IMAGE_PIXELS = max(_caps) if _caps else _cap
 
 
 def _check_png(file: BinaryIO) -> None:
@@ -126,6 +130,17 @@ def _check_png(file: BinaryIO) -> None:
     file.seek(0)
     Image.open(file, formats=["PNG"]).verify()  # chunk by chunk: what follows the last one is not read
     file.seek(position)
+
+
+def _scale_transparent_level(picture: Image.Image) -> None:
+    """Bring the transparent level to the 8 bits that the pixels will have, which Pillow leaves as it is stored."""
+    level = picture.info.get("transparency")
+    tiles = getattr(picture, "tile", None)
+    stored = tiles[0].args if tiles else None
+    if isinstance(level, int) and stored in _LEVEL_STEPS:
+        picture.info["transparency"] = level * _LEVEL_STEPS[stored]
+    elif isinstance(level, tuple) and stored == "RGB;16B":
+        picture.info["transparency"] = tuple(value >> 8 for value in level)
 
 
 def _is_cut_and_closed(file: BinaryIO, picture: Image.Image) -> bool:
@@ -175,7 +190,7 @@ def _turned(picture: Image.Image, orientation: int, exif: bool) -> Image.Image:
 
 
 @contextmanager
-def _pillow_errors(file: BinaryIO) -> Iterator[None]:
+def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
     """Turn whatever a decoder raises into a PictureError; plugins raise almost anything on hostile bytes."""
     try:
         yield
@@ -187,6 +202,10 @@ def _pillow_errors(file: BinaryIO) -> Iterator[None]:
         raise PictureError(FailureCode.UNSUPPORTED, "is not a picture in a format that Pillow reads") from error
     except MemoryError as error:
         raise PictureError(FailureCode.TOO_LARGE, "does not fit into memory") from error
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\d+", str(error))
+        pixels = f"{found[0]} pixels are" if found else "is"
+        raise PictureError(FailureCode.TOO_LARGE, f"{pixels} over --max-pixels {max_pixels}") from error
     except Exception as error:
         if ends_early(file):
             raise PictureError(FailureCode.TRUNCATED, _TOO_SHORT) from error

@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import os
+import shlex
 import stat
 from array import array
 from collections.abc import Callable, Iterator
@@ -57,7 +58,9 @@ def _need_folder(path: Path) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "name a file: -o results.jsonl")
     if not path.parent.is_dir():
-        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}", f"mkdir -p {path.parent}")
+        raise OutputError(
+            f"{path} cannot be written: there is no folder {path.parent}", f"mkdir -p {shlex.quote(str(path.parent))}"
+        )
 
 
 @contextlib.contextmanager

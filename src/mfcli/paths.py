@@ -132,6 +132,8 @@ def walk_glob(pattern: str, selection: Selection) -> Iterator[Found]:
         names = relative.split("/")
         if not any_depth and len(names) > depth:
             return selection.recursive and selection.enters("/".join(names[depth:]))
+        if not selection.lets_in(top + relative):
+            return False
         if any_depth:
             return glob.leads_below(names) and not is_hidden(names[-1])
         return (glob.matches(names) or glob.leads_below(names)) and not _hides(names[-1], texts[len(names) - 1])

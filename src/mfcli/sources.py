@@ -179,7 +179,7 @@ def _noticed(streams: _Streams, notice: Callable[[str], None], files_from: str |
     if not found:
         listed = "the list on standard input" if files_from == STDIN else files_from
         where = ", ".join(empty) or f"{listed}"
-        raise NoInputsError(f"no pictures in {where}", hint if empty else _LIST_FROM_STDIN)
+        raise NoInputsError(f"no pictures in {where}", hint if empty or hint == _FILTERED else _LIST_FROM_STDIN)
 
 
 def _of_argument(argument: str, stdin: BinaryIO | None, selection: Selection) -> tuple[str | None, Iterator[Source]]:
@@ -200,16 +200,17 @@ def _read_stdin(stdin: BinaryIO, max_bytes: int) -> BinaryIO:
     return io.BytesIO(data)
 
 
-def _of_name(name: str, selection: Selection) -> tuple[str | None, Iterator[Source]] | None:
+def _of_name(name: str, selection: Selection, *, is_line: bool = False) -> tuple[str | None, Iterator[Source]] | None:
     """What an address, a folder, an archive or a member of one gives; None for anything else."""
     if address := _ADDRESS.match(name):
         return None, iter([_of_address(name, address[1].lower(), selection)])
     if os.path.isdir(name):
         return Source(name).input, map(_of_found, walk_folder(name, selection))
-    if is_archive_name(name) and os.path.isfile(name):
-        return Source(name).input, _of_archive(name, selection.takes_member, selection)
+    bare = name.rstrip("/")
+    if is_archive_name(bare) and os.path.isfile(bare):
+        return Source(bare).input, _of_archive(bare, selection.takes_member, selection)
     if (split := split_member(name)) is not None:
-        return None, _of_member(*split, selection)
+        return None if is_line else Source(name).input, _of_member(*split, selection, is_line)
     return None
 
 
@@ -236,23 +237,38 @@ def _of_archive(path: str, takes: Callable[[str], bool], selection: Selection) -
         yield Source(path, member.name, member.failure, member.opener)
 
 
-def _of_member(path: str, wanted: str, selection: Selection) -> Iterator[Source]:
-    """The member of this name, whatever its suffix; or what a folder or a glob of this name holds."""
+def _of_member(path: str, wanted: str, selection: Selection, is_line: bool) -> Iterator[Source]:
+    """The member of this name, whatever its suffix; or what a folder or, but for a line, a glob of this name holds.
+
+    The filters are for what a folder or a glob holds, and for lines.
+    """
+    from mfcli.archives import members, relative_name
+
+    wanted = relative_name(wanted)
     glob, folder = glob_of(wanted), f"{wanted.rstrip('/')}/"
+    is_glob = has_magic(wanted) and not is_line
+    if is_glob and (path.lower().endswith(".zip") or "[" in wanted):  # a tar is read once more: not for most globs
+        is_glob = all(member.name is None for member in members(path, wanted.__eq__, selection.max_bytes))
+    is_filtered = is_line and not selection.passes(f"{path}/{wanted}")
+
+    is_there = is_filtered
 
     def takes(name: str) -> bool:
+        nonlocal is_there
+        is_there = is_there or name == wanted or name.startswith(folder)
         if name == wanted:
-            return True
+            return not is_filtered
         if name.startswith(folder):
             return selection.takes_member(name[len(folder) :])
-        return has_magic(wanted) and glob.matches(name.split("/")) and selection.passes(name)
+        return is_glob and glob.matches(name.split("/")) and selection.passes(name)
 
     is_empty = True
     for source in _of_archive(path, takes, selection):
         is_empty = False
         yield source
-    if is_empty:
-        yield Source(path, wanted, Failure(FailureCode.NOT_FOUND, "no such member in the archive"))
+    if is_empty and not is_there:
+        name = os.fsencode(wanted).decode("utf-8", "replace")
+        yield Source(path, name, Failure(FailureCode.NOT_FOUND, "no such member in the archive"))
 
 
 def _of_address(url: str, scheme: str, selection: Selection) -> Source:
@@ -306,8 +322,8 @@ def _of_line(line: bytes, nul: bool, selection: Selection) -> tuple[str | None, 
         return None, iter([Source(f"{name[:200]}...", failure=Failure(FailureCode.TOO_LARGE, message))])
     if wrong_end:
         return None, iter([Source(name, failure=Failure(FailureCode.NOT_FOUND, f"no such file{wrong_end}"))])
-    named = _of_name(name, selection)
-    is_whole = named is not None and named[0] is not None  # folder or archive: the globs are for what is in it
+    named = _of_name(name, selection, is_line=True)
+    is_whole = named is not None and not _ADDRESS.match(name)  # folder, archive or a member: it looks itself
     path = re.split(r"[?#]", name)[0] if _ADDRESS.match(name) else name
     if not (selection.lets_in(path) if is_whole else selection.passes(path)):
         return None, iter(())

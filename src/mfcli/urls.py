@@ -79,7 +79,10 @@ def _fetching(timeout_s: float) -> Iterator[_Fetch]:
     fetch = _thread.fetch = _Fetch(timeout_s)
     timer = threading.Timer(timeout_s, fetch.expire)
     timer.daemon = True
-    timer.start()
+    try:
+        timer.start()
+    except RuntimeError as error:  # a limit on processes
+        raise PictureError(FailureCode.NETWORK, "no thread can be started that watches its time") from error
     try:
         yield fetch
     finally:

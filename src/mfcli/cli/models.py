@@ -108,7 +108,9 @@ def download(
     from mfcli.tasks import download as task
     from mfcli.weights import Wish
 
-    if expect_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", expect_sha256):
+    if origin == "":
+        raise UsageError("--from names nothing", "--from FILE, or --from https://...")
+    if expect_sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", expect_sha256):
         raise UsageError(f"--expect-sha256 {expect_sha256} is no SHA-256", "64 hexadecimal digits, as sha256sum prints")
     settings, wish = Settings.from_environ(offline=offline), Wish(force, origin, expect_sha256)
     with StderrProgress(note, quiet) as progress:

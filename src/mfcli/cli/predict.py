@@ -20,7 +20,7 @@ from mfcli.files import exists, is_file
 from mfcli.formats.base import Announced, FormatName
 from mfcli.results import Summary
 from mfcli.selection import DEFAULT_TIMEOUT_S, has_magic
-from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
+from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, MAX_TIMEOUT_S, Settings
 from mfcli.variants import Pretraining, find_variant
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def predict(
         recursive=not no_recursive,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
-        timeout_s=timeout,
+        timeout_s=min(timeout, MAX_TIMEOUT_S),
         offline=settings.offline,
     )
     stdin = _standard_input()
@@ -259,30 +259,47 @@ def predict(
             _count(
                 progress, lambda: from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
             )
-        with _writers(predictor, format, output, many, overwrite, resume, retry_failed) as (writer, journal, retries):
+        with (
+            _saying_what_is_kept(output, format, quiet),
+            _writers(predictor, format, output, many, overwrite, resume, retry_failed) as (writer, journal, retries),
+        ):
             if not quiet and (limits := _limits(predictor, weights, labels)):
                 say = cache(partial(progress, limits))  # once, whichever writes the first answer
                 writer, retries = Announced(writer, say), retries and Announced(retries, say)
-            try:
-                summary = task.predict(
-                    predictor,
-                    sources,
-                    writer,
-                    batch_size=size,
-                    workers=0 if is_one else workers,
-                    max_failures=limit,
-                    journal=journal,
-                    retry_writer=retries,
-                    progress=progress,
-                )
-            except KeyboardInterrupt:
-                if output is not None and not quiet and exists(output):
-                    go_on = "; --resume goes on" if format is FormatName.JSONL else ""
-                    note(f"interrupted: {output} holds what was done{go_on}")
-                raise
+            summary = task.predict(
+                predictor,
+                sources,
+                writer,
+                batch_size=size,
+                workers=0 if is_one else workers,
+                max_failures=limit,
+                journal=journal,
+                retry_writer=retries,
+                progress=progress,
+            )
     if output is not None and not quiet:
         note(f"{summary.in_words()}; {output}")
     raise typer.Exit(ExitCode.OK if allow_failures else _exit_code(summary))
+
+
+@contextlib.contextmanager
+def _saying_what_is_kept(output: Path | None, format: FormatName, quiet: bool) -> Iterator[None]:
+    """After an interrupt, say where the results are, if there are any of this run."""
+
+    def state() -> tuple[int, int, int] | None:
+        with contextlib.suppress(OSError):
+            if output is not None and (found := output.stat()).st_size:
+                return found.st_ino, found.st_size, found.st_mtime_ns
+        return None
+
+    before = state()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not quiet and state() not in (None, before):
+            go_on = "; --resume goes on" if format is FormatName.JSONL else ""
+            note(f"interrupted: {output} holds what was done{go_on}")
+        raise
 
 
 def _standard_input() -> BinaryIO | None:
@@ -312,7 +329,8 @@ def _can_be_counted(inputs: list[str], files_from: str | None) -> bool:
     from mfcli.sources import STDIN
 
     is_list = files_from is None or (files_from != STDIN and is_file(Path(files_from)))
-    return is_list and not any(is_archive_name(name) and not name.lower().endswith(".zip") for name in inputs)
+    archives = [bare for name in inputs if is_archive_name(bare := name.rstrip("/").lower())]
+    return is_list and all(name.endswith(".zip") for name in archives)
 
 
 def _count(progress: "StderrProgress", sources: "Callable[[], Iterator[Source]]") -> None:
@@ -355,7 +373,7 @@ def _is_a_set(name: str) -> bool:
 
     with contextlib.suppress(OSError, ValueError):
         path = Path(name)
-        if path.is_dir() or is_archive_name(name):
+        if path.is_dir() or is_archive_name(name.rstrip("/")):
             return True
         if (split := split_member(name)) is not None:
             return has_magic(split[1]) or not Path(split[1]).suffix  # a folder in an archive
