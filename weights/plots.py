@@ -28,6 +28,7 @@ RUNS = {
     4: "alone, epochs of all pictures",
     5: "more of it, epochs of all pictures",
     6: "from the mean, epochs of all pictures",
+    7: "from the next mean, epochs of all pictures",
 }
 """The steps of the card that are trainings; curve_<step>.csv is the diary of each."""
 
