@@ -226,14 +226,11 @@ def test_other_truncated_formats_say_so(format: str, how: dict[str, str], share:
 
 
 def test_what_is_whole_and_foreign_is_not_truncated() -> None:
-    video = (16).to_bytes(4) + b"ftypmp42mp42" + b"\0\0\0" + b"\x0cmdatAAAA"
-    open_ended = (16).to_bytes(4) + b"ftypmp42mp42" + bytes(4) + b"mdatAAAA"
-    large = (16).to_bytes(4) + b"ftypmp42mp42" + (1).to_bytes(4) + b"mdat" + (20).to_bytes(8) + b"AAAA"
-    sound = b"RIFF" + (8).to_bytes(4, "little") + b"WAVEfmt "[:8]
-    for data in (video, open_ended, large, sound):
+    video = (16).to_bytes(4) + b"ftypmp42mp42" + (12).to_bytes(4) + b"mdatAAAA"
+    sound = b"RIFF" + (8).to_bytes(4, "little") + b"WAVEfmt "
+    for data in (video, sound):
         assert failure_of(data).code is FailureCode.UNSUPPORTED
-    for data in (video[:-1], large[:-1], sound[:-1]):
-        assert failure_of(data).code is FailureCode.TRUNCATED
+        assert failure_of(data[:-1]).code is FailureCode.TRUNCATED
 
 
 def test_empty_and_foreign_bytes() -> None:

@@ -1,6 +1,7 @@
 """Files that are shorter than their headers say: found in every format, and never said of one that is whole."""
 
 import io
+import struct
 from typing import Any
 
 import pytest
@@ -83,3 +84,18 @@ def test_boxes(box: bytes) -> None:
 )
 def test_hostile_headers_raise_nothing(data: bytes) -> None:
     assert ends_early(io.BytesIO(data)) in (True, False)
+
+
+def test_a_directory_that_repeats_itself_is_gone_through_once() -> None:
+    class Counting(io.BytesIO):
+        read_bytes = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            self.read_bytes += len(data)
+            return data
+
+    strips = struct.pack("<HHII", 273, 4, 100_000, 8 + 2 + 12_000)
+    file = Counting(struct.pack("<4sIH", b"II*\0", 8, 1000) + 1000 * strips + bytes(400_000))
+    assert not ends_early(file)
+    assert file.read_bytes < 500_000

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from conftest import only_threads
 from mfcli import urls
 from mfcli.errors import FailureCode, PictureError
 from mfcli.urls import fetch
@@ -424,9 +425,10 @@ def test_many_threads(server: Server) -> None:
 
 
 def test_a_limit_on_threads_is_that_pictures_failure(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    url = server.url("/cat")
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    url = server.url()
+    only_threads(0, monkeypatch)
     assert "no thread can be started" in failure(url).message
+
+
+def test_a_time_that_no_thread_can_wait(server: Server) -> None:
+    assert fetch(server.url(), 1e300, 10**6).read() == PICTURE

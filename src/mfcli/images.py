@@ -42,7 +42,6 @@ _LEVEL_STEPS = {"L;2": 85, "L;4": 17}
 """What a grey level of 2 or 4 bits counts in 8 bits, by Pillow's name of how it is stored."""
 _FLAT_LEVELS = 3
 _MAX_PROBED_BYTES = 2**28
-_TOO_SHORT = "is truncated: it is shorter than its headers say"
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """A marker that ends the data of a scan and, but for the end marker, begins a segment with a length."""
 _cap_lock = threading.Lock()
@@ -196,10 +195,6 @@ def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
         yield
     except PictureError:
         raise
-    except UnidentifiedImageError as error:
-        if ends_early(file):
-            raise PictureError(FailureCode.TRUNCATED, _TOO_SHORT) from error
-        raise PictureError(FailureCode.UNSUPPORTED, "is not a picture in a format that Pillow reads") from error
     except MemoryError as error:
         raise PictureError(FailureCode.TOO_LARGE, "does not fit into memory") from error
     except Image.DecompressionBombError as error:
@@ -208,11 +203,14 @@ def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
         raise PictureError(FailureCode.TOO_LARGE, f"{pixels} over --max-pixels {max_pixels}") from error
     except Exception as error:
         if ends_early(file):
-            raise PictureError(FailureCode.TRUNCATED, _TOO_SHORT) from error
-        message = _one_line(error)
-        cut_off = isinstance(error, EOFError) or "truncated" in message.lower() or "unexpected end" in message.lower()
-        code = FailureCode.TRUNCATED if cut_off else FailureCode.DECODE
-        raise PictureError(code, f"cannot be decoded: {message}") from error
+            code, message = FailureCode.TRUNCATED, "is truncated: it is shorter than its headers say"
+        elif isinstance(error, UnidentifiedImageError):
+            code, message = FailureCode.UNSUPPORTED, "is not a picture in a format that Pillow reads"
+        else:
+            said = _one_line(error)
+            cut_off = isinstance(error, EOFError) or "truncated" in said.lower() or "unexpected end" in said.lower()
+            code, message = FailureCode.TRUNCATED if cut_off else FailureCode.DECODE, f"cannot be decoded: {said}"
+        raise PictureError(code, message) from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -18,8 +18,6 @@ BUNDLED_ALIAS = "bundled"
 
 DEFAULT_TOP_K = 5
 DEFAULT_BENCHMARK_SECONDS, DEFAULT_BENCHMARK_ROUNDS = 12.0, 5
-MAX_TIMEOUT_S = 7 * 24 * 3600.0
-"""What a longer time-out counts as: threads and sockets cannot wait much longer."""
 DEFAULT_MAX_PIXELS = 178_956_970
 """Twice the size at which Pillow begins to warn: 0.5 GB as RGB."""
 

@@ -111,7 +111,7 @@ def from_arguments(
     arguments = list(arguments)
     _check_usage(arguments, stdin, files_from, nul)
     streams = (_of_argument(argument, stdin, selection) for argument in arguments)
-    hint = _FILTERED if selection.include or selection.exclude or not selection.recursive else _LEFT_OUT
+    hint = _FILTERED if selection.include or selection.exclude or not selection.recursive else None
     if files_from is None:
         return _noticed(streams, notice, None, hint)
     file = stdin if files_from == STDIN else _opened_list(files_from)
@@ -158,7 +158,9 @@ _Streams = Iterator[tuple[str | None, Iterator[Source]]]
 """What each argument gives, with its name where it is a failure of the whole run if nothing gives anything."""
 
 
-def _noticed(streams: _Streams, notice: Callable[[str], None], files_from: str | None, hint: str) -> Iterator[Source]:
+def _noticed(
+    streams: _Streams, notice: Callable[[str], None], files_from: str | None, hint: str | None
+) -> Iterator[Source]:
     """Chain the streams, and say which of them were empty: in a note when others were not, else in an error."""
     empty: list[str] = []
     found = False
@@ -179,7 +181,7 @@ def _noticed(streams: _Streams, notice: Callable[[str], None], files_from: str |
     if not found:
         listed = "the list on standard input" if files_from == STDIN else files_from
         where = ", ".join(empty) or f"{listed}"
-        raise NoInputsError(f"no pictures in {where}", hint if empty or hint == _FILTERED else _LIST_FROM_STDIN)
+        raise NoInputsError(f"no pictures in {where}", hint or (_LEFT_OUT if empty else _LIST_FROM_STDIN))
 
 
 def _of_argument(argument: str, stdin: BinaryIO | None, selection: Selection) -> tuple[str | None, Iterator[Source]]:
@@ -250,8 +252,7 @@ def _of_member(path: str, wanted: str, selection: Selection, is_line: bool) -> I
     if is_glob and (path.lower().endswith(".zip") or "[" in wanted):  # a tar is read once more: not for most globs
         is_glob = all(member.name is None for member in members(path, wanted.__eq__, selection.max_bytes))
     is_filtered = is_line and not selection.passes(f"{path}/{wanted}")
-
-    is_there = is_filtered
+    is_there = False
 
     def takes(name: str) -> bool:
         nonlocal is_there
@@ -266,7 +267,7 @@ def _of_member(path: str, wanted: str, selection: Selection, is_line: bool) -> I
     for source in _of_archive(path, takes, selection):
         is_empty = False
         yield source
-    if is_empty and not is_there:
+    if is_empty and not is_there and not is_filtered:
         name = os.fsencode(wanted).decode("utf-8", "replace")
         yield Source(path, name, Failure(FailureCode.NOT_FOUND, "no such member in the archive"))
 
@@ -322,10 +323,10 @@ def _of_line(line: bytes, nul: bool, selection: Selection) -> tuple[str | None, 
         return None, iter([Source(f"{name[:200]}...", failure=Failure(FailureCode.TOO_LARGE, message))])
     if wrong_end:
         return None, iter([Source(name, failure=Failure(FailureCode.NOT_FOUND, f"no such file{wrong_end}"))])
-    named = _of_name(name, selection, is_line=True)
-    is_whole = named is not None and not _ADDRESS.match(name)  # folder, archive or a member: it looks itself
-    path = re.split(r"[?#]", name)[0] if _ADDRESS.match(name) else name
-    if not (selection.lets_in(path) if is_whole else selection.passes(path)):
+    named, is_address = _of_name(name, selection, is_line=True), _ADDRESS.match(name)
+    path = re.split(r"[?#]", name)[0] if is_address else name
+    filters_itself = named and not is_address  # a folder, an archive, or what is in one
+    if not (selection.lets_in(path) if filters_itself else selection.passes(path)):
         return None, iter(())
     return named or (None, iter([Source(name)]))
 

@@ -4,10 +4,14 @@ It only makes an error more exact: nothing is refused that a decoder takes.
 """
 
 import io
-from typing import BinaryIO, Literal
+import struct
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 _MAX_BOXES = 1000
-_MAX_ENTRIES = 1000
+_MAX_STRIPS = 2**20
 _STRIPS = ((273, 279), (324, 325))
 """The tags of where the strips, or the tiles, of a TIFF begin, and of their bytes."""
 _TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
@@ -27,7 +31,7 @@ def ends_early(file: BinaryIO) -> bool:
         if head[:4] == b"RIFF":
             return int.from_bytes(head[4:8], "little") + 8 > length
         if head[:4] in (b"II*\0", b"MM\0*"):
-            return _tiff_end(file, "little" if head[:1] == b"I" else "big", length) > length
+            return _tiff_end(file, "<" if head[:1] == b"I" else ">", length) > length
         if head[4:8] in (b"ftyp", b"jP  "):  # AVIF and JPEG 2000 are made of boxes
             return _last_box_end(file, length) > length
         if head[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000 without boxes
@@ -59,28 +63,35 @@ def _last_box_end(file: BinaryIO, length: int) -> int:
     return 0
 
 
-def _tiff_end(file: BinaryIO, order: Literal["little", "big"], length: int) -> int:
-    """Where the last byte is that a TIFF's first directory speaks of."""
-
-    def numbers(at: int, count: int, size: int) -> list[int]:
-        file.seek(at)
-        data = file.read(count * size)
-        return [int.from_bytes(data[i : i + size], order) for i in range(0, len(data), size)]
-
-    (directory,) = numbers(4, 1, 4)
-    if directory + 2 > length:
-        return directory + 2
-    (count,) = numbers(directory, 1, 2)
-    ends = [directory + 2 + 12 * count]
-    values: dict[int, list[int]] = {}
-    for entry in range(directory + 2, min(ends[0], length - 11), 12)[:_MAX_ENTRIES]:
-        tag, kind = numbers(entry, 2, 2)
-        (how_many,) = numbers(entry + 4, 1, 4)
+def _tiff_end(file: BinaryIO, order: str, length: int) -> int:
+    """Where the last byte is that a TIFF's first directory speaks of; `order` is struct's sign of its byte order."""
+    file.seek(4)
+    (begin,) = struct.unpack(f"{order}I", file.read(4))
+    file.seek(begin)
+    directory = file.read(2)
+    if len(directory) < 2:
+        return length + 1
+    (count,) = struct.unpack(f"{order}H", directory)
+    end: int = begin + 2 + 12 * count
+    if end > length:
+        return end
+    values: dict[int, tuple[int, int, int]] = {}  # where those of a tag begin, how many there are, bytes of one
+    for number, entry in enumerate(struct.iter_unpack(f"{order}HHII", file.read(12 * count))):
+        tag, kind, how_many, place = entry
         size = _TIFF_BYTES.get(kind, 1)
-        at = entry + 8 if how_many * size <= 4 else numbers(entry + 8, 1, 4)[0]
-        ends.append(at + how_many * size)
-        if any(tag in pair for pair in _STRIPS) and ends[-1] <= length:
-            values[tag] = numbers(at, how_many, size)
-    for begins, sizes in _STRIPS:
-        ends += [at + size for at, size in zip(values.get(begins, ()), values.get(sizes, ()), strict=False)]
-    return max(ends)
+        inside = begin + 2 + 12 * number + 8
+        values[tag] = (place if how_many * size > 4 else inside, how_many, size)
+    end = max(end, *(at + how_many * size for at, how_many, size in values.values()))
+    if end > length:
+        return end
+
+    def numbers(tag: int) -> NDArray[np.uint64]:
+        at, how_many, size = values.get(tag, (0, 0, 4))
+        file.seek(at)
+        return np.frombuffer(file.read(min(how_many, _MAX_STRIPS) * size), f"{order}u{size}").astype(np.uint64)
+
+    for places, sizes in _STRIPS:
+        begins, lengths = numbers(places), numbers(sizes)
+        strips = min(len(begins), len(lengths))
+        end = max(end, int((begins[:strips] + lengths[:strips]).max(initial=0)))
+    return end

@@ -76,13 +76,15 @@ class _Fetch:
 @contextmanager
 def _fetching(timeout_s: float) -> Iterator[_Fetch]:
     """Watch a fetch: the time-outs of sockets begin anew with every byte that a slow server sends."""
-    fetch = _thread.fetch = _Fetch(timeout_s)
+    timeout_s = min(timeout_s, threading.TIMEOUT_MAX)  # sockets cannot wait longer either
+    fetch = _Fetch(timeout_s)
     timer = threading.Timer(timeout_s, fetch.expire)
     timer.daemon = True
     try:
         timer.start()
     except RuntimeError as error:  # a limit on processes
         raise PictureError(FailureCode.NETWORK, "no thread can be started that watches its time") from error
+    _thread.fetch = fetch
     try:
         yield fetch
     finally:

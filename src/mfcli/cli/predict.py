@@ -20,7 +20,7 @@ from mfcli.files import exists, is_file
 from mfcli.formats.base import Announced, FormatName
 from mfcli.results import Summary
 from mfcli.selection import DEFAULT_TIMEOUT_S, has_magic
-from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, MAX_TIMEOUT_S, Settings
+from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 from mfcli.variants import Pretraining, find_variant
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def predict(
         recursive=not no_recursive,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
-        timeout_s=min(timeout, MAX_TIMEOUT_S),
+        timeout_s=timeout,
         offline=settings.offline,
     )
     stdin = _standard_input()

@@ -14,7 +14,7 @@ from mfcli.artifact import artifact_path, cache_key, open_artifact
 from mfcli.errors import ModelError, OutputError
 from mfcli.files import ELSEWHERE, exists, is_folder, listed, sha256_of, undeletable
 from mfcli.settings import Settings
-from mfcli.stored import State, artifact_files, checkpoint_files, is_untouched, read_sidecar, sidecar_of, state_of
+from mfcli.stored import artifact_files, checkpoint_files, is_intact, is_untouched, read_sidecar, sidecar_of
 from mfcli.variants import VARIANTS, find_variant, is_glob
 
 
@@ -212,8 +212,8 @@ def _has_good_artifact(entry: CacheEntry, settings: Settings) -> bool:
     if variant is None or entry.sha256 is None:
         return False
     known = read_sidecar(sidecar_of(entry.path))
-    if known and _is_new(entry.path) and state_of(known) is not State.INTACT:
-        return False  # the artifact is of the file that was there before
+    if known and known.url is None and not is_intact(known):
+        return False  # placed by hand since; the artifact is of the file that was there before
     try:
         key = cache_key(variant, entry.sha256)
         open_artifact(artifact_path(variant, entry.sha256, settings), variant, key, None)
