@@ -1,5 +1,6 @@
 """Fixtures: a network guard, a cache of the test's own, generated weights, and trial data where it is at hand."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -108,6 +109,37 @@ def mf_process() -> Callable[..., Ran]:
             check=False,
         )
         return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def mf_terminal(tmp_path: Path) -> Callable[..., Ran]:
+    """Run a command line whose stderr is a terminal, 100 columns wide, and whose stdout is a file."""
+
+    def run(*arguments: str | Path, meanwhile: Callable[[], object] = lambda: None) -> Ran:
+        import pty
+
+        controller, terminal = pty.openpty()
+        out = tmp_path / "stdout"
+        shown = b""
+        with (
+            out.open("wb") as file,
+            subprocess.Popen(
+                [sys.executable, "-m", "mfcli", *arguments],
+                stdout=file,
+                stderr=terminal,
+                env=os.environ | {"COLUMNS": "100", "TERM": "xterm"},
+            ) as process,
+        ):
+            os.close(terminal)
+            meanwhile()
+            with contextlib.suppress(OSError):  # at its end
+                while read := os.read(controller, 65536):
+                    shown += read
+            code = process.wait(60)
+        os.close(controller)
+        return Ran(code, out.read_text(), shown.decode())
 
     return run
 

@@ -1,6 +1,5 @@
 """Many pictures through the command line: output files, resuming after any end, failures, and how it is told."""
 
-import contextlib
 import csv
 import json
 import os
@@ -319,20 +318,11 @@ def test_an_input_is_no_output(mf: Mf, many: list[Path], tmp_path: Path) -> None
     assert (tmp_path / "list.txt").read_text() == f"{many[0]}\n"
 
 
-def test_a_list_through_a_pipe_is_read_once(many: list[Path], tmp_path: Path) -> None:
-    import pty
-
-    os.mkfifo(tmp_path / "list")
-    controller, terminal = pty.openpty()  # stderr: where a bar is drawn, which wants to know how many there are
-    command = [sys.executable, "-m", "mfcli", "predict", "--files-from", tmp_path / "list", "-o", tmp_path / "o.jsonl"]
-    with subprocess.Popen(command, stderr=terminal) as process:
-        (tmp_path / "list").write_text("".join(f"{path}\n" for path in many * 20))
-        os.close(terminal)
-        with contextlib.suppress(OSError):  # at its end
-            while os.read(controller, 65536):
-                pass
-        assert process.wait(60) == 5
-    os.close(controller)
+def test_a_list_through_a_pipe_is_read_once(mf_terminal: Mf, many: list[Path], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list")  # a bar, which is drawn on a terminal, wants to know how many there are
+    names = "".join(f"{path}\n" for path in many * 20)
+    given = ("predict", "--files-from", tmp_path / "list", "-o", tmp_path / "o.jsonl")
+    assert mf_terminal(*given, meanwhile=lambda: (tmp_path / "list").write_text(names)).code == 5
     assert [row["input"] for row in rows(tmp_path / "o.jsonl")] == [str(path) for path in many * 20]
 
 

@@ -52,6 +52,14 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
+def test_rows_do_not_go_where_the_download_is_drawn(mf_terminal: Mf, hub: Hub, coffee: Path) -> None:
+    first = mf_terminal("predict", coffee, coffee, "-m", NAME, "--format", "jsonl", "-k", "1")
+    assert (first.code, NAME in first.err) == (0, True)
+    assert [json.loads(line)["status"] for line in first.out.splitlines()] == ["ok", "ok"]
+    assert " MB" in first.err
+    assert '"status"' not in first.err
+
+
 def test_the_first_prediction_downloads_and_the_next_does_not(mf: Mf, hub: Hub, coffee: Path) -> None:
     first = mf("predict", coffee, "-m", NAME, "--format", "jsonl")
     assert first.code == 0, first.err

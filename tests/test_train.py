@@ -243,6 +243,8 @@ def test_a_finished_run_becomes_a_checkpoint(
     losses = {crop: float(loss) for crop, loss in re.findall(r"^crop_pct ([\d.]+), .* loss ([\d.]+)", printed, re.M)}
     assert len(losses) == 4
     assert f"chosen: crop_pct {min(losses, key=losses.__getitem__)}, temperature 2.0000" in printed
+    calibrate.main([str(pictures), str(finished), str(output), "--size", "48"])
+    assert capsys.readouterr().out != printed  # the same pictures, larger
 
 
 def test_what_is_no_finished_run_is_refused(

@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="the folder of the finished run")
     parser.add_argument("output", type=Path, help="the checkpoint to write")
     parser.add_argument("--weights", type=Path, help="a checkpoint of average.py instead of the run's own")
+    parser.add_argument("--size", type=int, help="pixels of the pictures it will see, instead of the run's last size")
     options = parser.parse_args(argv)
     for name in (WEIGHTS, OPTIONS):
         if not (options.run / name).is_file():
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     trained = json.loads((options.run / OPTIONS).read_text())
     if trained["architecture"] not in ROWS:
         parser.error(f"{options.run} trained {trained['architecture']}, which is no row of mfcli.variants")
-    size = trained["phases"][-1]
+    size = options.size or trained["phases"][-1]
     _, samples, classes = split(options.data, trained["holdout"])
     if not samples or classes != trained["classes"]:
         parser.error(f"{options.data} is not what {options.run} was trained on, or nothing of it was held out")

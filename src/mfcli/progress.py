@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
 
 
 class StderrProgress:
@@ -80,11 +80,10 @@ class StderrProgress:
 
     def _draw(self, event: Transfer) -> None:
         if self._bars is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
             columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-            self._bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self._bars = _bars(*columns, TimeRemainingColumn())
             self._bars.start()
         if event.name not in self._tasks:
             self._tasks[event.name] = self._bars.add_task(event.name, total=event.total_bytes)
@@ -93,21 +92,26 @@ class StderrProgress:
             self._bars.remove_task(self._tasks.pop(event.name))
 
 
+def _bars(*columns: "str | ProgressColumn") -> "Bars":
+    """Bars on stderr that are gone when they stop; what is written to stdout meanwhile stays there."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
+
+
 class _RunBar:
     """A bar of a run: done, rate, time left, failures."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-        self._bars = Progress(
+        self._bars = _bars(
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("[red]{task.fields[failed]}"),
-            console=Console(stderr=True),
-            transient=True,
         )
         self._task = self._bars.add_task("", total=None, rate="", failed="")
         self._bars.start()

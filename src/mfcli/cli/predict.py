@@ -239,8 +239,9 @@ def predict(
     )
     stdin = _standard_input()
     elsewhere = output is not None or not (sys.stdout and sys.stdout.isatty())
-    with StderrProgress(note, quiet, elsewhere) as progress:
-        sources = from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection, notice=progress)
+    progress = StderrProgress(note, quiet, elsewhere)
+    sources = from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection, notice=progress)
+    with StderrProgress(note, quiet) as loading:  # its bars are gone before the first row
         predictor = load_predictor(
             model,
             weights=weights,
@@ -253,8 +254,9 @@ def predict(
             exif=not no_exif,
             max_pixels=max_pixels,
             settings=settings,
-            progress=progress,
+            progress=loading,
         )
+    with progress:
         if progress.draws_runs and many and _can_be_counted(inputs, files_from):
             _count(
                 progress, lambda: from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
