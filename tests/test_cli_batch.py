@@ -308,6 +308,7 @@ def test_nothing_is_replaced_by_a_run_without_inputs(mf: Mf, many: list[Path], t
         assert mf("predict", tmp_path / "empty", "-o", path, "-q", "--overwrite").code == 3
         assert path.read_bytes() == before
         assert mf("predict", tmp_path / "empty", "-o", tmp_path / f"new-{name}", "-q").code == 3
+        assert not (tmp_path / f"new-{name}").exists()
         assert mf("predict", many[0], "-o", tmp_path / f"new-{name}", "-q").code == 0
 
 
@@ -369,6 +370,20 @@ def test_a_file_named_like_standard_input_is_not_counted(monkeypatch: pytest.Mon
         Path(name).write_text("a.jpg\n")
     assert _can_be_counted([], "list")
     assert not _can_be_counted([], "-")  # counting would take the names away from the run
+
+
+def test_an_address_with_a_query_is_one_picture(mf: Mf) -> None:
+    one = mf("predict", "http://127.0.0.1:9/x.jpg?w=1", "--offline")
+    assert (one.code, len(one.out.splitlines())) == (6, 1)  # its row, and no line with counts
+
+
+def test_a_name_does_not_steer_the_terminal(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "em\x1b[31m\npty").mkdir()
+    for inputs in ([tmp_path / "em\x1b[31m\npty"], [many[0], tmp_path / "em\x1b[31m\npty"]):
+        ran = mf("predict", *inputs)
+        assert "no pictures in " in ran.err
+        assert r"em\x1b[31m\npty" in ran.err
+        assert ran.err.replace("\n", "").isprintable()
 
 
 def test_a_terminal_that_goes_away_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,8 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
-def test_rows_do_not_go_where_the_download_is_drawn(mf_terminal: Mf, hub: Hub, coffee: Path) -> None:
+@pytest.mark.usefixtures("hub")
+def test_rows_do_not_go_where_the_download_is_drawn(mf_terminal: Mf, coffee: Path) -> None:
     first = mf_terminal("predict", coffee, coffee, "-m", NAME, "--format", "jsonl", "-k", "1")
     assert (first.code, NAME in first.err) == (0, True)
     assert [json.loads(line)["status"] for line in first.out.splitlines()] == ["ok", "ok"]
@@ -84,7 +85,7 @@ def test_the_first_prediction_downloads_and_the_next_does_not(mf: Mf, hub: Hub, 
     assert torch_engine.code == 0
 
 
-def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path) -> None:
+def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert mf("cache", "path").out == f"{own_cache}\n"
     assert mf("cache", "ls", "--format", "csv").out == ""
     assert mf("download", NAME).code == 0
@@ -92,6 +93,10 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path) -> None
     assert [(row["kind"], row["model"]) for row in rows] == [("checkpoint", NAME), ("artifact", NAME)]
     assert rows[0]["size_bytes"] == len(hub.files[PATH])
     assert mf("cache", "verify").code == 0
+    with monkeypatch.context() as later:
+        later.setattr("mfcli.artifact.FORMAT_VERSION", 999)
+        stale = mf("cache", "verify", "--format", "json")
+        assert (stale.code, [row["status"] for row in json.loads(stale.out)]) == (0, ["good", "stale"])
     before = mf("predict", coffee, "-m", NAME, "--format", "csv", "--offline").out
     dry = mf("cache", "prune", "--checkpoints", "--dry-run", "--format", "json")
     assert [row["kind"] for row in json.loads(dry.out)] == ["checkpoint"]
@@ -200,6 +205,25 @@ def test_an_unready_row_says_what_was_asked(mf: Mf, hub: Hub, own_cache: Path, t
         assert (other.code, json.loads(other.out)[0]["status"]) == (4, "failed")
         assert "but --expect-sha256 says 1111" in other.err
     assert not hub.gets
+
+
+def test_what_is_asked_for_again_is_not_had_offline(mf: Mf, hub: Hub) -> None:
+    assert mf("download", NAME, "-q").code == 0
+    for more, hint in ((["--force"], "without --force"), (["--from", "http://127.0.0.1:9/x.pth"], "takes a file")):
+        for plan in ([], ["--dry-run"]):
+            asked = mf("download", NAME, *more, *plan, "--offline", "--format", "json")
+            assert (asked.code, "error: offline nothing is fetched" in asked.err, hint in asked.err) == (4, True, True)
+            assert json.loads(asked.out)[0]["url"] == (more[1] if more[1:] else hub.endpoint + PATH)
+    assert mf("predict", "-", "-m", NAME, "--offline", "-q").code == 6  # it is still there
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_folder_that_cannot_be_made_stops_no_other_model(mf: Mf, own_cache: Path) -> None:
+    (own_cache / "checkpoints").mkdir()
+    (own_cache / "checkpoints" / "poolformer_s12").touch()
+    ran = mf("download", "poolformer_s12", NAME, "--format", "json")
+    assert (ran.code, [row["status"] for row in json.loads(ran.out)]) == (8, ["failed", "ready"])
+    assert "error: cannot write to the cache" in ran.err
 
 
 def test_the_bundled_model_is_fetched_from_nowhere(mf: Mf, tmp_path: Path) -> None:

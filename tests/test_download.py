@@ -219,10 +219,15 @@ def test_a_server_that_ignores_if_range_mixes_nothing(
     assert_arrived(get(hub, tmp_path))
 
 
-@pytest.mark.parametrize("value", ["\u00b2", "-1", "9" * 400, "soon", ""])
+@pytest.mark.parametrize("value", ["\u00b2", "-1", "9" * 400, "soon", "", f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"])
 def test_odd_numbers_in_headers(value: str, hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(busy=1, retry_after=value)
     assert_arrived(get(hub, tmp_path))
+
+
+def test_an_address_is_shown_without_its_secrets() -> None:
+    assert remote.shown("http://me:secret@[::1]:45/x?token=1") == "http://[::1]:45/x"
+    assert remote.shown("https://me@example.org/x?token=1") == "https://example.org/x"
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
@@ -364,15 +369,41 @@ def test_a_disk_that_fills_up_keeps_what_is_there(hub: Hub, tmp_path: Path, monk
     assert_arrived(get(hub, tmp_path))
 
 
-def test_an_interrupt_keeps_what_is_there(hub: Hub, tmp_path: Path) -> None:
+def interrupted(hub: Hub, folder: Path) -> Path:
+    """Begin a download and interrupt it; return what has arrived."""
+
     def interrupt(event: Any) -> None:
         if isinstance(event, Transfer) and event.done_bytes > 150_000:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch(hub.endpoint + PATH, tmp_path, expected_sha256={}, max_bytes=10**6, name="x", progress=interrupt)
-    (partial,) = tmp_path.glob("*.part")
+        fetch(hub.endpoint + PATH, folder, expected_sha256={}, max_bytes=10**6, name="x", progress=interrupt)
+    (partial,) = folder.glob("*.part")
     assert 150_000 < partial.stat().st_size < len(DATA)
-    before = partial.stat().st_size
+    return partial
+
+
+def test_an_interrupt_keeps_what_is_there(hub: Hub, tmp_path: Path) -> None:
+    before = interrupted(hub, tmp_path).stat().st_size
     assert_arrived(get(hub, tmp_path))
     assert f"bytes={before}-" in [headers.get("Range") for headers in hub.headers]
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_bytes_that_a_power_cut_took_are_fetched_again(is_whole: bool, hub: Hub, tmp_path: Path) -> None:
+    partial = interrupted(hub, tmp_path)
+    damaged = bytearray(DATA if is_whole else partial.read_bytes())
+    damaged[100_000:100_008] = bytes(8)
+    partial.write_bytes(damaged)
+    told: list[Any] = []
+    assert_arrived(get(hub, tmp_path, told=told))
+    assert "what had arrived of x before was damaged: starting over" in told
+
+
+def test_a_file_that_stays_another_is_fetched_again_once(hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(linked=False)
+    partial = interrupted(hub, tmp_path)
+    with pytest.raises(SourceError, match="but the first download says 111"):
+        get(hub, tmp_path, first_sha256="1" * 64)
+    assert len(hub.gets) == 3  # what was interrupted, the rest of it, and all of it
+    assert not partial.exists()

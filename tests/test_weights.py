@@ -202,6 +202,23 @@ def refuse(path: Path) -> None:
         raise ModelError(f"{path} is not a checkpoint")
 
 
+def test_a_wrong_file_that_was_placed_by_hand_stays_beside_what_is_fetched(hub: Hub, settings: Settings) -> None:
+    place = place_by_hand(TINY, settings)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"wrong, but dear to somebody")
+    (place.parent / ".tiny.pth.123").write_bytes(b"what a copy left that was killed")
+    hub.files[PAPER] = b"<html>wrong</html>"
+    hub.behaviour = Behaviour(linked=False)
+    have = get(settings, check=refuse)
+    assert have.path.read_bytes() == OTHER
+    assert place.read_bytes() == b"wrong, but dear to somebody"
+    assert not (place.parent / ".tiny.pth.123").exists()
+    assert not weights.waits_by_hand(TINY, settings)  # it was tried
+    hub.files[PAPER] = ONE
+    assert get(settings, Wish(force=True)).path == place
+    assert not have.path.exists()
+
+
 def test_torch_hubs_cache_is_used_if_it_is_the_model(hub: Hub, settings: Settings) -> None:
     assert settings.torch_hub_dir is not None
     settings.torch_hub_dir.mkdir(parents=True)

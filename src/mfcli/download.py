@@ -101,16 +101,30 @@ def fetch(
         transfer = _Transfer(
             session, remote, partial, max_bytes, progress, lambda done: progress(Transfer(name, done, total))
         )
+        is_continued = partial.size_bytes > 0
         transfer.run()
-        digest = partial.sha256()
         try:
-            vouched = {"the server's X-Linked-Etag": transfer.remote.sha256, **expected_sha256}
-            _verify(digest, vouched if any(vouched.values()) else {_FIRST: first_sha256}, url, name)
+            digest = _checked(partial, transfer.remote, expected_sha256, first_sha256, name)
         except SourceError:
-            partial.discard()
-            raise
+            if not is_continued:
+                raise
+            progress(f"what had arrived of {name} before was damaged: starting over")
+            transfer.run()
+            digest = _checked(partial, transfer.remote, expected_sha256, first_sha256, name)
         partial.forget()
         return Fetched(partial.path, transfer.remote, digest, partial.size_bytes)
+
+
+def _checked(partial: "_Partial", remote: Remote, expected: Mapping[str, str], first: str | None, name: str) -> str:
+    """Return the digest of what arrived, if it is the right one; nothing of another file stays."""
+    digest = partial.sha256()
+    vouched = {"the server's X-Linked-Etag": remote.sha256, **expected}
+    try:
+        _verify(digest, vouched if any(vouched.values()) else {_FIRST: first}, remote.url, name)
+    except SourceError:
+        partial.discard()
+        raise
+    return digest
 
 
 def _verify(digest: str | None, expected: Mapping[str, str | None], url: str, name: str) -> None:

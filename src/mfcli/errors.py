@@ -106,6 +106,11 @@ class PictureError(MfError):
         self.code = code
 
 
+def printable(text: str) -> str:
+    """Return `text` with control characters escaped, so that a file's name cannot steer a terminal or break a row."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def first_line(error: Exception) -> str:
     """Return what a runtime's exception says, without what follows the first line."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -218,6 +218,7 @@ class Journal:
         self._difference = difference
         self._side = self._path.with_name(f".{self._path.name}.retry")  # rows that are to take failed ones' places
         with writing(path):
+            self._is_new = not self._path.exists()
             self._file = self._locked()
             try:
                 if not overwrite and self._side.exists():
@@ -323,7 +324,7 @@ class Journal:
         return open(descriptor, "r+b")  # noqa: PTH123
 
     def close(self) -> None:
-        """Flush, put retried rows into their places, and let go of the file.
+        """Flush, put retried rows into their places, and let go of the file; one that was made for no row goes.
 
         Raises:
             OutputError: the file cannot be written.
@@ -333,7 +334,15 @@ class Journal:
             if self.retries is not None:
                 self.retries.close()
                 self._merge()
+            if self._is_new:
+                self._drop_if_empty()
             self._file.close()
+
+    def _drop_if_empty(self) -> None:
+        status = os.fstat(self._file.fileno())
+        with contextlib.suppress(OSError):
+            if not status.st_size and os.path.samestat(status, self._path.stat()):
+                self._path.unlink()
 
 
 def _no_rows() -> "dict[State, array[int]]":

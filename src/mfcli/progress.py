@@ -5,6 +5,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from mfcli.errors import printable
 from mfcli.results import Tally, Transfer
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class StderrProgress:
             if self._run is not None:
                 self._run.note(event)
             elif self._bars is not None:
-                self._bars.console.print(f"note: {event}", markup=False, highlight=False, soft_wrap=True)
+                self._bars.console.print(f"note: {printable(event)}", markup=False, highlight=False, soft_wrap=True)
             else:
                 self._note(event)
         elif sys.stderr is not None and sys.stderr.isatty():
@@ -127,7 +128,7 @@ class _RunBar:
         )
 
     def note(self, message: str) -> None:
-        self._bars.console.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
+        self._bars.console.print(f"note: {printable(message)}", markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
         self._bars.stop()

@@ -222,7 +222,7 @@ def _retry_after_s(response: requests.Response) -> float | None:
         return float(seconds)
     try:
         return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -244,7 +244,8 @@ def shown(url: str) -> str:
         port = parts.port
     except ValueError:
         return re.sub(r"//[^/?#]*@", "//", url.partition("?")[0])
-    return f"{parts.scheme}://{parts.hostname}{f':{port}' if port else ''}{parts.path}"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
 
 
 def reason_of(error: Exception) -> str:

@@ -154,6 +154,11 @@ def _opened_list(path: str) -> BinaryIO:
     return file
 
 
+def is_address(name: str) -> bool:
+    """Return whether a name is a web address, or one of another kind, rather than a file's."""
+    return _ADDRESS.match(name) is not None
+
+
 _Streams = Iterator[tuple[str | None, Iterator[Source]]]
 """What each argument gives, with its name where it is a failure of the whole run if nothing gives anything."""
 
@@ -323,9 +328,9 @@ def _of_line(line: bytes, nul: bool, selection: Selection) -> tuple[str | None, 
         return None, iter([Source(f"{name[:200]}...", failure=Failure(FailureCode.TOO_LARGE, message))])
     if wrong_end:
         return None, iter([Source(name, failure=Failure(FailureCode.NOT_FOUND, f"no such file{wrong_end}"))])
-    named, is_address = _of_name(name, selection, is_line=True), _ADDRESS.match(name)
-    path = re.split(r"[?#]", name)[0] if is_address else name
-    filters_itself = named and not is_address  # a folder, an archive, or what is in one
+    named, is_remote = _of_name(name, selection, is_line=True), is_address(name)
+    path = re.split(r"[?#]", name)[0] if is_remote else name
+    filters_itself = named and not is_remote  # a folder, an archive, or what is in one
     if not (selection.lets_in(path) if filters_itself else selection.passes(path)):
         return None, iter(())
     return named or (None, iter([Source(name)]))

@@ -101,7 +101,7 @@ def obtain(
     except OutputError as error:
         have = stored(variant, settings)
         if settings.offline and not wish.origin and next(candidates(variant, settings, wish), None) is None:
-            raise not_here(variant, settings) from error
+            raise not_here(variant, settings, wish) from error
         if have and not is_writable(folder) and state_of(have) is State.OTHER:
             raise ModelError(
                 f"{have.path} is not the file that was prepared, and {error.message}", ELSEWHERE
@@ -186,16 +186,21 @@ def _obtain(variant: Variant, settings: Settings, progress: Progress, check: Che
             except ModelError as error:
                 unfit.append(error.message)
                 progress(f"not used: {error.message}")
+                if not candidate.is_elsewhere:
+                    _refuse(candidate.path)
             else:
                 progress(f"found the weights of {variant.name} in {candidate.path}")
                 return found
     if settings.offline:
-        raise not_here(variant, settings, unfit)
+        raise not_here(variant, settings, wish, unfit)
     return _first_that_delivers(variant, settings, progress, check, wish)
 
 
-def not_here(variant: Variant, settings: Settings, unfit: Sequence[str] = ()) -> ModelError:
+def not_here(variant: Variant, settings: Settings, wish: Wish, unfit: Sequence[str] = ()) -> ModelError:
     """Return the error of a checkpoint that is not here, or only in files that are another, and may not be fetched."""
+    if wish.force or wish.origin:
+        option = "--from takes a file" if wish.origin else "without --force, what is here counts"
+        return ModelError(f"offline nothing is fetched, of {variant.name} neither", option)
     place = place_by_hand(variant, settings)
     if unfit:
         return ModelError(
@@ -406,7 +411,7 @@ def _adopt(
 
 
 def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any]) -> StoredWeights:
-    """Bring a verified checkpoint to its place, write its sidecar, and drop other checkpoints of the row."""
+    """Bring a verified checkpoint to its place, write its sidecar, and drop those that it replaces."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sidecar_file = sidecar_of(target)
@@ -421,10 +426,18 @@ def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any])
             **fields,
         )
         write_sidecar(kept)
-        for other in target.parent.iterdir():
-            if other.name not in (target.name, sidecar_file.name, "lock"):
-                with contextlib.suppress(OSError):
-                    other.unlink()
+        _drop_others(target)
     except OSError as error:
         raise unwritable(target.parent, error) from error
     return kept
+
+
+def _drop_others(kept: Path) -> None:
+    """Delete the row's other checkpoints and what a copy left that was killed; a file that was never one stays."""
+    left = listed(kept.parent, ".*")
+    for sidecar in listed(kept.parent, "*.json"):
+        if sidecar != sidecar_of(kept) and read_sidecar(sidecar) is not None:
+            left += [sidecar.with_suffix(""), sidecar]
+    for path in left:
+        with contextlib.suppress(OSError):
+            path.unlink()

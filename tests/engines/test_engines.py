@@ -109,7 +109,7 @@ def test_openvino_that_is_not_installed(bundled: Artifact, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match="OpenVINO is not installed") as caught:
         load_engine(AUTO, bundled, EngineOptions(precision=BF16))
-    assert caught.value.hint == "pip install 'mfcli[openvino]'"
+    assert caught.value.hint == "pip install openvino"
 
 
 SPEAKING = """

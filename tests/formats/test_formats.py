@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -170,6 +171,11 @@ def test_a_pipe_gets_every_character() -> None:
     text = written(FormatName.TABLE, long)
     assert "x" * 300 + "  1x1\n" in text
     assert "y" * 200 + " │ 100.0% │ ████████████████████ │\n" in text
+    predictions = tuple(Prediction(rank, rank, None, "y" * 200, 0.0) for rank in range(1, 1001))
+    stream = io.StringIO()
+    open_writer(FormatName.TABLE, stream, compact=True).write(replace(long, predictions=predictions))
+    assert len(stream.getvalue()) > 200_000
+    assert stream.getvalue().count("\n") == 1
 
 
 class Terminal(io.StringIO):

@@ -35,6 +35,7 @@ def test_a_good_installation() -> None:
     assert found[Group.ENGINES, "torch"].status is Status.ABSENT
     assert found[Group.MODELS, "convformer_t8_64"].value["artifact_bytes"] > 1e6
     assert found[Group.MODELS, "bundled"].status is Status.OK
+    assert not [f for f in findings if "'mfcli" in (f.hint or "")]  # a package of that name on an index is another's
 
 
 @pytest.mark.usefixtures("only_the_default_engine")

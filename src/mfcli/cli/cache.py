@@ -13,7 +13,7 @@ from mfcli.formats.base import FormatName
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
-    from mfcli.tasks.cache import CacheEntry, Verified
+    from mfcli.tasks.cache import CacheEntry
 
 app = typer.Typer(
     name="cache",
@@ -63,21 +63,16 @@ def path() -> None:
 def verify(format: Format = FormatName.TABLE) -> None:
     """Compute the digest of every checkpoint and artifact; exit code 9 if one is not what it was.
 
-    Status new: placed by hand and not used yet, so that there is nothing to compare with.
+    Status new: placed by hand and not used yet, so that there is nothing to compare with. Status stale: an artifact of
+    another version, which is as it was made, and which `mf cache prune` deletes.
     """
     from mfcli.tasks import cache as task
 
     found = list(task.verify(Settings.from_environ()))
-    records = [{"status": _status(v), **_record(v.entry), "problem": v.problem} for v in found]
+    records = [{"status": v.status.value, **_record(v.entry), "problem": v.problem} for v in found]
     _write(format, records, ("status", "kind", "model", "path", "problem"))
     if bad := [v.entry for v in found if v.problem]:
         raise CheckError(f"{len(bad)} of {len(found)} files are not what they were", _mend(bad))
-
-
-def _status(verified: "Verified") -> str:
-    if verified.problem:
-        return "bad"
-    return "new" if verified.is_new else "good"
 
 
 def _mend(bad: "Sequence[CacheEntry]") -> str:

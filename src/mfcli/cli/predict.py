@@ -372,7 +372,10 @@ def _format(format: FormatName | None, output: Path | None, resume: bool, overwr
 def _is_a_set(name: str) -> bool:
     """Whether an argument may stand for many pictures."""
     from mfcli.paths import is_archive_name, split_member
+    from mfcli.sources import is_address
 
+    if is_address(name):
+        return False
     with contextlib.suppress(OSError, ValueError):
         path = Path(name)
         if path.is_dir() or is_archive_name(name.rstrip("/")):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from mfcli.errors import OutputError
+from mfcli.errors import OutputError, printable
 
 _OF_A_STREAM = frozenset(
     {
@@ -74,11 +74,11 @@ def say(line: str) -> None:
 
 def note(message: str) -> None:
     """Write a note to stderr."""
-    say(f"note: {message}")
+    say(f"note: {printable(message)}")
 
 
 def fail(message: str, hint: str | None = None) -> None:
     """Write what went wrong and the next step to stderr."""
-    say(f"error: {message}")
+    say(f"error: {printable(message)}")
     if hint:
-        say(f"hint: {hint}")
+        say(f"hint: {printable(hint)}")

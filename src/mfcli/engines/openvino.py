@@ -24,7 +24,7 @@ from mfcli.errors import EngineError, first_line
 from mfcli.settings import usable_cores
 
 _TOOLS = "openvino.tools.ovc"
-INSTALL_HINT = "pip install 'mfcli[openvino]'"
+INSTALL_HINT = "pip install openvino"
 
 
 def _import_openvino() -> Any:

@@ -9,6 +9,7 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
+from mfcli.errors import printable
 from mfcli.results import PictureResult, RunInfo, Summary
 
 _PIPE_WIDTH = 100_000  # wider than any row, so that nothing is folded
@@ -17,11 +18,6 @@ _UNKNOWN_WIDTH = 80
 _BAR_CELLS = 20
 _BAR_NEEDS_WIDTH = 64
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-
-
-def printable(text: str) -> str:
-    """Return `text` with control characters escaped, so that a file's name cannot steer a terminal or break a row."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _Console(Console):
@@ -95,7 +91,10 @@ class LineWriter:
         for p in result.predictions:
             line.append(f"  {printable(p.label)}", "not bold" if p.rank == 1 else "not bold dim")
             line.append(f" {p.prob:.1%}", "not bold cyan" if p.rank == 1 else "not bold dim")
-        self._console.print(line, no_wrap=True, overflow="ellipsis")
+        if self._console.is_terminal:
+            self._console.print(line, no_wrap=True, overflow="ellipsis")
+        else:
+            self._console.file.write(f"{line.plain}\n")
         self._console.file.flush()
 
     def end(self, summary: Summary) -> None:

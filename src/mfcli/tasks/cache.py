@@ -95,20 +95,32 @@ def _size(path: Path) -> int:
         return 0
 
 
+class Found(StrEnum):
+    """What a look at a file's bytes found.
+
+    NEW was placed by hand and not used yet, where nothing was or where another such file was: the next prediction takes
+    it, if it proves right. STALE is an artifact that is whole and of another version, or of no row: it is not used.
+    """
+
+    GOOD = "good"
+    NEW = "new"
+    STALE = "stale"
+    BAD = "bad"
+
+
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a look at one file's bytes found.
+    """What was found of one file.
 
     Attributes:
         entry: the file.
-        problem: what is wrong with it, None where nothing is.
-        is_new: whether it was placed by hand and not used yet, where nothing was or where another such file was: the
-            next prediction takes it, if it proves right.
+        status: how it is.
+        problem: what is wrong with one that is bad, else None.
     """
 
     entry: CacheEntry
-    problem: str | None
-    is_new: bool = False
+    status: Found
+    problem: str | None = None
 
 
 def verify(settings: Settings) -> Iterator[Verified]:
@@ -121,16 +133,16 @@ def verify(settings: Settings) -> Iterator[Verified]:
 def _verified(entry: CacheEntry) -> Verified:
     is_new = entry.kind is Kind.CHECKPOINT and _is_new(entry.path)
     if entry.sha256 is None and not is_new:
-        return Verified(entry, "no digest is known of it")
+        return Verified(entry, Found.BAD, "no digest is known of it")
     try:
         digest = sha256_of(entry.path)
-        if entry.kind is Kind.ARTIFACT and (variant := VARIANTS.get(entry.model or "")):
-            open_artifact(entry.path, variant, None, None)
     except ModelError as error:
-        return Verified(entry, error.message)
+        return Verified(entry, Found.BAD, error.message)
     if digest == entry.sha256:
-        return Verified(entry, None)
-    return Verified(entry, None if is_new else f"its SHA-256 is {digest} instead of {entry.sha256}", is_new)
+        return Verified(entry, Found.STALE if _is_stale(entry) else Found.GOOD)
+    if is_new:
+        return Verified(entry, Found.NEW)
+    return Verified(entry, Found.BAD, f"its SHA-256 is {digest} instead of {entry.sha256}")
 
 
 def _is_new(path: Path) -> bool:

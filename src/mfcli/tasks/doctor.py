@@ -228,7 +228,7 @@ def _extras() -> Iterator[Finding]:
     for extra, names in _required().items():
         versions = {name: version for name in names if (version := _version(name))}
         whole = len(versions) == len(names)
-        hint = None if whole else f"pip install 'mfcli[{extra}]'"
+        hint = None if whole else f"pip install {' '.join(names)}"
         yield Finding(Group.EXTRAS, extra, Status.OK if whole else Status.ABSENT, versions or None, hint)
 
 
@@ -258,8 +258,7 @@ def _engines() -> Iterator[Finding]:
     names = [DEFAULT_ENGINE, *(name for name in EngineName if name not in (EngineName.AUTO, DEFAULT_ENGINE))]
     for name in names:
         if find_spec(name.value) is None:  # an engine has the name of its package
-            wanted = f"'mfcli[{name}]'" if name.value in _required() else name.value
-            yield Finding(Group.ENGINES, name.value, Status.ABSENT, None, f"pip install {wanted}")
+            yield Finding(Group.ENGINES, name.value, Status.ABSENT, None, f"pip install {name.value}")
             continue
         for probe in _tried(name):
             logits = probe.pop("logits", None)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from mfcli.artifact import ensure
-from mfcli.errors import MfError, ModelError, UsageError
+from mfcli.errors import MfError, ModelError, OutputError, UsageError
 from mfcli.files import remembered_sha256
 from mfcli.results import Progress
 from mfcli.settings import Settings
@@ -72,7 +72,6 @@ def download(names: list[str], settings: Settings, wish: Wish, progress: Progres
     Raises:
         ModelError: a name is unknown.
         UsageError: one origin or digest is given for several models.
-        OutputError: the cache cannot be written.
     """
     wish = replace(wish, keep=True)
     return [_download(variant, settings, wish, progress) for variant in _choose_for(names, wish)]
@@ -88,7 +87,7 @@ def _choose_for(names: list[str], wish: Wish) -> list[Variant]:
 def _download(variant: Variant, settings: Settings, wish: Wish, progress: Progress) -> Downloaded:
     try:
         artifact = ensure(variant, None, settings, progress, wish)
-    except ModelError as error:
+    except (ModelError, OutputError) as error:
         place = place_by_hand(variant, settings) if variant.sources else bundled_file(f"{variant.name}.onnx")
         origin = _origin(variant, settings, wish)
         return Downloaded(variant.name, Status.FAILED, None, None, str(place), origin, error)
@@ -139,7 +138,8 @@ def _plan(variant: Variant, settings: Settings, wish: Wish, progress: Progress) 
         if good:
             return _plan_nothing(variant, good, wish)
     if settings.offline:
-        return Downloaded(variant.name, Status.FAILED, None, None, place, variant.url, not_here(variant, settings))
+        origin = _origin(variant, settings, wish)
+        return Downloaded(variant.name, Status.FAILED, None, None, place, origin, not_here(variant, settings, wish))
     return _plan_download(variant, settings, wish, progress, place)
 
 
