@@ -207,6 +207,15 @@ def test_an_unready_row_says_what_was_asked(mf: Mf, hub: Hub, own_cache: Path, t
     assert not hub.gets
 
 
+def test_a_plan_ends_where_the_download_would(mf: Mf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfcli.remote.BACKOFF_S", 0.001)
+    monkeypatch.setenv("MF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there: not at the second source either
+    for more in ([], ["--dry-run"]):
+        asked = mf("download", NAME, *more, "--format", "json")
+        assert (asked.code, asked.err.count("error: gave up on http://127.0.0.1:9/sail/dl/")) == (4, 1)
+        assert asked.err.count("trying again") == 4
+
+
 def test_what_is_asked_for_again_is_not_had_offline(mf: Mf, hub: Hub) -> None:
     assert mf("download", NAME, "-q").code == 0
     for more, hint in ((["--force"], "without --force"), (["--from", "http://127.0.0.1:9/x.pth"], "takes a file")):

@@ -164,7 +164,7 @@ def _plan_copy(variant: Variant, settings: Settings, wish: Wish, origin: Path, p
 
 
 def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: Progress, place: str) -> Downloaded:
-    from mfcli.remote import SourceError, open_session, resolve, shown
+    from mfcli.remote import SourceError, UnreachableError, open_session, resolve, shown
 
     failure: ModelError | None = None
     address = variant.url
@@ -175,6 +175,9 @@ def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: P
                 remote = resolve(session, url, progress)
             if remote.sha256:
                 check_digest(address, remote.sha256, wish)
+        except UnreachableError as error:  # the real download goes no further either
+            failure = ModelError(error.message, error.hint or "run the same command again")
+            break
         except SourceError as error:
             failure = ModelError(error.message, f"carry the file by hand: mf download {variant.name} --from FILE")
         except ModelError as error:
