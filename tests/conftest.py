@@ -20,6 +20,10 @@ TRIAL_DATA = Path(os.environ.get("MFCLI_TRIAL_DATA", CHECKOUT.parent / "shared")
 """Pictures and reference values that some tests use where they are there; the suite is complete without them."""
 
 
+AFTER_CTRL_C = (130, -signal.SIGINT)
+"""How a program that was started ends after SIGINT: where the tests run in a terminal's foreground, by the signal."""
+
+
 @dataclass(frozen=True)
 class Ran:
     """What a command did."""

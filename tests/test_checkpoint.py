@@ -158,6 +158,7 @@ def test_a_plain_pickle_that_carries_code_is_refused(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"hello, I am text\n", "is not a checkpoint"),
+        (b"cat\ndog\n", "is not a checkpoint"),  # as a pickle: the global dog of the module at
         (b"", "is not a checkpoint"),
         (b"PK\x03\x04 torn", "is not a checkpoint"),
         (b"\xff" * 8 + b'{"a": 1}', "is a damaged safetensors file"),
@@ -330,6 +331,9 @@ def test_only_the_head_may_have_another_size(tmp_path: Path) -> None:
     state = state_of("convformer_t8_64", num_classes=7)
     torch.save(state, tmp_path / "seven.pth")
     assert load_checkpoint(tmp_path / "seven.pth", find_variant("convformer_t8_64")).num_classes == 7
+    torch.save(state_of("convformer_t8_64", num_classes=1), tmp_path / "one.pth")
+    with pytest.raises(ModelError, match="a head of one class, which would be the answer to every picture"):
+        load_checkpoint(tmp_path / "one.pth", find_variant("convformer_t8_64"))
     state["norm.weight"] = torch.ones(319)
     torch.save(state, tmp_path / "bad.pth")
     with pytest.raises(ModelError, match=r"1 of another shape, first norm.weight \(319,\) instead of \(320,\)"):

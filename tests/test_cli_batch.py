@@ -1,5 +1,6 @@
 """Many pictures through the command line: output files, resuming after any end, failures, and how it is told."""
 
+import contextlib
 import csv
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Ran
+from conftest import AFTER_CTRL_C, CHECKOUT, Ran
 from deterministic import picture
 
 Mf = Callable[..., Ran]
@@ -97,6 +98,7 @@ def test_an_existing_file_is_refused_before_any_work(mf: Mf, many: list[Path], t
         (["-o", "x.doc"], "the suffix of x.doc names no format"),
         (["-b", "0"], "--batch-size '0' is neither a number from 1 to 4096 nor auto"),
         (["--max-failures", "few"], "--max-failures 'few' is neither a number nor a percentage"),
+        (["--files-from", "a b", "--files-from", "c"], "--files-from is given twice"),
         (["--max-failures", "101%"], "--max-failures '101%' is neither a number nor a percentage"),
     ],
 )
@@ -119,7 +121,7 @@ def wait_for_rows(path: Path, count: int) -> None:
     raise AssertionError(f"{path} never had {count} rows")
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 def test_a_run_that_was_ended_goes_on_to_the_same_bytes(
     end: signal.Signals, mf: Mf, many: list[Path], tmp_path: Path
 ) -> None:
@@ -130,7 +132,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bytes(
     wait_for_rows(cut, 40)
     process.send_signal(end)
     process.communicate(timeout=60)
-    assert process.returncode == (-9 if end == signal.SIGKILL else 130)
+    assert process.returncode in {signal.SIGKILL: (-9,), signal.SIGHUP: (130,)}.get(end, AFTER_CTRL_C)
     part = cut.read_bytes()
     assert 40 <= part.count(b"\n") < len(inputs)
     cut.write_bytes(part + b'{"schema":"mf.pred')  # as if the last write had been torn
@@ -155,7 +157,7 @@ def test_an_interrupt_says_what_is_kept(suffix: str, many: list[Path], tmp_path:
             time.sleep(2)
             process.send_signal(signal.SIGINT)
             err = process.stderr.read().decode()
-            assert process.wait(60) == 130
+            assert process.wait(60) in AFTER_CTRL_C
         assert (f"interrupted: {path} holds what was done" in err) == rows_first
         assert (str(many[0]) in path.read_text()) == rows_first
 
@@ -337,7 +339,7 @@ def test_an_interrupt_while_nobody_reads_leaves_whole_rows(many: list[Path]) -> 
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
         document = json.loads(begun + process.stdout.read())
-        assert process.wait(60) == 130
+        assert process.wait(60) in AFTER_CTRL_C
     assert len(document["results"]) == document["summary"]["inputs"]
 
 
@@ -370,6 +372,71 @@ def test_a_file_named_like_standard_input_is_not_counted(monkeypatch: pytest.Mon
         Path(name).write_text("a.jpg\n")
     assert _can_be_counted([], "list")
     assert not _can_be_counted([], "-")  # counting would take the names away from the run
+
+
+def test_ctrl_c_in_a_terminal_ends_the_loop_of_the_shell(tmp_path: Path) -> None:
+    import pty
+
+    os.mkfifo(tmp_path / "list")
+    loop = f"for i in 1 2 3; do echo start $i; {sys.executable} -m mfcli predict --files-from list -q; done; echo all"
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(tmp_path)
+        os.execvp("bash", ["bash", "-c", loop])
+    with (tmp_path / "list").open("w"):  # it is read: the run has begun
+        os.write(terminal, b"\x03")
+        shown = b""
+        with contextlib.suppress(OSError):  # at its end
+            while b"start 2" not in shown and (read := os.read(terminal, 65536)):
+                shown += read
+    os.close(terminal)
+    if b"start 2" in shown:
+        os.kill(process, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGINT
+    assert b"start 1" in shown
+    assert b"start 2" not in shown
+
+
+def test_what_a_library_says_on_a_closed_stderr_is_not_in_the_results(many: list[Path], tmp_path: Path) -> None:
+    from PIL import Image
+
+    with Image.open(CHECKOUT / "examples" / "orange.jpg") as orange:
+        orange.save(tmp_path / "x.tif", compression="tiff_lzw")
+    data = bytearray((tmp_path / "x.tif").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 40] = b"\x99" * 40
+    (tmp_path / "x.tif").write_bytes(data)
+    command = f"{sys.executable} -m mfcli predict {tmp_path}/x.tif {many[0]} -k 1 -o {tmp_path}/out.csv"
+    for closed in ("", "2>&-", "0<&- 2>&-"):
+        done = subprocess.run(f"{command} --overwrite {closed}", shell=True, stderr=subprocess.PIPE, check=False)
+        assert done.returncode == 5, done.stderr
+        with (tmp_path / "out.csv").open(newline="") as stream:
+            assert [row["status"] for row in csv.DictReader(stream)] == ["error", "ok"]
+    assert done.stderr == b""
+
+
+def test_a_pipe_that_does_not_wait_gets_every_row(many: list[Path]) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    command = [sys.executable, "-m", "mfcli", "predict", "-q", "-k", "200", "--format", "jsonl", *many * 2]
+    with subprocess.Popen(command, stdout=writer) as process:
+        os.close(writer)
+        time.sleep(3)  # the pipe is full by now
+        with os.fdopen(reader) as stream:
+            assert [json.loads(line)["input"] for line in stream] == [str(path) for path in many * 2]
+        assert process.wait(60) == 5
+
+
+def test_a_bar_is_drawn_only_where_rows_are_not_on_the_terminal(tmp_path: Path) -> None:
+    from mfcli.cli.predict import _is_in_a_file
+
+    reader, writer = os.pipe()
+    with (
+        os.fdopen(reader),
+        os.fdopen(writer, "w") as pipe,
+        (tmp_path / "x").open("w") as file,
+        Path(os.devnull).open("w") as null,
+    ):
+        assert [_is_in_a_file(stream) for stream in (pipe, file, null, None)] == [False, True, True, False]
 
 
 def test_an_address_with_a_query_is_one_picture(mf: Mf) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import Ran
+from conftest import AFTER_CTRL_C, Ran
 from deterministic import fill
 from hub import Behaviour, Hub
 from mfcli import create_model
@@ -126,7 +126,9 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path, monkeyp
     assert artifact.exists()
     assert mf("cache", "rm", NAME).code == 0
     assert mf("cache", "ls", "--format", "csv").out == ""
-    assert mf("cache", "rm", "resnet50").code == 4
+    for name in "resnet50", "resnet*":
+        assert mf("cache", "rm", name).code == 4
+    assert mf("cache", "rm", "poolformer*").code == 0  # there is nothing of them, but there are such models
 
 
 def test_prune_deletes_its_own_left_overs_alone(mf: Mf, own_cache: Path) -> None:
@@ -369,5 +371,5 @@ def test_an_interrupted_download_says_nothing_and_goes_on(hub: Hub, own_cache: P
     wait_for(lambda: list(own_cache.glob("partial/*.part")))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
+    assert (process.returncode in AFTER_CTRL_C, err) == (True, "")
     assert list(own_cache.glob("partial/*.part"))

@@ -22,7 +22,7 @@ def installed() -> Iterator[None]:
     interrupts.install()
     interrupts._State.raised_at = None
     yield
-    interrupts._State.seen = False
+    interrupts._State.seen = None
     interrupts._State.raised_at = None
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -48,6 +48,20 @@ def test_both_engines_agree(coffee: Path) -> None:
         assert a.prob == pytest.approx(b.prob, abs=1e-5)
 
 
+def test_no_picture_is_too_large_where_memory_is_short(coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    predictor = mfcli.load_predictor()
+    monkeypatch.setattr("mfcli.predictor.decode", fail)
+    result = predictor.predict_file(coffee)
+    assert result.error is not None
+    assert (result.error.code, result.error.message) == (FailureCode.TOO_LARGE, "does not fit into memory")
+    monkeypatch.setattr("mfcli.predictor._has_room", lambda: False)
+    with pytest.raises(EngineError, match="too little memory"):
+        predictor.predict_file(coffee)
+
+
 @pytest.mark.parametrize(
     ("precision", "message", "hint"),
     [

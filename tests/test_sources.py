@@ -295,6 +295,21 @@ def test_lists_are_filtered_in_archives() -> None:
     assert "check --include, --exclude" in str(caught.value.hint)
 
 
+def test_a_glob_in_an_archive_takes_what_it_takes_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["trip/a.jpg", "trip/b.jpg", "trip/notes.txt", "trip/.hid.jpg", "__MACOSX/trip/._a.jpg", ".git/c.jpg"]
+    with zipfile.ZipFile("mac.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+            (tmp_path / "mac" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "mac" / name).touch()
+    globs = "**/*.jpg ** */* */*.txt trip/*.jpg trip/.* .git/* .*/*.jpg */._a.jpg **/.*.jpg"
+    for glob in globs.split():
+        found = {source.member for source in from_arguments([f"mac.zip/{glob}"], None)}
+        wanted = {source.input.removeprefix("mac/") for source in from_arguments([f"mac/{glob}"], None)}
+        assert found == wanted, glob
+
+
 def test_a_member_whose_name_looks_like_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = ["a[1].jpg", "a1.jpg", "s/b.jpg"]

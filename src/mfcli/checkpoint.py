@@ -31,6 +31,8 @@ _MAX_DEPTH = 4
 """How deep wrappers lie in one another; a dictionary may hold itself."""
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and trainers put before every name, also several of them."""
+_BINARY = (b"P", b"\x80")
+"""How zipped checkpoints and binary pickles begin; a text may read as a pickle, too, and is none."""
 _FIRST_LAYER = re.compile(
     rf"((?:{'|'.join(map(re.escape, _PREFIXES))})*)(?:downsample_layers\.0\.conv|stem\.conv|patch_embed\.proj)\.weight"
 )
@@ -108,6 +110,11 @@ def load_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> 
             f"{path} does not fit {variant.name}: {_difference(shapes, expected)}", _advice(fitting, state)
         )
     model.to_empty(device="cpu").load_state_dict(state, strict=True)  # copied: the file may be mapped, and may change
+    if num_classes == 1:
+        raise ModelError(
+            f"{path} has a head of one class, which would be the answer to every picture",
+            "train it with two: what is looked for, and anything else",
+        )
     if sha256 is not None and sha256_of(path) != sha256:  # a training may write a new one at any time
         raise ModelError(f"{path} changed while it was read", "run the same command again")
     return LoadedCheckpoint(model.eval(), num_classes)
@@ -127,7 +134,7 @@ def read_state_dict(path: Path) -> StateDict:
     if start[8:9] == b"{":
         tensors: Mapping[str, Any] = _read_safetensors(path)
     else:
-        tensors = _unwrap(path, _read_pickle(path))
+        tensors = _unwrap(path, _read_pickle(path, start))
     prefix = _prefix_of(tensors)
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return {name: _as_float32(path, name, tensor) for name, tensor in tensors.items()}
@@ -168,7 +175,7 @@ def _read_safetensors(path: Path) -> StateDict:
         raise ModelError(f"{path} is a damaged safetensors file: {error}", "get the file again") from error
 
 
-def _read_pickle(path: Path) -> object:
+def _read_pickle(path: Path, start: bytes) -> object:
     import torch
 
     try:
@@ -177,7 +184,7 @@ def _read_pickle(path: Path) -> object:
             _check_sums(file)
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
+        if start[:1] in _BINARY and re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise ModelError(
                 f"{path} carries code or objects, not only weights; nothing of it was run",
                 "save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors",

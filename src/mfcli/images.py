@@ -74,6 +74,7 @@ def decode(file: BinaryIO, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_P
 
     Raises:
         PictureError: decode, truncated, too_large or unsupported.
+        MemoryError: there is too little memory for it.
     """
     with _pillow_errors(file, max_pixels):
         if not file.read(1):
@@ -193,10 +194,8 @@ def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
     """Turn whatever a decoder raises into a PictureError; plugins raise almost anything on hostile bytes."""
     try:
         yield
-    except PictureError:
+    except (PictureError, MemoryError):
         raise
-    except MemoryError as error:
-        raise PictureError(FailureCode.TOO_LARGE, "does not fit into memory") from error
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))
         pixels = f"{found[0]} pixels are" if found else "is"

@@ -1,10 +1,11 @@
-"""Ctrl-C and SIGTERM: they end a run between two rows, not within one.
+"""Ctrl-C, SIGTERM and SIGHUP: they end a run between two rows, not within one.
 
 `install` is for programs; in a program that has not called it, Python's own handling of SIGINT stays, and
 `uninterrupted` does nothing.
 """
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -21,11 +22,11 @@ class _State:
     depth = 0
     pending_since: float | None = None
     raised_at: float | None = None
-    seen = False
+    seen: int | None = None
 
 
-def _on_signal(*_: object) -> None:
-    _State.seen = True
+def _on_signal(number: int, _: object) -> None:
+    _State.seen = number
     now = time.monotonic()
     if not _State.depth:
         if _State.raised_at is None or now - _State.raised_at > _PATIENCE_S:
@@ -40,15 +41,39 @@ def _on_signal(*_: object) -> None:
 
 
 def install() -> None:
-    """Let SIGINT and SIGTERM, which schedulers send, raise KeyboardInterrupt outside of `uninterrupted`."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Let signals raise KeyboardInterrupt outside of `uninterrupted`.
+
+    SIGINT is Ctrl-C, SIGTERM is what schedulers send, SIGHUP comes when the terminal goes away.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
             signal.signal(number, _on_signal)
 
 
 def was_interrupted() -> bool:
     """Whether a signal has come: libraries turn a KeyboardInterrupt into errors of their own."""
-    return _State.seen
+    return _State.seen is not None
+
+
+def end_a_loop() -> None:
+    """After Ctrl-C in a terminal, end by that signal, and not with its exit code: a shell ends its loop only then."""
+    if _State.seen == signal.SIGINT and _is_in_foreground():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def _is_in_foreground() -> bool:
+    """Whether a terminal sends its Ctrl-C to this process."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 @contextlib.contextmanager

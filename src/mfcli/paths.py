@@ -141,6 +141,25 @@ def walk_glob(pattern: str, selection: Selection) -> Iterator[Found]:
     return _walk(top, takes, enters, needed=False)
 
 
+def member_glob(pattern: str, selection: Selection) -> Callable[[str], bool]:
+    """Return what tells whether a glob means a member of an archive, by the rules of `walk_glob`."""
+    glob, texts = glob_of(pattern), [part for part in pattern.split("/") if part not in ("", ".")]
+    fixed = next(at for at, text in enumerate(texts) if has_magic(text))
+    any_depth, pictures_only = "**" in texts, _WILDCARDS.issuperset(texts[-1])
+
+    def takes(name: str) -> bool:
+        names = name.split("/")
+        if not glob.matches(names) or _hides(names[-1], texts[-1]):
+            return False
+        if any_depth and any(map(is_hidden, names[fixed:-1])):
+            return False
+        if not any_depth and any(map(_hides, names, texts)):
+            return False
+        return selection.takes(name) if pictures_only else selection.passes(name)
+
+    return takes
+
+
 def _first_magic(pattern: str) -> int:
     return next(at for at, character in enumerate(pattern) if has_magic(character))
 

@@ -41,6 +41,10 @@ class _Picture:
     pixels: NDArray[np.float32]
 
 
+_ORDINARY_BYTES = 2**26
+"""What decoding and resizing a photo of some ten million pixels takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Shaping:
     """What shapes the answers beside the artifact."""
@@ -198,7 +202,9 @@ class Predictor:
             with source.open() as file:
                 picture = decode(file, exif=self._exif, max_pixels=self._max_pixels)
             pixels = self.artifact.plan.apply(picture.rgb, self._max_pixels)
-        except MemoryError:
+        except MemoryError as error:
+            if not _has_room():
+                raise EngineError("there is too little memory", "--batch-size 1 --workers 1 --threads 1") from error
             return Done(_result(source, picture, (), Failure(FailureCode.TOO_LARGE, "does not fit into memory")))
         except PictureError as error:
             return Done(_result(source, picture, (), Failure(error.code, error.message)))
@@ -229,6 +235,14 @@ class Predictor:
             Prediction(rank, int(index), self.labels[index].wnid, self.labels[index].name, float(probs[index]))
             for rank, index in enumerate(order, start=1)
         )
+
+
+def _has_room() -> bool:
+    """Whether an ordinary picture would find memory: then one that does not is too large, else it is not to blame."""
+    try:
+        return bool(bytearray(_ORDINARY_BYTES))
+    except MemoryError:
+        return False
 
 
 def _result(

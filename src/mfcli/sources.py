@@ -18,9 +18,19 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from mfcli.errors import FailureCode, NoInputsError, PictureError, UsageError
-from mfcli.paths import Found, failure_of, is_archive_name, open_file, os_errors, split_member, walk_folder, walk_glob
+from mfcli.paths import (
+    Found,
+    failure_of,
+    is_archive_name,
+    member_glob,
+    open_file,
+    os_errors,
+    split_member,
+    walk_folder,
+    walk_glob,
+)
 from mfcli.results import Failure
-from mfcli.selection import Selection, glob_of, has_magic
+from mfcli.selection import Selection, has_magic
 
 __all__ = ["STDIN", "Selection", "Source", "from_arguments"]
 
@@ -252,10 +262,11 @@ def _of_member(path: str, wanted: str, selection: Selection, is_line: bool) -> I
     from mfcli.archives import members, relative_name
 
     wanted = relative_name(wanted)
-    glob, folder = glob_of(wanted), f"{wanted.rstrip('/')}/"
+    folder = f"{wanted.rstrip('/')}/"
     is_glob = has_magic(wanted) and not is_line
     if is_glob and (path.lower().endswith(".zip") or "[" in wanted):  # a tar is read once more: not for most globs
         is_glob = all(member.name is None for member in members(path, wanted.__eq__, selection.max_bytes))
+    in_glob = member_glob(wanted, selection) if is_glob else None
     is_filtered = is_line and not selection.passes(f"{path}/{wanted}")
     is_there = False
 
@@ -266,7 +277,7 @@ def _of_member(path: str, wanted: str, selection: Selection, is_line: bool) -> I
             return not is_filtered
         if name.startswith(folder):
             return selection.takes_member(name[len(folder) :])
-        return is_glob and glob.matches(name.split("/")) and selection.passes(name)
+        return in_glob is not None and in_glob(name)
 
     is_empty = True
     for source in _of_archive(path, takes, selection):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 
 from mfcli.errors import FailureCode
 from mfcli.formats import open_writer
@@ -213,7 +214,25 @@ def test_one_line_a_picture_is_cut_at_the_edge(columns: int, width: int, monkeyp
     for _ in range(2):
         writer.write(PictureResult("a picture.jpg", None, None, 9, 9, predictions, None))
     lines = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
-    assert [(len(line), line[:9], line[-1]) for line in lines] == [(width, "a picture", "…")] * 2
+    name = "a picture.jpg" if width > 30 else "…cture.jpg"
+    assert [(len(line), line[: len(name)], line[-1]) for line in lines] == [(width, name, "…")] * 2
+
+
+@pytest.mark.parametrize("letter", ["x", "写"])
+def test_a_long_name_leaves_room_for_the_answer(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    writer = open_writer(FormatName.TABLE, stream, compact=True)
+    result = PictureResult(f"{letter * 300}/7.jpg", None, None, 9, 9, (Prediction(1, 0, None, "pear", 0.25),), None)
+    writer.write(result)
+    writer.write(replace(result, predictions=(), error=Failure(FailureCode.DECODE, "cannot be decoded")))
+    ok, failed = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
+    assert ok.startswith(f"…{letter}")
+    assert ok.endswith(f"{letter}/7.jpg  pear 25.0%")
+    assert failed.endswith("/7.jpg  cannot be decoded")
+    assert max(map(cell_len, (ok, failed))) in (49, 50)
 
 
 def test_records_keep_their_types_in_json() -> None:

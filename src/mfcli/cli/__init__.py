@@ -20,7 +20,7 @@ from mfcli.cli.benchmark import benchmark
 from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
 from mfcli.cli.doctor import doctor
 from mfcli.cli.predict import predict
-from mfcli.cli.streams import ReaderGoneError, fail, say, standard_output
+from mfcli.cli.streams import ReaderGoneError, fail, keep_descriptors, say, standard_output
 from mfcli.errors import EngineError, ExitCode, MfError
 from mfcli.settings import Settings
 
@@ -66,10 +66,13 @@ def _print_traceback() -> None:
 def run() -> NoReturn:
     """Run `main` as a program: everything is written, so leave at once; taking the interpreter down costs 40 ms."""
     interrupts.install()
+    keep_descriptors()
     try:
         code = main()
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
+    if code == ExitCode.INTERRUPTED:
+        interrupts.end_a_loop()
     os._exit(code)
 
 

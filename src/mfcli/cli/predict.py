@@ -3,17 +3,19 @@
 import contextlib
 import math
 import os
+import shlex
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO, TextIO
 
 import typer
 
 from mfcli.cli.options import MAX_WORKERS, Offline, Quiet, complete_device, complete_model, parse_batch_size
-from mfcli.cli.streams import note, standard_output
+from mfcli.cli.streams import note, standard_output, wait_for
 from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, MfError, OutputError, UsageError
 from mfcli.files import exists, is_file
@@ -47,9 +49,10 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    files_from: Annotated[
-        str | None,
+    lists: Annotated[
+        list[str] | None,
         typer.Option(
+            "--files-from",
             metavar="FILE",
             help="Read inputs from FILE, one a line; - for standard input.",
             show_default=False,
@@ -63,7 +66,7 @@ def predict(
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            help="In folders and archives, take only what matches.",
+            help="In folders, archives, globs and lists, take only what matches.",
             show_default="picture suffixes",
             rich_help_panel=_INPUTS,
         ),
@@ -223,6 +226,9 @@ def predict(
     if output is not None and not (overwrite or resume):
         refuse_existing(output)
     inputs = inputs or []
+    if lists and len(lists) > 1:
+        raise UsageError("--files-from is given twice", f"cat {shlex.join(lists)} | mf predict --files-from -")
+    files_from = lists[0] if lists else None
     if not math.isfinite(timeout):
         raise UsageError(f"--timeout {timeout} is no number of seconds", f"--timeout {DEFAULT_TIMEOUT_S:g}")
     if output is not None:
@@ -238,7 +244,7 @@ def predict(
         offline=settings.offline,
     )
     stdin = _standard_input()
-    elsewhere = output is not None or not (sys.stdout and sys.stdout.isatty())
+    elsewhere = output is not None or _is_in_a_file(sys.stdout)
     progress = StderrProgress(note, quiet, elsewhere)
     sources = from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection, notice=progress)
     with StderrProgress(note, quiet) as loading:  # its bars are gone before the first row
@@ -304,12 +310,19 @@ def _saying_what_is_kept(output: Path | None, format: FormatName, quiet: bool) -
         raise
 
 
+def _is_in_a_file(stream: TextIO | None) -> bool:
+    """Whether what is written goes into a file or nowhere; what reads a pipe may write to the terminal itself."""
+    with contextlib.suppress(OSError, ValueError):
+        if stream is not None:
+            status = os.fstat(stream.fileno())
+            return stat.S_ISREG(status.st_mode) or os.path.samestat(status, os.stat(os.devnull))  # noqa: PTH116
+    return False
+
+
 def _standard_input() -> BinaryIO | None:
-    """Standard input, waited for where it is a pipe that another program, ssh for one, has set not to wait."""
     if sys.stdin is None:
         return None
-    with contextlib.suppress(OSError, ValueError):
-        os.set_blocking(sys.stdin.fileno(), True)
+    wait_for(sys.stdin)
     return sys.stdin.buffer
 
 

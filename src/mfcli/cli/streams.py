@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import IO, Any, TextIO
 
 from mfcli.errors import OutputError, printable
 
@@ -30,6 +30,7 @@ def standard_output() -> Iterator[TextIO]:
     if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
         # PYTHONUNBUFFERED, common in containers: what a signal cuts off of a write to a pipe would be lost
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer))
+    wait_for(sys.stdout)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
     try:
@@ -47,6 +48,24 @@ def standard_output() -> Iterator[TextIO]:
     except SystemExit as error:  # typer's way to end when the reader of the help has gone
         _drop_standard_output()
         raise ReaderGoneError from error
+
+
+def keep_descriptors() -> None:
+    """Put the null device where a standard stream is closed.
+
+    What is opened next would have its number otherwise, and a C library that complains on number 2 would write into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+
+
+def wait_for(stream: IO[Any]) -> None:
+    """Let reads and writes wait, where another program, ssh for one, has set the pipe not to."""
+    with suppress(OSError, ValueError):
+        os.set_blocking(stream.fileno(), True)
 
 
 def need_standard_output() -> None:

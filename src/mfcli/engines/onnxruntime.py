@@ -27,6 +27,7 @@ from mfcli.engines.base import (
 )
 from mfcli.errors import EngineError, first_line
 from mfcli.settings import usable_cores
+from mfcli.stored import is_bundled
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -59,10 +60,13 @@ class OnnxRuntimeEngine:
                 _readable(artifact.path), session_options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions have no common base
-            raise EngineError(
-                f"ONNX Runtime cannot load {artifact.path}: {first_line(error)}",
-                f"if the file is damaged, delete it and run again: rm {artifact.path}",
-            ) from error
+            if "bad_alloc" in str(error):
+                hint = "there is too little memory: see ulimit -v, and what else is running"
+            elif is_bundled(artifact.path):
+                hint = artifact.remedy
+            else:
+                hint = f"if the file is damaged, delete it and run again: rm {artifact.path}"
+            raise EngineError(f"ONNX Runtime cannot load {artifact.path}: {first_line(error)}", hint) from error
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map float32 (N, 3, H, W) to float32 (N, classes)."""

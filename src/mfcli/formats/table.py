@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from rich.box import ROUNDED
+from rich.cells import cell_len
 from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.table import Table
@@ -75,7 +76,10 @@ class TableWriter:
 
 
 class LineWriter:
-    """One line a picture: its name and its predictions, cut at the terminal's edge; for many pictures."""
+    """One line a picture: its name and its predictions, cut at the terminal's edge; for many pictures.
+
+    A name that would leave no room for the first prediction loses its beginning, which names in a folder share.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._console = _make_console(stream, fold=True)
@@ -85,21 +89,32 @@ class LineWriter:
 
     def write(self, result: PictureResult) -> None:
         """Write one line, flushed."""
-        line = Text(named(result), style="bold")
-        if result.error:
-            line.append(f"  {printable(result.error.message)}", "not bold red")
+        parts = [Text(f"  {printable(result.error.message)}", "red")] if result.error else []
         for p in result.predictions:
-            line.append(f"  {printable(p.label)}", "not bold" if p.rank == 1 else "not bold dim")
-            line.append(f" {p.prob:.1%}", "not bold cyan" if p.rank == 1 else "not bold dim")
+            label, prob = f"  {printable(p.label)}", f" {p.prob:.1%}"
+            parts.append(Text(label, "" if p.rank == 1 else "dim") + Text(prob, "cyan" if p.rank == 1 else "dim"))
+        name = Text(named(result), "bold")
         if self._console.is_terminal:
+            room = self._console.width - (parts[0].cell_len if parts else 0)
+            line = Text.assemble(_ending(name, max(room, self._console.width // 2)), *parts)
             self._console.print(line, no_wrap=True, overflow="ellipsis")
         else:
-            self._console.file.write(f"{line.plain}\n")
+            self._console.file.write(f"{Text.assemble(name, *parts).plain}\n")
         self._console.file.flush()
 
     def end(self, summary: Summary) -> None:
         """Write counts."""
         self._console.print(_counts(summary))
+
+
+def _ending(name: Text, width: int) -> Text:
+    """The name, or as much of its end as has room."""
+    if name.cell_len <= width:
+        return name
+    kept = name.plain[-width:]
+    while cell_len(kept) > width - 1:
+        kept = kept[1:]
+    return Text(f"…{kept}", name.style)
 
 
 def named(result: PictureResult) -> str:

@@ -156,11 +156,15 @@ def matching(settings: Settings, names: list[str]) -> list[CacheEntry]:
     """Return the checkpoints and artifacts of the models that names and globs mean, and all that is known of them.
 
     Raises:
-        ModelError: a name, not a glob, is unknown.
+        ModelError: a name is unknown, or a glob is of no model and of nothing in the cache.
     """
     patterns = [name.lower() if is_glob(name) else find_variant(name).name for name in names]
-    found = [*entries(settings), *_knowledge(settings)]
-    return [e for e in found if e.model and any(fnmatch.fnmatchcase(e.model, p) for p in patterns)]
+    found = [e for e in (*entries(settings), *_knowledge(settings)) if e.model]
+    known = {*VARIANTS, *(str(e.model) for e in found)}
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            raise ModelError(f"no model matches {pattern!r}", "what is there: mf cache ls")
+    return [e for e in found if any(fnmatch.fnmatchcase(str(e.model), p) for p in patterns)]
 
 
 def _knowledge(settings: Settings) -> Iterator[CacheEntry]:
