@@ -87,9 +87,10 @@ def test_bilinear_and_bicubic_answers_are_those_of_the_table() -> None:
         r"^\| the same with .*bicubic.*\| orange ([\d.]+) % \| lemon ([\d.]+) % \|$", README, re.MULTILINE
     )
     assert len(rows) == 2
+    assert f"create_transform((3, 64, 64), crop_pct={variant.crop_pct})" in README
     picture = Image.open(CHECKOUT / "examples" / "orange.jpg").convert("RGB")
     for row, settings in zip(rows, ({}, {"interpolation": "bicubic"}), strict=True):
-        transform = create_transform(input_size=(3, 64, 64), crop_pct=0.875, **settings)
+        transform = create_transform(input_size=(3, 64, 64), crop_pct=variant.crop_pct, **settings)
         with torch.inference_mode():
             probs = model(transform(picture)[None]).softmax(-1)[0].topk(2).values
         assert [float(value) for value in row] == pytest.approx((100 * probs).tolist(), abs=0.06)
