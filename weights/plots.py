@@ -29,6 +29,9 @@ RUNS = {
     5: "more of it, epochs of all pictures",
     6: "from the mean, epochs of all pictures",
     7: "from the next mean, epochs of all pictures",
+    8: "at 48 pixels, epochs of all pictures",
+    9: "with other changes, epochs of all pictures",
+    10: "at 48 pixels again, epochs of all pictures",
 }
 """The steps of the card that are trainings; curve_<step>.csv is the diary of each."""
 

@@ -216,7 +216,7 @@ ARCHITECTURES = _architectures()
 
 # architecture, input size, pretraining, crop_pct, params; as published: params in M, MACs in G, top-1; timm's top-1
 _ROWS: tuple[tuple[str, int, str, float, int, float | None, float | None, float | None, float | None], ...] = (
-    ("convformer_t8", 64, "bundled", 0.875, 3_553_864, None, None, None, None),
+    ("convformer_t8", 64, "bundled", 0.95, 3_553_864, None, None, None, None),
     ("identityformer_s12", 224, "in1k", 1.0, 11_891_712, 11.9, 1.8, 74.6, None),
     ("identityformer_s24", 224, "in1k", 1.0, 21_341_464, 21.3, 3.4, 78.2, None),
     ("identityformer_s36", 224, "in1k", 1.0, 30_791_216, 30.8, 5.0, 79.3, None),
