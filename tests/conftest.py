@@ -49,9 +49,10 @@ def only_threads(number: int, monkeypatch: pytest.MonkeyPatch) -> list[threading
 
 
 @pytest.fixture(autouse=True, scope="session")
-def sigint_counts() -> None:
-    """Under nohup, and in a script's background job, SIGINT is ignored, and what a test starts would inherit that."""
+def signals_count() -> None:
+    """Under nohup, and in a script's background job, some are ignored, and what a test starts would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -259,6 +259,9 @@ def test_heads_of_one_class_and_of_equal_logits(tmp_path: Path) -> None:
     torch.nn.init.zeros_(model.head.weight)
     torch.save(model.state_dict(), tmp_path / "x.pth")
     assert ensure(BUNDLED, tmp_path / "x.pth", kept_in(tmp_path)).labels == numbered_labels(1)
+    torch.manual_seed(0)
+    torch.save(create_model("bundled", num_classes=1).state_dict(), tmp_path / "y.pth")
+    assert ensure(BUNDLED, tmp_path / "y.pth", kept_in(tmp_path)).check["batch_1"] < 1e-4
 
 
 def test_changed_weights_at_the_same_path_make_another_artifact(cache: Path, tmp_path: Path) -> None:

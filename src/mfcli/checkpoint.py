@@ -109,11 +109,6 @@ def load_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> 
         raise ModelError(
             f"{path} does not fit {variant.name}: {_difference(shapes, expected)}", _advice(fitting, state)
         )
-    if num_classes == 1:
-        raise ModelError(
-            f"{path} has a head of one class, which would be the answer to every picture",
-            "train it with two: what is looked for, and anything else",
-        )
     model.to_empty(device="cpu").load_state_dict(state, strict=True)  # copied: the file may be mapped, and may change
     if sha256 is not None and sha256_of(path) != sha256:  # a training may write a new one at any time
         raise ModelError(f"{path} changed while it was read", "run the same command again")
