@@ -227,12 +227,14 @@ def test_a_long_name_leaves_room_for_the_answer(letter: str, monkeypatch: pytest
     writer = open_writer(FormatName.TABLE, stream, compact=True)
     result = PictureResult(f"{letter * 300}/7.jpg", None, None, 9, 9, (Prediction(1, 0, None, "pear", 0.25),), None)
     writer.write(result)
+    writer.write(replace(result, predictions=(*result.predictions, Prediction(2, 1, None, "plum", 0.125))))
     writer.write(replace(result, predictions=(), error=Failure(FailureCode.DECODE, "cannot be decoded")))
-    ok, failed = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
+    ok, two, failed = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
     assert ok.startswith(f"…{letter}")
     assert ok.endswith(f"{letter}/7.jpg  pear 25.0%")
+    assert two.endswith(f"{letter}/7.jpg  pear 25.0%…")
     assert failed.endswith("/7.jpg  cannot be decoded")
-    assert max(map(cell_len, (ok, failed))) in (49, 50)
+    assert {cell_len(line) for line in (ok, two, failed)} <= {49, 50}
 
 
 def test_records_keep_their_types_in_json() -> None:

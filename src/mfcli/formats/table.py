@@ -95,7 +95,7 @@ class LineWriter:
             parts.append(Text(label, "" if p.rank == 1 else "dim") + Text(prob, "cyan" if p.rank == 1 else "dim"))
         name = Text(named(result), "bold")
         if self._console.is_terminal:
-            room = self._console.width - (parts[0].cell_len if parts else 0)
+            room = self._console.width - sum(part.cell_len for part in parts[:1]) - len(parts[1:2])  # and the ellipsis
             line = Text.assemble(_ending(name, max(room, self._console.width // 2)), *parts)
             self._console.print(line, no_wrap=True, overflow="ellipsis")
         else:
