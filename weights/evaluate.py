@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import math
+import signal
 import statistics
 import time
 from collections.abc import Sequence
@@ -155,10 +156,10 @@ def main() -> None:
         figures = measure(options.folder, options.model, options.engine, options.precision, options.rounds)
     except MfError as error:
         raise SystemExit(f"{error.message}\n{error.hint or ''}") from error
-    for name, value in figures.items():
-        print(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    for name, value in figures.items():
+        print(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
 
 
 def _answer(wnid: str, result: PictureResult) -> Answer:
@@ -166,4 +167,5 @@ def _answer(wnid: str, result: PictureResult) -> Answer:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has seen enough
     main()
