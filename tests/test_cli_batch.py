@@ -427,7 +427,7 @@ def test_a_pipe_that_does_not_wait_gets_every_row(many: list[Path]) -> None:
 
 
 def test_a_bar_is_drawn_only_where_rows_are_not_on_the_terminal(tmp_path: Path) -> None:
-    from mfcli.cli.predict import _is_in_a_file
+    from mfcli.cli.streams import goes_into_a_file
 
     reader, writer = os.pipe()
     with (
@@ -436,7 +436,7 @@ def test_a_bar_is_drawn_only_where_rows_are_not_on_the_terminal(tmp_path: Path) 
         (tmp_path / "x").open("w") as file,
         Path(os.devnull).open("w") as null,
     ):
-        assert [_is_in_a_file(stream) for stream in (pipe, file, null, None)] == [False, True, True, False]
+        assert [goes_into_a_file(stream) for stream in (pipe, file, null, None)] == [False, True, True, False]
 
 
 def test_an_address_with_a_query_is_one_picture(mf: Mf) -> None:

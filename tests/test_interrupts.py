@@ -15,10 +15,12 @@ from mfcli.results import PictureResult, RunInfo, Summary
 from mfcli.sources import Source
 from mfcli.tasks.predict import predict
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @pytest.fixture(autouse=True)
 def installed() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     interrupts.install()
     interrupts._State.raised_at = None
     yield
@@ -32,7 +34,7 @@ def interrupt(number: signal.Signals = signal.SIGINT) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_outside_it_comes_at_once(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupt(number)

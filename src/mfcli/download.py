@@ -102,17 +102,18 @@ def fetch(
             session, remote, partial, max_bytes, progress, lambda done: progress(Transfer(name, done, total))
         )
         is_continued = partial.size_bytes > 0
-        transfer.run()
-        try:
-            digest = _checked(partial, transfer.remote, expected_sha256, first_sha256, name)
-        except SourceError:
-            if not is_continued:
-                raise
-            progress(f"what had arrived of {name} before was damaged: starting over")
+        while True:
             transfer.run()
-            digest = _checked(partial, transfer.remote, expected_sha256, first_sha256, name)
-        partial.forget()
-        return Fetched(partial.path, transfer.remote, digest, partial.size_bytes)
+            try:
+                digest = _checked(partial, transfer.remote, expected_sha256, first_sha256, name)
+            except SourceError:
+                if not is_continued:
+                    raise
+                is_continued = False
+                progress(f"what had arrived of {name} before was damaged: starting over")
+            else:
+                partial.forget()
+                return Fetched(partial.path, transfer.remote, digest, partial.size_bytes)
 
 
 def _checked(partial: "_Partial", remote: Remote, expected: Mapping[str, str], first: str | None, name: str) -> str:

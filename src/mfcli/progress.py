@@ -69,7 +69,7 @@ class StderrProgress:
             if self._run is not None:
                 self._run.note(event)
             elif self._bars is not None:
-                self._bars.console.print(f"note: {printable(event)}", markup=False, highlight=False, soft_wrap=True)
+                _note_above(self._bars, event)
             else:
                 self._note(event)
         elif sys.stderr is not None and sys.stderr.isatty():
@@ -101,6 +101,10 @@ def _bars(*columns: "str | ProgressColumn") -> "Bars":
     return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
 
 
+def _note_above(bars: "Bars", message: str) -> None:
+    bars.console.print(f"note: {printable(message)}", markup=False, highlight=False, soft_wrap=True)
+
+
 class _RunBar:
     """A bar of a run: done, rate, time left, failures."""
 
@@ -128,7 +132,7 @@ class _RunBar:
         )
 
     def note(self, message: str) -> None:
-        self._bars.console.print(f"note: {printable(message)}", markup=False, highlight=False, soft_wrap=True)
+        _note_above(self._bars, message)
 
     def stop(self) -> None:
         self._bars.stop()

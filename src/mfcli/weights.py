@@ -186,7 +186,7 @@ def _obtain(variant: Variant, settings: Settings, progress: Progress, check: Che
             except ModelError as error:
                 unfit.append(error.message)
                 progress(f"not used: {error.message}")
-                if not candidate.is_elsewhere:
+                if candidate.path == place_by_hand(variant, settings):
                     _refuse(candidate.path)
             else:
                 progress(f"found the weights of {variant.name} in {candidate.path}")
@@ -200,7 +200,7 @@ def not_here(variant: Variant, settings: Settings, wish: Wish, unfit: Sequence[s
     """Return the error of a checkpoint that is not here, or only in files that are another, and may not be fetched."""
     if wish.force or wish.origin:
         option = "--from takes a file" if wish.origin else "without --force, what is here counts"
-        return ModelError(f"offline nothing is fetched, of {variant.name} neither", option)
+        return ModelError(f"offline nothing is fetched: {variant.name} stays as it is", option)
     place = place_by_hand(variant, settings)
     if unfit:
         return ModelError(

@@ -184,12 +184,16 @@ class Terminal(io.StringIO):
         return True
 
 
+def terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal so wide, without colours."""
+    for name, value in (("COLUMNS", str(columns)), ("NO_COLOR", "1"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    return Terminal()
+
+
 @pytest.mark.parametrize("columns", [1, 12, 20, 40, 63, 64, 80])
 def test_a_narrow_terminal_loses_nothing(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
+    stream = terminal(columns, monkeypatch)
     writer = open_writer(FormatName.TABLE, stream)
     writer.begin(RUN)
     label = "cougar, puma, catamount, mountain lion, painter, panther"
@@ -204,10 +208,7 @@ def test_a_narrow_terminal_loses_nothing(columns: int, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("columns", "width"), [(20, 20), (50, 50), (0, 80)])
 def test_one_line_a_picture_is_cut_at_the_edge(columns: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
+    stream = terminal(columns, monkeypatch)
     writer = open_writer(FormatName.TABLE, stream, compact=True)
     writer.begin(RUN)
     predictions = tuple(Prediction(rank, rank, None, "bell pepper", 0.25) for rank in range(1, 8))
@@ -220,10 +221,7 @@ def test_one_line_a_picture_is_cut_at_the_edge(columns: int, width: int, monkeyp
 
 @pytest.mark.parametrize("letter", ["x", "写"])
 def test_a_long_name_leaves_room_for_the_answer(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "50")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
+    stream = terminal(50, monkeypatch)
     writer = open_writer(FormatName.TABLE, stream, compact=True)
     result = PictureResult(f"{letter * 300}/7.jpg", None, None, 9, 9, (Prediction(1, 0, None, "pear", 0.25),), None)
     writer.write(result)

@@ -2,20 +2,18 @@
 
 import contextlib
 import math
-import os
 import shlex
-import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mfcli.cli.options import MAX_WORKERS, Offline, Quiet, complete_device, complete_model, parse_batch_size
-from mfcli.cli.streams import note, standard_output, wait_for
+from mfcli.cli.streams import goes_into_a_file, note, standard_input, standard_output
 from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, MfError, OutputError, UsageError
 from mfcli.files import exists, is_file
@@ -243,8 +241,8 @@ def predict(
         timeout_s=timeout,
         offline=settings.offline,
     )
-    stdin = _standard_input()
-    elsewhere = output is not None or _is_in_a_file(sys.stdout)
+    stdin = standard_input()
+    elsewhere = output is not None or goes_into_a_file(sys.stdout)
     progress = StderrProgress(note, quiet, elsewhere)
     sources = from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection, notice=progress)
     with StderrProgress(note, quiet) as loading:  # its bars are gone before the first row
@@ -308,22 +306,6 @@ def _saying_what_is_kept(output: Path | None, format: FormatName, quiet: bool) -
             go_on = "; --resume goes on" if format is FormatName.JSONL else ""
             note(f"interrupted: {output} holds what was done{go_on}")
         raise
-
-
-def _is_in_a_file(stream: TextIO | None) -> bool:
-    """Whether what is written goes into a file or nowhere; what reads a pipe may write to the terminal itself."""
-    with contextlib.suppress(OSError, ValueError):
-        if stream is not None:
-            status = os.fstat(stream.fileno())
-            return stat.S_ISREG(status.st_mode) or os.path.samestat(status, os.stat(os.devnull))  # noqa: PTH116
-    return False
-
-
-def _standard_input() -> BinaryIO | None:
-    if sys.stdin is None:
-        return None
-    wait_for(sys.stdin)
-    return sys.stdin.buffer
 
 
 def _check_not_read(output: Path, names: list[str]) -> None:

@@ -3,10 +3,12 @@
 import errno
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any, TextIO
+from pathlib import Path
+from typing import IO, Any, BinaryIO, TextIO
 
 from mfcli.errors import OutputError, printable
 
@@ -30,7 +32,7 @@ def standard_output() -> Iterator[TextIO]:
     if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
         # PYTHONUNBUFFERED, common in containers: what a signal cuts off of a write to a pipe would be lost
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer))
-    wait_for(sys.stdout)
+    _wait_for(sys.stdout)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
     try:
@@ -62,7 +64,24 @@ def keep_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
 
 
-def wait_for(stream: IO[Any]) -> None:
+def standard_input() -> BinaryIO | None:
+    """Return standard input, None where it is closed."""
+    if sys.stdin is None:
+        return None
+    _wait_for(sys.stdin)
+    return sys.stdin.buffer
+
+
+def goes_into_a_file(stream: TextIO | None) -> bool:
+    """Return whether what is written goes into a file or nowhere; who reads a pipe may itself write to the terminal."""
+    with suppress(OSError, ValueError):
+        if stream is not None:
+            status = os.fstat(stream.fileno())
+            return stat.S_ISREG(status.st_mode) or os.path.samestat(status, Path(os.devnull).stat())
+    return False
+
+
+def _wait_for(stream: IO[Any]) -> None:
     """Let reads and writes wait, where another program, ssh for one, has set the pipe not to."""
     with suppress(OSError, ValueError):
         os.set_blocking(stream.fileno(), True)

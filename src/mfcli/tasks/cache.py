@@ -95,7 +95,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-class Found(StrEnum):
+class Verdict(StrEnum):
     """What a look at a file's bytes found.
 
     NEW was placed by hand and not used yet, where nothing was or where another such file was: the next prediction takes
@@ -119,7 +119,7 @@ class Verified:
     """
 
     entry: CacheEntry
-    status: Found
+    status: Verdict
     problem: str | None = None
 
 
@@ -133,16 +133,16 @@ def verify(settings: Settings) -> Iterator[Verified]:
 def _verified(entry: CacheEntry) -> Verified:
     is_new = entry.kind is Kind.CHECKPOINT and _is_new(entry.path)
     if entry.sha256 is None and not is_new:
-        return Verified(entry, Found.BAD, "no digest is known of it")
+        return Verified(entry, Verdict.BAD, "no digest is known of it")
     try:
         digest = sha256_of(entry.path)
     except ModelError as error:
-        return Verified(entry, Found.BAD, error.message)
+        return Verified(entry, Verdict.BAD, error.message)
     if digest == entry.sha256:
-        return Verified(entry, Found.STALE if _is_stale(entry) else Found.GOOD)
+        return Verified(entry, Verdict.STALE if _is_stale(entry) else Verdict.GOOD)
     if is_new:
-        return Verified(entry, Found.NEW)
-    return Verified(entry, Found.BAD, f"its SHA-256 is {digest} instead of {entry.sha256}")
+        return Verified(entry, Verdict.NEW)
+    return Verified(entry, Verdict.BAD, f"its SHA-256 is {digest} instead of {entry.sha256}")
 
 
 def _is_new(path: Path) -> bool:
