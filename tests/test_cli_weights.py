@@ -87,7 +87,9 @@ def test_the_first_prediction_downloads_and_the_next_does_not(mf: Mf, hub: Hub, 
 
 def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert mf("cache", "path").out == f"{own_cache}\n"
-    assert mf("cache", "ls", "--format", "csv").out == ""
+    header = "kind,model,size_bytes,sha256,path\n"
+    assert mf("cache", "ls", "--format", "csv").out == header
+    assert mf("cache", "verify", "--format", "tsv").out.split() == ["status", *header.strip().split(","), "problem"]
     assert mf("download", NAME).code == 0
     rows = json.loads(mf("cache", "ls", "--format", "json").out)
     assert [(row["kind"], row["model"]) for row in rows] == [("checkpoint", NAME), ("artifact", NAME)]
@@ -123,9 +125,11 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path, monkeyp
     assert mf("download", NAME, "--force", "-q").code == 0
     assert mf("cache", "verify").code == 0
     assert mf("cache", "rm", "poolformer*", "--dry-run", "-q").code == 0
+    timm = mf("cache", "rm", f"timm/{NAME}.sail*", "--dry-run", "--format", "json").out
+    assert {row["model"] for row in json.loads(timm)} == {NAME}
     assert artifact.exists()
     assert mf("cache", "rm", NAME).code == 0
-    assert mf("cache", "ls", "--format", "csv").out == ""
+    assert mf("cache", "ls", "--format", "csv").out == header
     for name in "resnet50", "resnet*":
         assert mf("cache", "rm", name).code == 4
     assert mf("cache", "rm", "poolformer*").code == 0  # there is nothing of them, but there are such models
@@ -160,6 +164,8 @@ def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     missing = mf("download", "poolformerv2_s24", "--format", "csv")
     assert missing.code == 4
     assert "no source delivers poolformerv2_s24: " in missing.err
+    named = json.loads(mf("download", "timm/PoolFormerV2_s*.sail_in1k", "--dry-run", "--format", "json").out)
+    assert [row["name"] for row in named] == [row["name"] for row in planned]
     assert mf("download", "a*", "--dry-run").code == 4
     assert mf("download", NAME, "--expect-sha256", "xyz").code == 2
     assert mf("download", "poolformerv2_*", "--from", str(tmp_path)).code == 2

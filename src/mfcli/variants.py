@@ -6,6 +6,7 @@ Rows are data, readable without torch. Depths, dims and the published figures ar
 Vision" (CVPR 2022) as timm hosts it. `timm_top1` is timm's own measurement (results-imagenet.csv, 1.0.x).
 """
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -170,6 +171,12 @@ class Variant:
         if self.pretraining is Pretraining.BUNDLED:
             aliases.append(BUNDLED_ALIAS)
         return tuple(aliases)
+
+    def is_meant_by(self, glob: str) -> bool:
+        """Return whether a glob matches the row's name, or, with a dot in the glob, timm's name of it."""
+        pattern = _plain(glob)
+        name = self.timm_name if "." in pattern else self.name
+        return name is not None and fnmatch.fnmatchcase(name, pattern)
 
 
 _S, _M = (64, 128, 320, 512), (96, 192, 384, 768)
@@ -337,13 +344,17 @@ def is_glob(name: str) -> bool:
     return any(wildcard in name for wildcard in "*?[")
 
 
+def _plain(name: str) -> str:
+    return name.strip().lower().removeprefix("hf-hub:").removeprefix("timm/")
+
+
 def find_variant(name: str) -> Variant:
     """Return the row called `name`: the paper's name, timm's, or an alias; case and a `timm/` prefix do not matter.
 
     Raises:
         ModelError: no row has this name; the hint suggests the nearest ones.
     """
-    key = name.strip().lower().removeprefix("hf-hub:").removeprefix("timm/")
+    key = _plain(name)
     variant = VARIANTS.get(_ALIASES.get(key, key))
     if variant is None:
         import difflib

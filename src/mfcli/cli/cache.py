@@ -23,22 +23,22 @@ app = typer.Typer(
 )
 
 
+_COLUMNS = ("kind", "model", "size_bytes", "sha256", "path")
+
+
 def _record(entry: "CacheEntry") -> dict[str, Any]:
-    return {
-        "kind": entry.kind.value,
-        "model": entry.model,
-        "size_bytes": entry.size_bytes,
-        "sha256": entry.sha256,
-        "path": str(entry.path),
-    }
+    values = (entry.kind.value, entry.model, entry.size_bytes, entry.sha256, str(entry.path))
+    return dict(zip(_COLUMNS, values, strict=True))
 
 
-def _write(format: FormatName, records: Sequence[dict[str, Any]], brief: Sequence[str]) -> None:
+def _write(
+    format: FormatName, records: Sequence[dict[str, Any]], brief: Sequence[str], columns: Sequence[str] = _COLUMNS
+) -> None:
     from mfcli.formats.records import write_records
 
     with standard_output() as stream:
         in_brief = format is FormatName.TABLE
-        write_records(format, stream, [{k: r[k] for k in brief} if in_brief else r for r in records])
+        write_records(format, stream, [{k: r[k] for k in brief} if in_brief else r for r in records], columns)
 
 
 @app.command()
@@ -70,7 +70,7 @@ def verify(format: Format = FormatName.TABLE) -> None:
 
     found = list(task.verify(Settings.from_environ()))
     records = [{"status": v.status.value, **_record(v.entry), "problem": v.problem} for v in found]
-    _write(format, records, ("status", "kind", "model", "path", "problem"))
+    _write(format, records, ("status", "kind", "model", "path", "problem"), ("status", *_COLUMNS, "problem"))
     if bad := [v.entry for v in found if v.problem]:
         raise CheckError(f"{len(bad)} of {len(found)} files are not what they were", _mend(bad))
 

@@ -11,13 +11,14 @@ Record = Mapping[str, Any]
 """Names to strings, numbers, None, or sequences of them."""
 
 
-def write_records(name: FormatName, stream: TextIO, records: Sequence[Record]) -> None:
+def write_records(name: FormatName, stream: TextIO, records: Sequence[Record], columns: Sequence[str] = ()) -> None:
     """Write records that have the same keys; JSON keeps their types, the others write sequences with spaces between.
 
     Args:
         name: the format.
         stream: text, without translation of newlines.
         records: what to write.
+        columns: the header of CSV and TSV where there are no records.
     """
     match name:
         case FormatName.TABLE:
@@ -31,9 +32,9 @@ def write_records(name: FormatName, stream: TextIO, records: Sequence[Record]) -
         case FormatName.CSV | FormatName.TSV:
             separator = "," if name is FormatName.CSV else "\t"
             writer = csv.writer(stream, delimiter=separator, lineterminator="\n")
-            writer.writerows(
-                [list(records[0]), *(map(_text, record.values()) for record in records)] if records else []
-            )
+            if header := list(records[0] if records else columns):
+                writer.writerow(header)
+            writer.writerows(map(_text, record.values()) for record in records)
     stream.flush()
 
 

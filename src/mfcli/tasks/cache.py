@@ -158,13 +158,19 @@ def matching(settings: Settings, names: list[str]) -> list[CacheEntry]:
     Raises:
         ModelError: a name is unknown, or a glob is of no model and of nothing in the cache.
     """
-    patterns = [name.lower() if is_glob(name) else find_variant(name).name for name in names]
     found = [e for e in (*entries(settings), *_knowledge(settings)) if e.model]
-    known = {*VARIANTS, *(str(e.model) for e in found)}
-    for pattern in patterns:
-        if not fnmatch.filter(known, pattern):
-            raise ModelError(f"no model matches {pattern!r}", "what is there: mf cache ls")
-    return [e for e in found if any(fnmatch.fnmatchcase(str(e.model), p) for p in patterns)]
+    strange = {e.model for e in found if e.model} - VARIANTS.keys()
+    wanted: set[str] = set()
+    for name in names:
+        if is_glob(name):
+            rows = {v.name for v in VARIANTS.values() if v.is_meant_by(name)}
+            meant = rows | set(fnmatch.filter(strange, name.lower()))
+        else:
+            meant = {find_variant(name).name}
+        if not meant:
+            raise ModelError(f"no model matches {name!r}", "what is there: mf cache ls")
+        wanted |= meant
+    return [e for e in found if e.model in wanted]
 
 
 def _knowledge(settings: Settings) -> Iterator[CacheEntry]:

@@ -1,7 +1,6 @@
 """Fetch checkpoints and prepare their artifacts, without predicting anything."""
 
 import contextlib
-import fnmatch
 import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -57,7 +56,7 @@ def choose(names: list[str]) -> list[Variant]:
     chosen: dict[str, Variant] = {}
     for name in names:
         if is_glob(name):
-            found = [v for v in list_variants() if v.sources and fnmatch.fnmatchcase(v.name, name.lower())]
+            found = [v for v in list_variants() if v.sources and v.is_meant_by(name)]
             if not found:
                 raise ModelError(f"no model matches {name!r}", "all of them: mf list-models")
         else:

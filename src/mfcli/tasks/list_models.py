@@ -1,6 +1,5 @@
 """Choose rows of the registry."""
 
-import fnmatch
 from dataclasses import dataclass
 
 from mfcli.errors import ModelError, UsageError
@@ -40,11 +39,9 @@ class ModelFilter:
     def _matches(self, variant: Variant) -> bool:
         if self.pattern is None:
             return True
-        pattern = self.pattern.lower()
-        if not is_glob(pattern):
-            return any(pattern in name for name in (variant.name, *variant.aliases))
-        name = variant.timm_name if "." in pattern else variant.name
-        return name is not None and fnmatch.fnmatchcase(name, pattern)
+        if is_glob(self.pattern):
+            return variant.is_meant_by(self.pattern)
+        return any(self.pattern.lower() in name for name in (variant.name, *variant.aliases))
 
 
 @dataclass(frozen=True, slots=True)
