@@ -91,7 +91,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--teacher", type=Path, help="checkpoint of --teacher-architecture whose answers are learned too")
     add("--teacher-architecture", default="convformer_t9", choices=ANY_SIZE)
     add("--distill", type=float, default=0.5, help="share of the teacher's answer in what is learned, else the labels")
-    add("--ema", type=float, default=0.998)
+    add("--ema", type=float, default=0.998, help="most of the moving average that a step keeps")
+    add("--ema-power", type=float, default=0.75, help="at step t it keeps 1 - (1 + t) ** -POWER: 1 is the plain mean")
     add("--holdout", type=int, default=25, help="pictures of each class that are not trained on")
     add("--seed", type=int, default=0)
     add("--device", default="cpu")
@@ -185,7 +186,7 @@ class Run:
         except (AssertionError, RuntimeError) as error:  # how torch says that there is no such device
             raise SystemExit(f"--device {options.device}: {error}") from error
         self.optimizer = make_optimizer(self.model, options)
-        self.ema = ModelEmaV3(self.model, options.ema, use_warmup=True, warmup_power=0.75)
+        self.ema = ModelEmaV3(self.model, options.ema, use_warmup=True, warmup_power=options.ema_power)
         total = self.steps * len(self.sizes)
         self.schedule = WSDLRScheduler(
             self.optimizer,
