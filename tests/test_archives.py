@@ -149,6 +149,24 @@ def test_zip_bomb(tmp_path: Path) -> None:
     assert (found["a.jpg"], found["b.jpg"], len(found["c.jpg"])) == ("too_large", b"y", 63 * 2**20)
 
 
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize("name", ["b.jpg", "b.txt"])
+def test_a_tar_header_that_lies(name: str, compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "p.tar", {"a.jpg": b"a"})
+    header = tarfile.TarInfo(name)
+    header.size = 10**15
+    path.write_bytes(compress(path.read_bytes()[:1024] + header.tobuf(tarfile.GNU_FORMAT) + bytes(10_240)))
+    wanted = {"a.jpg": b"a", None: "truncated"} | ({name: "too_large"} if name == "b.jpg" else {})
+    assert read(path) == wanted
+
+
+@pytest.mark.parametrize("folders", ["a/", "./"])
+def test_a_name_without_an_end(folders: str, tmp_path: Path) -> None:
+    name = 200_000 * folders + "0.jpg"
+    found = read(tar_of(tmp_path / "p.tar", {name: b"x", "b.jpg": b"b"}, "w"))
+    assert found == {name: "unsupported", "b.jpg": b"b"}
+
+
 @pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
 def test_tar_bomb(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
     tar_of(tmp_path / "p.tar", {"a.jpg": b"a", "bomb.bin": bytes(80 * 2**20), "c.jpg": b"c"})

@@ -211,6 +211,43 @@ def test_failed_pictures_are_tried_again(mf: Mf, many: list[Path], tmp_path: Pat
     assert [(row["input"], row["status"]) for row in rows(path)] == [(str(p), "ok") for p in inputs]
 
 
+def test_what_could_not_be_opened_leaves_no_row_once_it_gives_pictures(
+    mf: Mf, many: list[Path], tmp_path: Path
+) -> None:
+    inputs = [tmp_path / name for name in ("p.zip", "cut.zip/in", "new", "glob/*.png", "gone")]
+    path = tmp_path / "out.jsonl"
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
+        archive.write(many[0], "in/0.png")
+        archive.write(many[1], "in/1.png")
+    whole = (tmp_path / "whole.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) * 2 // 3])
+    assert mf("predict", *inputs, "-o", path, "-q").code == 5
+    assert [row["status"] for row in rows(path)] == ["error", "ok", *["error"] * 4]
+    (tmp_path / "p.zip").write_bytes(whole)
+    (tmp_path / "cut.zip").write_bytes(whole)
+    for folder in ("new", "glob"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").write_bytes(many[0].read_bytes())
+    assert mf("predict", *inputs, "-o", path, "-q", "--retry-failed").code == 5
+    assert [row["input"] for row in rows(path) if row["status"] == "error"] == [str(tmp_path / "gone")]
+    assert [(Path(row["input"]).name, row["member"]) for row in rows(path) if row["status"] == "ok"] == [
+        ("cut.zip", "in/0.png"),
+        ("p.zip", "in/0.png"),
+        ("p.zip", "in/1.png"),
+        ("cut.zip", "in/1.png"),
+        ("0.png", None),
+        ("0.png", None),
+    ]
+
+
+def test_standard_input_is_another_picture_each_time(mf_process: Mf, many: list[Path], tmp_path: Path) -> None:
+    for path in many[:2]:
+        given = ("predict", "-", "-o", tmp_path / "out.jsonl", "--resume", "-q")
+        assert mf_process(*given, stdin=path.read_bytes()).code == 0
+    first, second = rows(tmp_path / "out.jsonl")
+    assert first["predictions"] != second["predictions"]
+
+
 def test_failures_can_be_allowed(mf: Mf, many: list[Path]) -> None:
     assert mf("predict", *many, "-q", "--format", "csv", "--allow-failures").code == 0
     assert mf("predict", many[5], "-q", "--format", "csv", "--allow-failures").code == 0
@@ -319,6 +356,17 @@ def test_an_input_is_no_output(mf: Mf, many: list[Path], tmp_path: Path) -> None
     ran = mf("predict", "--files-from", tmp_path / "list.txt", "-o", tmp_path / "list.txt", "--overwrite", "-q")
     assert (ran.code, ran.err.splitlines()[0]) == (8, f"error: {tmp_path}/list.txt is an input")
     assert (tmp_path / "list.txt").read_text() == f"{many[0]}\n"
+
+
+@pytest.mark.parametrize("name", ["p.zip", "a.PNG"])
+def test_a_picture_or_an_archive_is_not_replaced(name: str, mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(many[0].read_bytes())
+    ran = mf("predict", tmp_path, "-o", tmp_path / name, "--format", "csv", "--overwrite", "-q")
+    assert (ran.code, ran.err.splitlines()[0]) == (
+        8,
+        f"error: {tmp_path / name} has the name of a picture or an archive",
+    )
+    assert (tmp_path / name).read_bytes() == many[0].read_bytes()
 
 
 def test_a_list_through_a_pipe_is_read_once(mf_terminal: Mf, many: list[Path], tmp_path: Path) -> None:
@@ -475,6 +523,12 @@ def test_a_folder_in_an_archive_is_many_pictures_and_a_member_one(mf: Mf, many: 
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         for path in many[:2]:
             archive.write(path, f"inner/{path.name}")
+            archive.write(path, f"2024.05/{path.name}")
     archived = tmp_path / "p.zip"
-    for name, lines in ((f"{archived}/inner", 3), (f"{archived}/inner/*.png", 3), (f"{archived}/inner/000.png", 10)):
+    for name, lines in (
+        (f"{archived}/inner", 3),
+        (f"{archived}/2024.05", 3),
+        (f"{archived}/inner/*.png", 3),
+        (f"{archived}/inner/000.png", 10),
+    ):
         assert len(mf("predict", name, "-q").out.splitlines()) == lines, name

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from mfcli.errors import FailureCode, NoInputsError, PictureError, UsageError
+from mfcli.paths import open_file
 from mfcli.sources import Selection, Source, from_arguments
 
 
@@ -293,6 +295,37 @@ def test_lists_are_filtered_in_archives() -> None:
     with pytest.raises(NoInputsError) as caught:
         found(exclude=("*.jpg", "in"))
     assert "check --include, --exclude" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["q.zip", "q.tar", "q.tar.gz"])
+def test_a_list_reads_an_archive_once(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "q.zip":
+        (here / "p.zip").rename(name)
+    else:
+        with tarfile.open(name, "w:gz" if name.endswith("gz") else "w") as file:
+            for member in ("3.jpg", "./in/1.jpg", "in/2.jpg"):
+                file.add("a.jpg", member)
+    opened: list[str] = []
+
+    def counted(path: str) -> BinaryIO:
+        opened.append(path)
+        return open_file(path)
+
+    monkeypatch.setattr("mfcli.archives.open_file", counted)
+
+    def found(*members: str) -> list[str]:
+        opened.clear()
+        listed = "".join(f"{name}/{member}\n" for member in members)
+        return [
+            line.partition(" ! ")[2] for line in shown(from_arguments([], io.BytesIO(listed.encode()), files_from="-"))
+        ]
+
+    in_order = ["3.jpg", "in/1.jpg", "in/2.jpg"]
+    assert [member.removeprefix("./") for member in found(*in_order)] == in_order
+    assert len(opened) == 1
+    assert [member.removeprefix("./") for member in found(*in_order[::-1], "3.jpg")] == [*in_order[::-1], "3.jpg"]
+    assert len(opened) == (1 if name == "q.zip" else 4)
+    assert found("in/1.jpg", "none.jpg", "3.jpg")[1:] == ["none.jpg = not_found", "3.jpg"]
 
 
 def test_a_glob_in_an_archive_takes_what_it_takes_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

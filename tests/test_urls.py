@@ -106,7 +106,8 @@ def test_a_picture(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "text"), [(404, "404 Not Found"), (500, "500 Internal"), (304, "304"), (799, "799")]
+    ("status", "text"),
+    [(404, "404 Not Found"), (500, "500 Internal"), (304, "304"), (799, "799"), (206, "206"), (204, "204")],
 )
 def test_what_the_server_refuses(server: Server, status: int, text: str) -> None:
     server.says("/a.jpg", status)
@@ -117,11 +118,15 @@ def test_what_the_server_refuses(server: Server, status: int, text: str) -> None
 
 def test_a_web_page(server: Server) -> None:
     page = b"<!DOCTYPE html><html>no picture</html>"
-    for body, kind in [(page, "text/html; charset=utf-8"), (b"\n" + page, "image/jpeg"), (b"<p>", "text/html")]:
+    for body, kind, called in [
+        (page, "text/html; charset=utf-8", ""),
+        (b"\n" + page, "image/jpeg", " (called image/jpeg)"),
+        (b"<p>", "text/html", ""),
+    ]:
         server.says("/a.jpg", body=body, Content_Type=kind)
         error = failure(server.url())
         assert error.code is FailureCode.UNSUPPORTED
-        assert error.message == f"the server sent {kind.partition(';')[0]}, not a picture"
+        assert error.message == f"the server sent a web page{called}, not a picture"
     server.says("/a.jpg", body=PICTURE, Content_Type="text/html")
     assert fetch(server.url(), 5, 10**6).read() == PICTURE
 

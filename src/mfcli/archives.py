@@ -5,10 +5,12 @@ archive are refused, and archives in archives are not opened.
 """
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
 import os
+import re
 import stat
 import struct
 import tarfile
@@ -17,15 +19,15 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from mfcli.errors import FailureCode, PictureError
 from mfcli.paths import open_file
 from mfcli.results import Failure
-from mfcli.selection import in_natural_order
+from mfcli.selection import MAX_NAME, in_natural_order
 
 _MAX_RATIO = 1000
 """Bytes out for one byte in; no picture but a blank one compresses like that, and deflate can reach 1032."""
@@ -33,6 +35,7 @@ _RATIO_FROM_BYTES = 64 * 2**20
 """Up to here any ratio will do: that of a blank bitmap of 20 million pixels, for one."""
 _MAX_HEADER_BYTES = 2**20
 """Long names and attributes of a tar member, which tarfile reads as a whole."""
+_HERE = re.compile(r"(\./+)+")
 _CHUNK_BYTES = 2**18
 _ENCRYPTED = 0x1
 _SIZE_COMES_LATER = 0x8
@@ -40,6 +43,7 @@ _NAME_IS_UTF8 = 0x800
 _LOCAL_HEADER = b"PK\3\4"
 _LOCAL = struct.Struct("<4s5H3I2H")
 """Signature, version, flags, method, time, date, CRC-32, packed and unpacked size, lengths of name and extra field."""
+_NAME_TOO_LONG = Failure(FailureCode.UNSUPPORTED, f"its name is over {MAX_NAME} characters")
 _LEADS_OUT = Failure(FailureCode.UNSUPPORTED, "its name leads out of the archive, and is not read")
 
 
@@ -78,7 +82,58 @@ def members(path: str, takes: Callable[[str], bool], max_bytes: int) -> Iterator
         yield Member(None, Failure(error.code, error.message))
 
 
-@contextmanager
+class LastArchive:
+    """The archive that a list named last, kept open: its lines mostly name members of one archive after the other.
+
+    A zip's table of contents is read once; a tar is read on from where it is, and from its beginning only for a member
+    that was passed already.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """Begin with none; `max_bytes` is the largest member that is read."""
+        self._max_bytes = max_bytes
+        self._identity: tuple[str, int, int, int, int] | None = None
+        self._by_name: dict[str, list[Member]] = {}
+        self._rest: Iterator[Member] = iter(())
+        self._wanted = ""
+
+    def named(self, path: str, wanted: str) -> list[Member]:
+        """Return the members of exactly this name: of a tar the next one, and maybe none of a damaged archive.
+
+        Args:
+            path: the archive.
+            wanted: the member, as `relative_name` returns it.
+        """
+        try:
+            status = Path(path).stat()
+        except (OSError, ValueError):
+            return []
+        identity = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        is_zip = path.lower().endswith(".zip")
+        if identity != self._identity:
+            self._identity, self._by_name, self._rest = identity, {}, iter(())
+            if is_zip:
+                self._read_contents(path)
+        if is_zip:
+            return self._by_name.get(wanted, [])
+        self._wanted = wanted
+        if (member := next(self._rest, None)) is None or member.name is None:
+            self._rest = members(path, self._is_wanted, self._max_bytes)
+            member = next(self._rest, None)
+        return [member] if member and member.name is not None else []
+
+    def _read_contents(self, path: str) -> None:
+        with contextlib.suppress(PictureError), _archive_errors(), contextlib.ExitStack() as stack:
+            archive = _Zip(stack.enter_context(open_file(path)))
+            stack.pop_all()  # it is closed with the last member
+            for member in _contents(archive, lambda _: True, self._max_bytes):
+                self._by_name.setdefault(relative_name(member.name or ""), []).append(member)
+
+    def _is_wanted(self, name: str) -> bool:
+        return name == self._wanted
+
+
+@contextlib.contextmanager
 def _archive_errors() -> Iterator[None]:
     """Turn whatever reading raises into a PictureError; hostile bytes raise almost anything."""
     try:
@@ -109,14 +164,16 @@ def _one_line(error: BaseException) -> str:
 def relative_name(name: str) -> str:
     """Return the name of a member as it is compared: with slashes, without a leading `./`."""
     name = name.replace("\\", "/")  # some programs on Windows write it
-    while name.startswith("./"):
-        name = name[2:].lstrip("/")
-    return name
+    here = _HERE.match(name)
+    return name[here.end() :] if here else name
 
 
-def _leads_out(name: str) -> bool:
+def _name_failure(name: str) -> Failure | None:
+    if len(name) > MAX_NAME:
+        return _NAME_TOO_LONG
     parts = relative_name(name).split("/")
-    return parts[0] == "" or ".." in parts or (len(parts[0]) == 2 and parts[0][1] == ":")
+    leads_out = parts[0] == "" or ".." in parts or (len(parts[0]) == 2 and parts[0][1] == ":")
+    return _LEADS_OUT if leads_out else None
 
 
 def _over_ratio(bytes_out: int, bytes_in: int) -> bool:
@@ -171,6 +228,10 @@ def _zip_members(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -
                 raise PictureError(FailureCode.DECODE, "is not a zip archive") from error
             yield from _salvaged(file, takes, max_bytes)
         raise PictureError(FailureCode.TRUNCATED, "is truncated: its table of contents is missing") from error
+    yield from _contents(archive, takes, max_bytes)
+
+
+def _contents(archive: _Zip, takes: Callable[[str], bool], max_bytes: int) -> Iterator[Member]:
     named = [(_zip_name(info), info) for info in archive.zip.infolist() if not info.is_dir()]
     for name, info in in_natural_order(named, lambda item: item[0]):
         if not takes(relative_name(name)):
@@ -223,8 +284,8 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 
 def _zip_failure(name: str, info: zipfile.ZipInfo, max_bytes: int) -> Failure | None:
-    if _leads_out(name):
-        return _LEADS_OUT
+    if failure := _name_failure(name):
+        return failure
     if info.flag_bits & _ENCRYPTED:
         return Failure(FailureCode.UNSUPPORTED, "is encrypted")
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
@@ -264,6 +325,25 @@ _HEADERS_WITH_DATA = frozenset(
 )
 
 
+class _Ending:
+    """A stream whose end is an error when it is read twice: tarfile skips what a header says, there or not."""
+
+    def __init__(self, data: BinaryIO) -> None:
+        self._data, self._is_over = data, False
+
+    def read(self, size: int) -> bytes:
+        """Read from the stream.
+
+        Raises:
+            tarfile.ReadError: it was over before.
+        """
+        data = self._data.read(size)
+        if not data and self._is_over:
+            raise tarfile.ReadError("unexpected end of data")
+        self._is_over = not data
+        return data
+
+
 class _Bounded:
     """Decompressed bytes, as long as they are not out of proportion to the compressed ones read."""
 
@@ -300,7 +380,11 @@ def _tar_members(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -
     with (
         file,
         tarfile.open(
-            fileobj=_decompressed(file), mode="r|", tarinfo=_TarHeader, encoding="utf-8", errors="surrogateescape"
+            fileobj=cast(BinaryIO, _Ending(_decompressed(file))),
+            mode="r|",
+            tarinfo=_TarHeader,
+            encoding="utf-8",
+            errors="surrogateescape",
         ) as archive,
     ):
         while (header := archive.next()) is not None:
@@ -311,8 +395,8 @@ def _tar_members(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -
 
 def _tar_member(archive: tarfile.TarFile, header: tarfile.TarInfo, max_bytes: int) -> Member:
     name = header.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    if _leads_out(header.name):
-        return Member(name, _LEADS_OUT)
+    if failure := _name_failure(header.name):
+        return Member(name, failure)
     if not header.isreg():
         message = "is a link or a device in the archive, and is not followed"
         return Member(name, Failure(FailureCode.UNSUPPORTED, message))

@@ -13,6 +13,9 @@ DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_BYTES = 256 * 2**20
 """More than any picture under the cap of pixels has when it is compressed at all."""
 
+MAX_NAME = 4096
+"""Characters of a member's name; no longer path can be opened on Linux."""
+
 _SUFFIXES = (
     ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .fit .fits .flc .fli .ftc .ftu .gbr .gif .icb .icns "
     ".ico .iim .im .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .msp .pbm .pcd .pcx .pfm .pgm .png "
@@ -165,6 +168,8 @@ class Selection:
 
     def takes_member(self, relative: str) -> bool:
         """Whether a member of an archive is taken, and every folder that it lies in is entered."""
+        if len(relative) > MAX_NAME:  # it will not be read
+            return self.takes(relative)
         cuts = [at for at, character in enumerate(relative) if character == "/" and at]
         if cuts and not self.recursive:
             return False

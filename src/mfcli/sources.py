@@ -7,14 +7,15 @@ opened, so that every failure is a row. What the bytes mean is images.py's busin
 
 import base64
 import contextlib
+import functools
 import io
 import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from mfcli.errors import FailureCode, NoInputsError, PictureError, UsageError
@@ -31,6 +32,11 @@ from mfcli.paths import (
 )
 from mfcli.results import Failure
 from mfcli.selection import Selection, has_magic
+
+if TYPE_CHECKING:
+    from mfcli.archives import LastArchive, Member
+
+    _Last = Callable[[], LastArchive]
 
 __all__ = ["STDIN", "Selection", "Source", "from_arguments"]
 
@@ -59,12 +65,19 @@ class Source:
         member: the member of the archive `argument`, as text; None for what is not in an archive.
         failure: why it cannot be read, where that is known before it is opened.
         opener: gives the bytes; None where `argument` is the path of a file.
+        whole: argument and member of the glob, or of the folder in an archive, that it was found by; else None.
     """
 
     argument: str
     member: str | None = None
     failure: Failure | None = None
     opener: Callable[[], BinaryIO] | None = None
+    whole: tuple[str, str | None] | None = None
+
+    @property
+    def is_stdin(self) -> bool:
+        """Whether it is standard input, whose name says nothing about the picture."""
+        return self.argument == STDIN and self.opener is not None
 
     @property
     def raw(self) -> bytes:
@@ -217,8 +230,10 @@ def _read_stdin(stdin: BinaryIO, max_bytes: int) -> BinaryIO:
     return io.BytesIO(data)
 
 
-def _of_name(name: str, selection: Selection, *, is_line: bool = False) -> tuple[str | None, Iterator[Source]] | None:
-    """What an address, a folder, an archive or a member of one gives; None for anything else."""
+def _of_name(
+    name: str, selection: Selection, last: "_Last | None" = None
+) -> tuple[str | None, Iterator[Source]] | None:
+    """What an address, a folder, an archive or a member of one gives; None for anything else. Lines have a `last`."""
     if address := _ADDRESS.match(name):
         return None, iter([_of_address(name, address[1].lower(), selection)])
     if os.path.isdir(name):
@@ -227,7 +242,7 @@ def _of_name(name: str, selection: Selection, *, is_line: bool = False) -> tuple
     if is_archive_name(bare) and os.path.isfile(bare):
         return Source(bare).input, _of_archive(bare, selection.takes_member, selection)
     if (split := split_member(name)) is not None:
-        return None if is_line else Source(name).input, _of_member(*split, selection, is_line)
+        return None if last else Source(name).input, _of_member(*split, selection, last)
     return None
 
 
@@ -240,21 +255,26 @@ def _of_glob(pattern: str, selection: Selection) -> Iterator[Source]:
     for found in walk_glob(pattern, selection):
         is_empty = False
         named = None if found.failure else _of_name(found.path, selection)
-        yield from [_of_found(found)] if named is None else named[1]
+        for source in [_of_found(found)] if named is None else named[1]:
+            yield replace(source, whole=(pattern, None))
     if is_empty:
         yield Source(
             pattern, failure=Failure(FailureCode.NOT_FOUND, "no such file, and as a glob it matches no picture")
         )
 
 
+def _of_found_member(path: str, member: "Member") -> Source:
+    return Source(path, member.name, member.failure, member.opener)
+
+
 def _of_archive(path: str, takes: Callable[[str], bool], selection: Selection) -> Iterator[Source]:
     from mfcli.archives import members
 
     for member in members(path, takes, selection.max_bytes):
-        yield Source(path, member.name, member.failure, member.opener)
+        yield _of_found_member(path, member)
 
 
-def _of_member(path: str, wanted: str, selection: Selection, is_line: bool) -> Iterator[Source]:
+def _of_member(path: str, wanted: str, selection: Selection, last: "_Last | None") -> Iterator[Source]:
     """The member of this name, whatever its suffix; or what a folder or, but for a line, a glob of this name holds.
 
     The filters are for what a folder or a glob holds, and for lines.
@@ -263,11 +283,14 @@ def _of_member(path: str, wanted: str, selection: Selection, is_line: bool) -> I
 
     wanted = relative_name(wanted)
     folder = f"{wanted.rstrip('/')}/"
-    is_glob = has_magic(wanted) and not is_line
+    is_filtered = last is not None and not selection.passes(f"{path}/{wanted}")
+    if last and (found := last().named(path, wanted)):
+        yield from [] if is_filtered else (_of_found_member(path, member) for member in found)
+        return
+    is_glob = has_magic(wanted) and not last
     if is_glob and (path.lower().endswith(".zip") or "[" in wanted):  # a tar is read once more: not for most globs
         is_glob = all(member.name is None for member in members(path, wanted.__eq__, selection.max_bytes))
     in_glob = member_glob(wanted, selection) if is_glob else None
-    is_filtered = is_line and not selection.passes(f"{path}/{wanted}")
     is_there = False
 
     def takes(name: str) -> bool:
@@ -282,7 +305,7 @@ def _of_member(path: str, wanted: str, selection: Selection, is_line: bool) -> I
     is_empty = True
     for source in _of_archive(path, takes, selection):
         is_empty = False
-        yield source
+        yield source if source.member in (None, wanted) else replace(source, whole=(path, wanted))
     if is_empty and not is_there and not is_filtered:
         name = os.fsencode(wanted).decode("utf-8", "replace")
         yield Source(path, name, Failure(FailureCode.NOT_FOUND, "no such member in the archive"))
@@ -323,15 +346,22 @@ def _fetch(url: str, timeout_s: float, max_bytes: int) -> BinaryIO:
 
 def _of_lines(file: BinaryIO, nul: bool, files_from: str, selection: Selection) -> _Streams:
     lines = _lines(file, b"\0" if nul else b"\n")
+
+    @functools.cache
+    def last() -> "LastArchive":
+        from mfcli.archives import LastArchive
+
+        return LastArchive(selection.max_bytes)
+
     try:
         with contextlib.nullcontext() if files_from == STDIN else file:
-            yield from (_of_line(line, nul, selection) for line in lines)
+            yield from (_of_line(line, nul, selection, last) for line in lines)
     except OSError as error:  # a folder on standard input, a disk that fails
         failure = failure_of(error, "read")
         yield None, iter([Source(files_from, failure=Failure(failure.code, f"as a list, {failure.message}"))])
 
 
-def _of_line(line: bytes, nul: bool, selection: Selection) -> tuple[str | None, Iterator[Source]]:
+def _of_line(line: bytes, nul: bool, selection: Selection, last: "_Last") -> tuple[str | None, Iterator[Source]]:
     name = os.fsdecode(line)
     wrong_end = "; a list that find -print0 writes is read with -0" if b"\0" in line and not nul else ""
     if len(line) > _MAX_LINE_BYTES:
@@ -339,7 +369,7 @@ def _of_line(line: bytes, nul: bool, selection: Selection) -> tuple[str | None, 
         return None, iter([Source(f"{name[:200]}...", failure=Failure(FailureCode.TOO_LARGE, message))])
     if wrong_end:
         return None, iter([Source(name, failure=Failure(FailureCode.NOT_FOUND, f"no such file{wrong_end}"))])
-    named, is_remote = _of_name(name, selection, is_line=True), is_address(name)
+    named, is_remote = _of_name(name, selection, last), is_address(name)
     path = re.split(r"[?#]", name)[0] if is_remote else name
     filters_itself = named and not is_remote  # a folder, an archive, or what is in one
     if not (selection.lets_in(path) if filters_itself else selection.passes(path)):

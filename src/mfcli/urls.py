@@ -276,7 +276,7 @@ def _is_public(address: str) -> bool:
 
 
 def _body(response: requests.Response, max_bytes: int) -> io.BytesIO:
-    if not response.ok or response.status_code >= 300:
+    if response.status_code not in (HTTPStatus.OK, HTTPStatus.NON_AUTHORITATIVE_INFORMATION):
         raise PictureError(FailureCode.NETWORK, f"the server answers {_status(response.status_code)}")
     too_large = PictureError(FailureCode.TOO_LARGE, f"the server sends over {max_bytes} bytes")
     if (size_of(response.headers.get("Content-Length")) or 0) > max_bytes:
@@ -305,4 +305,5 @@ def _check_no_page(response: requests.Response, head: bytes) -> None:
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     says_page = kind in ("text/html", "application/xhtml+xml") and head.lstrip().startswith(b"<")
     if says_page or _PAGE.match(head):
-        raise PictureError(FailureCode.UNSUPPORTED, f"the server sent {kind or 'text/html'}, not a picture")
+        labelled = "" if says_page or not kind else f" (called {kind})"
+        raise PictureError(FailureCode.UNSUPPORTED, f"the server sent a web page{labelled}, not a picture")

@@ -19,7 +19,7 @@ from mfcli.errors import ExitCode, MfError, OutputError, UsageError
 from mfcli.files import exists, is_file
 from mfcli.formats.base import Announced, FormatName
 from mfcli.results import Summary
-from mfcli.selection import DEFAULT_TIMEOUT_S, has_magic
+from mfcli.selection import DEFAULT_TIMEOUT_S, PICTURE_SUFFIXES, has_magic
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 from mfcli.variants import Pretraining, find_variant
 
@@ -309,11 +309,16 @@ def _saying_what_is_kept(output: Path | None, format: FormatName, quiet: bool) -
 
 
 def _check_not_read(output: Path, names: list[str]) -> None:
-    """Refuse an output that is an input or the list of them.
+    """Refuse an output that is an input or the list of them, or that may be among what they hold.
 
     Raises:
         OutputError: it is.
     """
+    from mfcli.paths import is_archive_name
+
+    is_named_so = output.suffix.lower() in PICTURE_SUFFIXES or is_archive_name(str(output))
+    if is_named_so and is_file(output):
+        raise OutputError(f"{output} has the name of a picture or an archive", "name another file with -o")
     for name in names:
         with contextlib.suppress(OSError, ValueError):
             if output.is_file() and output.samefile(name):
@@ -376,7 +381,8 @@ def _is_a_set(name: str) -> bool:
         if path.is_dir() or is_archive_name(name.rstrip("/")):
             return True
         if (split := split_member(name)) is not None:
-            return has_magic(split[1]) or not Path(split[1]).suffix  # a folder in an archive
+            is_folder = Path(split[1]).suffix.lower() not in PICTURE_SUFFIXES
+            return is_folder or has_magic(split[1])
         return not path.exists() and has_magic(name)
     return False
 

@@ -1,5 +1,6 @@
 """Classify pictures and hand every result, in order, to a writer."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -68,6 +69,13 @@ class _Counts:
         return Summary(inputs, inputs - failed, failed)
 
 
+def _note_parents(source: Source, journal: Journal) -> None:
+    journal.note_opened(source.raw, source.member)
+    if source.whole:
+        name, member = source.whole
+        journal.note_whole(os.fsencode(name), member)
+
+
 def predict(
     predictor: Predictor,
     sources: Iterable[Source],
@@ -105,7 +113,9 @@ def predict(
 
     def unfinished() -> Iterator[Source]:
         for source in sources:
-            state = journal.state_of(source.raw, source.member) if journal else State.NEW
+            state = journal.state_of(source.raw, source.member) if journal and not source.is_stdin else State.NEW
+            if journal and retry_writer and not source.failure:
+                _note_parents(source, journal)
             if state is State.NEW:
                 writers.append(writer)
             elif state is State.FAILED and retry_writer is not None:
