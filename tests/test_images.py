@@ -1,5 +1,6 @@
 """Decoding: what each kind of picture means as RGB, and what is refused with which code."""
 
+import base64
 import io
 import struct
 import zlib
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 
 from deterministic import picture
 from mfcli.errors import FailureCode, PictureError
@@ -58,6 +59,48 @@ def test_integer_grey_is_scaled_by_257_and_clipped() -> None:
     assert grey.tolist() == [[0, 1, 255], [255, 0, 1]]
 
 
+def test_white_is_zero_in_some_sixteen_bit_greys() -> None:
+    values = np.array([[0, 257, 65535]], np.uint16)
+    for compression in (None, "tiff_lzw"):
+        file = encoded(Image.fromarray(values), "TIFF", tiffinfo={262: 0}, compression=compression)
+        assert pixels_of(decode(file))[0, :, 0].tolist() == [255, 254, 0]
+
+
+def tiff(width: int, pixels: bytes, tags: dict[int, int]) -> io.BytesIO:
+    """A TIFF of one row, with a strip for each channel."""
+    channels = tags.get(277, 1)
+    size = len(pixels) // channels
+    values = {256: [width], 257: [1], 259: [1], 262: [1], 278: [1]} | {tag: [value] for tag, value in tags.items()}
+    values |= {273: [8 + size * number for number in range(channels)], 279: [size] * channels}
+    data, entries = pixels, b""
+    for tag, numbers in sorted(values.items()):
+        place = 8 + len(data)
+        if len(numbers) > 1:
+            data += struct.pack(f"<{len(numbers)}I", *numbers)
+        entries += struct.pack("<HHII", tag, 4, len(numbers), place if len(numbers) > 1 else numbers[0])
+    end = struct.pack("<H", len(values)) + entries + bytes(4)
+    return io.BytesIO(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + end)
+
+
+def test_twelve_bit_grey_is_scaled_by_its_range() -> None:
+    file = tiff(4, bytes.fromhex("000001800fff"), {258: 12})
+    assert pixels_of(decode(file))[0, :, 0].tolist() == [0, 0, 128, 255]
+
+
+def test_unsigned_integer_grey_does_not_wrap() -> None:
+    values = [0, 257, 65535, 70_000, 2**31 - 1, 2**31, 2**32 - 1]
+    file = tiff(len(values), struct.pack("<7I", *values), {258: 32})
+    assert pixels_of(decode(file))[0, :, 0].tolist() == [0, 1, 255, 255, 255, 255, 255]
+
+
+def test_sixteen_bit_channels_apart_are_refused() -> None:
+    rgb = {258: 16, 262: 2, 277: 3, 284: 2}
+    error = failure_of(tiff(2, struct.pack("<6H", *range(0, 60_000, 10_000)), rgb).getvalue())
+    assert error.code is FailureCode.UNSUPPORTED
+    assert error.message == "is an uncompressed TIFF with 16-bit channels apart, which is not decoded here"
+    assert pixels_of(decode(tiff(2, bytes(range(6)), rgb | {258: 8})))[0].tolist() == [[0, 2, 4], [1, 3, 5]]
+
+
 def test_float_grey_is_stretched_over_its_range() -> None:
     values = np.array([[-1, 0, 1], [np.nan, np.inf, -np.inf]], np.float32)
     grey = pixels_of(decode(encoded(Image.fromarray(values), "TIFF")))[..., 0]
@@ -73,6 +116,22 @@ def test_transparency_is_composited_on_white() -> None:
     assert pixels_of(decode(encoded(rgba)))[0].tolist() == [[200, 0, 0], [255, 255, 255], [204, 204, 204]]
     grey_alpha = Image.new("LA", (1, 1), (0, 0))
     assert pixels_of(decode(encoded(grey_alpha)))[0, 0].tolist() == [255, 255, 255]
+
+
+def bitmap_with_alpha(rgba: Image.Image) -> io.BytesIO:
+    pixels = rgba.tobytes("raw", "BGRA", 0, -1)
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    info = struct.pack("<IiiHHIIiiII", 56, *rgba.size, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    return io.BytesIO(struct.pack("<2sIII", b"BM", 70 + len(pixels), 0, 70) + info + masks + pixels)
+
+
+@pytest.mark.parametrize("format", ["BMP", "TGA"])
+def test_alpha_that_is_zero_everywhere_is_none(format: str) -> None:
+    for alpha, seen in ((0, [[200, 0, 0], [200, 0, 0]]), (255, [[200, 0, 0], [255, 255, 255]])):
+        rgba = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
+        rgba.putpixel((0, 0), (200, 0, 0, alpha))
+        file = bitmap_with_alpha(rgba) if format == "BMP" else encoded(rgba, format)
+        assert pixels_of(decode(file))[0, :2].tolist() == seen
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
@@ -176,6 +235,65 @@ def test_what_follows_does_not_hide_that_a_jpeg_was_cut_and_closed(format: str) 
         assert error.code in (FailureCode.TRUNCATED, FailureCode.DECODE), share
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_fill_bytes_before_the_end_of_a_jpeg_are_no_cut(progressive: bool) -> None:
+    image = picture(300, 200)
+    image.paste("white", (200, 100, 300, 200))
+    data = encoded(image, "JPEG", quality=80, progressive=progressive).getvalue()
+    whole = pixels_of(decode(io.BytesIO(data)))
+    assert np.array_equal(pixels_of(decode(io.BytesIO(data[:-2] + b"\xff" * 5 + data[-2:]))), whole)
+    assert failure_of(data[: len(data) * 8 // 10] + b"\xff" * 5 + data[-2:]).code is FailureCode.TRUNCATED
+
+
+def test_a_probe_that_cannot_be_decoded_is_no_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(picture(300, 200), "JPEG", progressive=True).getvalue()
+    opened = Image.open
+
+    def open_no_other(file: io.BytesIO, **options: Any) -> Image.Image:
+        if len(file.getvalue()) != len(data):
+            raise OSError("broken data stream when reading image file")
+        return opened(file, **options)
+
+    monkeypatch.setattr(Image, "open", open_no_other)
+    assert decode(io.BytesIO(data)).width == 300
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
+def test_a_jpeg_with_a_tail_of_zeros_is_an_error(progressive: bool, share: float) -> None:
+    data = encoded(picture(300, 200), "JPEG", quality=95, subsampling=0, progressive=progressive).getvalue()
+    cut = int(len(data) * share)
+    assert failure_of(data[:cut] + bytes(len(data) - cut)).code is FailureCode.TRUNCATED
+
+
+@pytest.mark.parametrize("corner", ["busy", "flat"])
+def test_zeros_after_a_whole_jpeg_are_no_cut(corner: str) -> None:
+    image = picture(300, 200)
+    if corner == "flat":
+        image.paste("white", (200, 100, 300, 200))
+    data = encoded(image, "JPEG", quality=95, subsampling=0).getvalue()
+    whole = pixels_of(decode(io.BytesIO(data)))
+    for padded in (data + bytes(1000), data[:-2] + bytes(1000)):
+        assert np.array_equal(pixels_of(decode(io.BytesIO(padded))), whole)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "/9j/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQc1tdhbWGkJ6jq62rZ4C8ybqmx5moq6T/yQALCAAQABgB"
+        "AREA/8wABgAQEAX/2gAIAQEAAD8ArvqxBOwac2H45f30dJXuOB+2NbUfLnxDihjSsLfvvOAwoG6F8Q8tSdZaRlC1F7AL1p118NGvcG1ELITC"
+        "OjCI7i6xg+odIdxFDDzEElW3bpcUyIWnO4SaV0OrCm4E/9k=",
+        "/9j/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQc1tdhbWGkJ6jq62rZ4C8ybqmx5moq6T/ygALCAAQABgB"
+        "AREA/8wABAAQ/9oACAEBAAAAAfF3+6D/zAAEEAX/2gAIAQEAAQUCl4HI8Qhf/8wABBAF/9oACAEBAAY/AmLjPBCavtD/zAAEEAX/2gAIAQEA"
+        "AT8huRmpldOF0FmcAy0sryQoh0InfVrI/9oACAEBAAAAEMj/zAAEEAX/2gAIAQEAAT8Q1ByYIMwcuOFMnWqiwNCrNgKnn4fyznhf3iApNCHm"
+        "tr0MpQZGDvdO64RXaJNr/ussQzD/2Q==",
+    ],
+    ids=["sequential", "progressive"],
+)
+def test_a_whole_jpeg_with_arithmetic_coding_is_no_cut(data: str) -> None:
+    assert decode(io.BytesIO(base64.b64decode(data))).width == 24
+
+
 def test_what_follows_a_png_is_not_read() -> None:
     data = encoded(picture(30, 20)).getvalue()
     file = io.BytesIO(data + bytes(2**24))
@@ -200,6 +318,30 @@ def test_a_png_with_a_tail_of_zeros_is_an_error() -> None:
         assert failure_of(data[:cut] + bytes(len(data) - cut)).code in (FailureCode.DECODE, FailureCode.TRUNCATED)
 
 
+def png_with(kind: bytes, body: bytes, count: int = 1) -> bytes:
+    data = encoded(picture(30, 20)).getvalue()
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return data[:33] + chunk * count + data[33:]
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
+def test_a_png_with_a_long_text_or_profile_is_a_picture(kind: bytes) -> None:
+    head = b"name\0\1\0\0\0" if kind == b"iTXt" else b"name\0\0"
+    assert decode(io.BytesIO(png_with(kind, head + zlib.compress(bytes(3 * 2**20))))).width == 30
+
+
+def test_a_bomb_of_texts_is_refused() -> None:
+    bomb = zlib.compress(bytes(2**24))
+    error = failure_of(png_with(b"zTXt", b"name\0\0" + bomb, 1000))
+    assert (error.code, "Too much memory used in text chunks" in error.message) == (FailureCode.DECODE, True)
+
+
+def test_pillows_limit_of_a_text_is_never_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 2**30)
+    decode(encoded(picture(4, 4)))
+    assert PngImagePlugin.MAX_TEXT_CHUNK == 2**30
+
+
 def test_pillows_own_cap_is_left_as_it_was() -> None:
     before = Image.MAX_IMAGE_PIXELS
     decode(encoded(picture(4, 4)), max_pixels=10**12)
@@ -217,12 +359,33 @@ def test_pillows_own_cap_is_left_as_it_was() -> None:
         ("TIFF", {"compression": "tiff_lzw"}),  # its directory lies at the end
         ("AVIF", {}),
         ("JPEG2000", {}),
+        ("DDS", {}),
     ],
 )
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_other_truncated_formats_say_so(format: str, how: dict[str, str], share: float) -> None:
     data = encoded(picture(300, 200), format, **how).getvalue()
     assert failure_of(data[: int(len(data) * share)]).code is FailureCode.TRUNCATED
+
+
+def test_a_truncated_qoi_says_so() -> None:
+    data = struct.pack(">4sII2B", b"qoif", 10, 10, 3, 0) + b"".join(bytes([254, n, n, 9]) for n in range(100))
+    assert decode(io.BytesIO(data)).width == 10
+    for length in (15, 20, 100, len(data) - 1):
+        assert failure_of(data[:length]).code is FailureCode.TRUNCATED
+
+
+@pytest.mark.parametrize("format", ["PNG", "ICNS"])
+def test_what_begins_as_a_picture_is_not_foreign(format: str) -> None:
+    data = encoded(picture(64, 64), format).getvalue()
+    damaged = data[:8] + b"\xff" * 8 + data[16:]
+    for length in (4, 10, len(data) // 2):
+        assert failure_of(data[:length]).code is FailureCode.TRUNCATED
+        assert failure_of(damaged[:length]).code is FailureCode.TRUNCATED
+    error = failure_of(damaged)
+    assert error.code is FailureCode.DECODE
+    assert error.message == "cannot be decoded: it is damaged after its first bytes"
+    assert failure_of(damaged + b"more").code is FailureCode.DECODE
 
 
 def test_what_is_whole_and_foreign_is_not_truncated() -> None:

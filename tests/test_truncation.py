@@ -11,6 +11,8 @@ from deterministic import picture
 from mfcli.truncation import ends_early
 
 FORMATS = [
+    ("PNG", {}),
+    ("ICNS", {}),
     ("WEBP", {}),
     ("AVIF", {}),
     ("JPEG2000", {}),

@@ -7,10 +7,10 @@ what is broken, cut off or too large; which pixels a model then sees is preproce
 import io
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -22,7 +22,16 @@ from mfcli.truncation import ends_early
 _PROGRAM_RUNNERS = frozenset({"EPS"})
 """Formats that Pillow decodes by starting another program (Ghostscript) on the file."""
 
+_BEGINNINGS = (b"\x89PNG", b"icns")
+"""How the formats begin whose damaged files Pillow may take for no picture at all."""
+_CUT_OFF = ("truncated", "unexpected end", "not enough image data")
+"""What decoders say of a file that lacks its end."""
+_OFTEN_WITHOUT_ALPHA = frozenset({"BMP", "TGA"})
+"""Formats that many programs write with a fourth byte of 0 instead of an alpha."""
+
 _ORIENTATION_TAG = 0x0112
+_BITS_TAG, _COMPRESSION_TAG, _PHOTOMETRIC_TAG, _PLANAR_TAG, _SAMPLE_FORMAT_TAG = 258, 259, 262, 284, 339
+_UNCOMPRESSED, _WHITE_IS_ZERO, _CHANNELS_APART, _SIGNED = 1, 0, 2, 2
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,6 +51,11 @@ _LEVEL_STEPS = {"L;2": 85, "L;4": 17}
 """What a grey level of 2 or 4 bits counts in 8 bits, by Pillow's name of how it is stored."""
 _FLAT_LEVELS = 3
 _MAX_PROBED_BYTES = 2**28
+_MAX_PNG_TEXT = 2**26
+_ZEROS = bytes(16)
+_PROBE = b"\x55" * 64
+_END, _ARITHMETIC = 0xD9, {0xC9, 0xCA}
+"""The kinds of a JPEG's end marker, and of those that begin a picture with arithmetic coding."""
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """A marker that ends the data of a scan and, but for the end marker, begins a segment with a length."""
 _cap_lock = threading.Lock()
@@ -81,6 +95,7 @@ def decode(file: BinaryIO, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_P
             raise PictureError(FailureCode.TRUNCATED, "is empty (0 bytes)")
         file.seek(0)
         with _capped(max_pixels):
+            _allow_long_texts()
             return _decode(file, exif, max_pixels)
 
 
@@ -95,11 +110,17 @@ def _decode(file: BinaryIO, exif: bool, max_pixels: int) -> DecodedPicture:
         if picture.format == "PNG":
             _check_png(file)
             _scale_transparent_level(picture)
+        tags = getattr(picture, "tag_v2", {})  # those of a TIFF
+        if _is_read_wrongly(tags):
+            raise PictureError(
+                FailureCode.UNSUPPORTED, "is an uncompressed TIFF with 16-bit channels apart, which is not decoded here"
+            )
         orientation = _orientation(picture)
         picture.load()
-        if picture.format in ("JPEG", "MPO") and _is_cut_and_closed(file, picture):
+        if picture.format in ("JPEG", "MPO") and _is_cut(file, picture):
             raise PictureError(FailureCode.TRUNCATED, "is truncated: its data ends before its last row")
-        rgb = _to_rgb(_turned(picture, orientation, exif))
+        upright = _turned(picture, orientation, exif)
+        rgb = _to_rgb(_tiff_levels(upright, tags) if tags else upright)
         return DecodedPicture(rgb, rgb.width, rgb.height)
 
 
@@ -124,6 +145,13 @@ def _capped(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = max(_caps) if _caps else _cap
 
 
+def _allow_long_texts() -> None:
+    """Let Pillow read long texts and colour profiles of a PNG; all its texts together have a limit of their own."""
+    from PIL import PngImagePlugin  # not before a picture is opened, which imports it anyway
+
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, _MAX_PNG_TEXT)
+
+
 def _check_png(file: BinaryIO) -> None:
     """Check the checksums of all chunks, which decoding passes over: a tail of zeros would be a picture otherwise."""
     position = file.tell()
@@ -143,33 +171,61 @@ def _scale_transparent_level(picture: Image.Image) -> None:
         picture.info["transparency"] = tuple(value >> 8 for value in level)
 
 
-def _is_cut_and_closed(file: BinaryIO, picture: Image.Image) -> bool:
-    """Whether a JPEG's data ends early although an end marker follows, which the decoder fills up with grey.
+def _is_read_wrongly(tags: Mapping[int, Any]) -> bool:
+    """Whether Pillow takes the two bytes of each value of a TIFF for two pixels."""
+    apart = tags.get(_COMPRESSION_TAG, _UNCOMPRESSED) == _UNCOMPRESSED and tags.get(_PLANAR_TAG) == _CHANNELS_APART
+    return apart and 16 in tags.get(_BITS_TAG, ())
 
-    Bytes put before the end marker change nothing in a whole picture and change one that still waits for data. Only a
-    picture that may be cut is decoded again: a progressive one, or one whose last block is flat.
+
+def _is_cut(file: BinaryIO, picture: Image.Image) -> bool:
+    """Whether a JPEG's data ends early although an end marker or zeros follow, for which the decoder makes pixels up.
+
+    Bytes put after the data change nothing in a whole picture and change one that still waits for data. Only a
+    picture that may be cut is decoded again: one that ends in zeros, is progressive, or has a flat last block.
     """
-    left, top = (picture.width - 1) // 8 * 8, (picture.height - 1) // 8 * 8
-    last_block = np.asarray(picture.crop((left, top, picture.width, picture.height)).convert("L"))
-    if not picture.info.get("progressive") and np.ptp(last_block) > _FLAT_LEVELS:
+    may_be_closed = "progressive" in picture.info or _ends_flat(picture)
+    file.seek(-len(_ZEROS), io.SEEK_END)
+    if not may_be_closed and file.read() != _ZEROS:
         return False
     file.seek(0)
     data = file.read(_MAX_PROBED_BYTES)
-    end = _end_of_first(data)
-    if end is None:
+    markers = _markers_of_first(data)
+    if markers.keys() & _ARITHMETIC:  # a whole one reads on, too
         return False
-    with Image.open(io.BytesIO(data[:end] + b"\x55" * 64 + data[end:]), formats=["JPEG"]) as longer:
-        return longer.tobytes() != picture.tobytes()
+    if _END in markers:
+        begun = data[: markers[_END]].rstrip(b"\xff")
+        return may_be_closed and _is_another(begun + _PROBE + data[len(begun) :], picture)
+    begun = data[: len(data.rstrip(b"\0")) + 1]  # one zero may belong to the data
+    return data.endswith(_ZEROS) and _is_another(begun + _PROBE + b"\xff\xd9", picture)
 
 
-def _end_of_first(data: bytes) -> int | None:
-    """Where the end marker of a JPEG's first picture is: another may follow, as in MPO, or anything else."""
-    at = 2
-    while (found := _JPEG_MARKER.search(data, at)) is not None:
-        if found[0] == b"\xff\xd9":
-            return found.start()
+def _ends_flat(picture: Image.Image) -> bool:
+    left, top = (picture.width - 1) // 8 * 8, (picture.height - 1) // 8 * 8
+    last_block = np.asarray(picture.crop((left, top, picture.width, picture.height)).convert("L"))
+    return bool(np.ptp(last_block) <= _FLAT_LEVELS)
+
+
+def _is_another(data: bytes, picture: Image.Image) -> bool:
+    """Whether a JPEG has other pixels than `picture`; one that cannot be decoded says nothing."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as other:
+            return other.tobytes() != picture.tobytes()
+    except MemoryError:
+        raise
+    except Exception:
+        return False
+
+
+def _markers_of_first(data: bytes) -> dict[int, int]:
+    """The kinds of markers in a JPEG's first picture, with the place of the last of each.
+
+    Another picture may follow the end marker, as in MPO, or anything else.
+    """
+    at, markers = 2, {}
+    while _END not in markers and (found := _JPEG_MARKER.search(data, at)) is not None:
+        markers[found[0][1]] = found.start()
         at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return None
+    return markers
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -203,17 +259,35 @@ def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
     except Exception as error:
         if ends_early(file):
             code, message = FailureCode.TRUNCATED, "is truncated: it is shorter than its headers say"
+        elif isinstance(error, UnidentifiedImageError) and _begins_well(file):
+            code, message = FailureCode.DECODE, "cannot be decoded: it is damaged after its first bytes"
         elif isinstance(error, UnidentifiedImageError):
             code, message = FailureCode.UNSUPPORTED, "is not a picture in a format that Pillow reads"
         else:
             said = _one_line(error)
-            cut_off = isinstance(error, EOFError) or "truncated" in said.lower() or "unexpected end" in said.lower()
+            cut_off = isinstance(error, EOFError) or any(words in said.lower() for words in _CUT_OFF)
             code, message = FailureCode.TRUNCATED if cut_off else FailureCode.DECODE, f"cannot be decoded: {said}"
         raise PictureError(code, message) from error
 
 
+def _begins_well(file: BinaryIO) -> bool:
+    file.seek(0)
+    return file.read(4) in _BEGINNINGS
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _tiff_levels(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Bring the greys of a TIFF to 16 bits, black at 0, where Pillow leaves them as they are stored."""
+    if picture.mode == "I" and _SIGNED not in tags.get(_SAMPLE_FORMAT_TAG, ()):
+        return Image.fromarray(np.asarray(picture).view(np.uint32).clip(0, 65535).astype(np.uint16))
+    if picture.mode == "I;16" and 12 in tags.get(_BITS_TAG, ()):
+        return Image.fromarray(np.rint(np.asarray(picture) * (65535 / 4095)).astype(np.uint16))
+    if picture.mode == "I;16" and tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
+        return Image.fromarray(65535 - np.asarray(picture))
+    return picture
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -235,6 +309,8 @@ def _on_white(picture: Image.Image) -> Image.Image:
         values = np.asarray(picture)
         return _grey(np.where(values == picture.info["transparency"], np.uint8(255), _EIGHT_BITS[values]))
     rgba = picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
+    if picture.format in _OFTEN_WITHOUT_ALPHA and rgba.getchannel("A").getextrema() == (0, 0):
+        return rgba.convert("RGB")
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")
 

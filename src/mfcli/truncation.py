@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 _MAX_BOXES = 1000
 _MAX_STRIPS = 2**20
+_PNG_END = b"IEND\xaeB`\x82"
+_TRAILER = 2**16
+"""How many bytes at the end of a PNG are searched for its end: anything may follow that."""
 _STRIPS = ((273, 279), (324, 325))
 """The tags of where the strips, or the tiles, of a TIFF begin, and of their bytes."""
 _TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
@@ -19,7 +22,7 @@ _TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 
 
 def ends_early(file: BinaryIO) -> bool:
-    """Return whether a WebP, TIFF, AVIF or JPEG 2000 file lacks its end; False for any other.
+    """Return whether a PNG, WebP, TIFF, AVIF, JPEG 2000 or ICNS file lacks its end; False for any other.
 
     Args:
         file: seekable; where it stands does not matter.
@@ -30,6 +33,11 @@ def ends_early(file: BinaryIO) -> bool:
         head = file.read(12)
         if head[:4] == b"RIFF":
             return int.from_bytes(head[4:8], "little") + 8 > length
+        if head[:4] == b"icns":
+            return length < 8 or int.from_bytes(head[4:8], "big") > length
+        if head[:4] == b"\x89PNG":
+            file.seek(max(0, length - _TRAILER))
+            return _PNG_END not in file.read()
         if head[:4] in (b"II*\0", b"MM\0*"):
             return _tiff_end(file, "<" if head[:1] == b"I" else ">", length) > length
         if head[4:8] in (b"ftyp", b"jP  "):  # AVIF and JPEG 2000 are made of boxes
