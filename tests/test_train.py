@@ -110,6 +110,19 @@ def test_a_run_goes_on_where_it_stopped(recipe: ModuleType, pictures: Path, tmp_
     assert weights[0]["head.weight"].shape == (4, 32)
 
 
+def test_the_average_keeps_as_much_as_is_asked_for(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
+    def weights(power: str) -> list[torch.Tensor]:
+        trained(recipe, pictures, tmp_path / power, "32:1", "--max-steps", "3", "--ema-power", power)
+        files = ("model.safetensors", "last.safetensors")
+        return [load_file(tmp_path / power / name)["head.weight"] for name in files]
+
+    (mean, last), (average, same) = weights("1"), weights("0.75")
+    assert torch.equal(last, same)
+    before = 2 * mean - last  # the first step counts for nothing: the average begins with the second
+    assert not torch.allclose(before, last, rtol=1e-5)
+    assert torch.allclose(average, torch.lerp(last, before, 1 - 2**-0.75), atol=1e-6)
+
+
 def test_a_teacher_is_learned_from_as_much_as_is_asked_for(
     recipe: ModuleType, pictures: Path, finished: Path, tmp_path: Path
 ) -> None:

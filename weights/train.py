@@ -10,8 +10,9 @@ https://arxiv.org/abs/2106.05237). Some pictures of each class are held out of t
 epoch how good the averaged weights are, at that epoch's size; nothing else chooses anything.
 
 The run's folder gets state.pt after each epoch, from which the same command goes on (until the rate begins to fall,
-also with other --phases), options.json, curve.csv, and at the end model.safetensors: the averaged weights under the
-paper's parameter names. Augmentation, mixup, optimiser, schedule and averaging are timm's (1.0.31 or later).
+also with other --phases), options.json, curve.csv, and at the end, under the paper's parameter names, model.safetensors
+with the averaged weights and last.safetensors with those of the last step. Augmentation, mixup, optimiser, schedule and
+averaging are timm's (1.0.31 or later).
 
 All pictures are decoded into memory once: 1.2 GB for Tiny ImageNet. One command gives the same losses each time on one
 CPU; other processors, and other --workers, draw and round otherwise. Linux on a CPU: huge pages and memory that is kept
@@ -50,7 +51,8 @@ from mfcli.files import write_atomically
 from mfcli.metaformer import build_model
 from mfcli.variants import ARCHITECTURES, Family
 
-STATE, OPTIONS, CURVE, WEIGHTS = "state.pt", "options.json", "curve.csv", "model.safetensors"
+STATE, OPTIONS, CURVE = "state.pt", "options.json", "curve.csv"
+WEIGHTS, LAST = "model.safetensors", "last.safetensors"
 FIXED = (
     *("architecture", "init", "teacher", "teacher_architecture", "distill"),
     *("holdout", "batch_size", "max_steps", "optimizer", "weight_decay", "seed"),
@@ -337,7 +339,7 @@ class Run:
         return F.cross_entropy(scores, answers).item(), top1.item(), top5.item()
 
     def go(self) -> None:
-        """Train the epochs that are left, then write the averaged weights."""
+        """Train the epochs that are left, then write the averaged weights and those of the last step."""
         while self.epoch < len(self.sizes):
             size, started = self.sizes[self.epoch], time.monotonic()
             loss = self.train_epoch(size)
@@ -352,8 +354,9 @@ class Run:
             self.epoch += 1
             self.save()
             print(" ".join(f"{name} {value:.5g}" for name, value in self.curve[-1].items()), flush=True)
-        weights = {name: tensor.float().cpu().contiguous() for name, tensor in self.ema.module.state_dict().items()}
-        write_atomically(self.options.output / WEIGHTS, save(weights))
+        for name, model in ((WEIGHTS, self.ema.module), (LAST, self.model)):
+            weights = {key: tensor.float().cpu().contiguous() for key, tensor in model.state_dict().items()}
+            write_atomically(self.options.output / name, save(weights))
 
 
 def seed(base: int, epoch: int) -> None:
