@@ -32,6 +32,9 @@ RUNS = {
     8: "at 48 pixels, epochs of all pictures",
     9: "with other changes, epochs of all pictures",
     10: "at 48 pixels again, epochs of all pictures",
+    11: "taught by its past, epochs of all pictures",
+    12: "the same with other changes",
+    13: "the same, nothing but 1,000 held out",
 }
 """The steps of the card that are trainings; curve_<step>.csv is the diary of each."""
 
