@@ -71,7 +71,7 @@ def test_many_pictures_have_a_line_each(mf: Mf, many: list[Path]) -> None:
     lines = mf("predict", *many, "-q", "-k", "2").out.splitlines()
     assert len(lines) == 61
     assert lines[0].startswith(f"{many[0]}  ")
-    assert "Truncated" in lines[5]
+    assert "is truncated" in lines[5]
 
 
 def test_a_few_have_a_table_each(mf: Mf, many: list[Path]) -> None:
