@@ -165,6 +165,9 @@ def test_a_name_without_an_end(folders: str, tmp_path: Path) -> None:
     name = 200_000 * folders + "0.jpg"
     found = read(tar_of(tmp_path / "p.tar", {name: b"x", "b.jpg": b"b"}, "w"))
     assert found == {name: "unsupported", "b.jpg": b"b"}
+    path = tar_of(tmp_path / "q.tar", {f"sub/{folders}{5000 * 'x'}.jpg": b"x", ".git/" + name: b"x", "b.jpg": b"b"})
+    assert read(path, Selection(exclude=("sub",))) == {"b.jpg": b"b"}
+    assert read(path, Selection(recursive=False)) == {"b.jpg": b"b"}
 
 
 @pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])

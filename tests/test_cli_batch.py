@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -238,6 +239,38 @@ def test_what_could_not_be_opened_leaves_no_row_once_it_gives_pictures(
         ("0.png", None),
         ("0.png", None),
     ]
+
+
+def test_what_is_still_so_keeps_its_row(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    good, path, listed = tmp_path / "good.png", tmp_path / "out.jsonl", tmp_path / "list"
+    good.write_bytes(many[0].read_bytes())
+    with tarfile.open(tmp_path / "cut.tar", "w") as archive:
+        for member in ("0.png", "1.png"):
+            archive.add(good, member)
+        archive.add(many[5], "broken.png")
+        archive.add(good, "2.png")
+    whole = (tmp_path / "cut.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: whole.index(b"2.png") + 600])
+    inputs = [tmp_path / "cut.tar", tmp_path / "none", good, "http://127.0.0.1:9/a"]
+    listed.write_text(f"{tmp_path}/cut.tar/0.png\n{tmp_path}/none/0.png\nhttp://127.0.0.1:9/a/0.png\n")
+
+    def failed() -> list[tuple[str, str | None]]:
+        return [(row["input"], row["member"]) for row in rows(path) if row["status"] == "error"]
+
+    assert mf("predict", *inputs, "-o", path, "-q").code == 5
+    before, text = failed(), path.read_bytes()
+    assert before == [
+        (f"{inputs[0]}", "broken.png"),
+        (f"{inputs[0]}", None),
+        (f"{inputs[1]}", None),
+        ("http://127.0.0.1:9/a", None),
+    ]
+    assert mf("predict", *inputs, "-o", path, "-q", "--retry-failed", "--max-failures", "0").code == 5
+    assert path.read_bytes() == text
+    assert mf("predict", *inputs, "-o", path, "-q", "--retry-failed").code == 5
+    assert path.read_bytes() == text
+    assert mf("predict", "--files-from", listed, "-o", path, "-q", "--retry-failed").code == 5
+    assert set(failed()) >= set(before)
 
 
 def test_standard_input_is_another_picture_each_time(mf_process: Mf, many: list[Path], tmp_path: Path) -> None:

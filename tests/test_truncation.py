@@ -39,6 +39,12 @@ def test_any_cut_is_found(format: str, how: dict[str, Any]) -> None:
         assert ends_early(io.BytesIO(data[:-cut])), cut
 
 
+def test_a_png_may_go_on_after_its_end() -> None:
+    data = encoded("PNG")
+    for tail in (0, 10, 100_000):
+        assert not ends_early(io.BytesIO(data + bytes(tail))), tail
+
+
 def test_a_tiff_whose_directory_comes_first() -> None:
     strips = [(6, 40, 60), (10, 100, 90)]  # of these bytes, at these places
     for order in ("little", "big"):

@@ -18,6 +18,7 @@ import threading
 import weakref
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -85,8 +86,8 @@ def members(path: str, takes: Callable[[str], bool], max_bytes: int) -> Iterator
 class LastArchive:
     """The archive that a list named last, kept open: its lines mostly name members of one archive after the other.
 
-    A zip's table of contents is read once; a tar is read on from where it is, and from its beginning only for a member
-    that was passed already.
+    A zip's table of contents is read once. A tar is gone through once for the names; then it is read on from where it
+    is, and from its beginning only for a member that was passed already.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -94,11 +95,14 @@ class LastArchive:
         self._max_bytes = max_bytes
         self._identity: tuple[str, int, int, int, int] | None = None
         self._by_name: dict[str, list[Member]] = {}
+        self._names: Counter[str] = Counter()
         self._rest: Iterator[Member] = iter(())
         self._wanted = ""
 
     def named(self, path: str, wanted: str) -> list[Member]:
-        """Return the members of exactly this name: of a tar the next one, and maybe none of a damaged archive.
+        """Return the members of exactly this name; none where only going through all of the archive can tell.
+
+        That is so for a name that is not there, or more than once in a tar, and for whatever is in a damaged archive.
 
         Args:
             path: the archive.
@@ -112,9 +116,12 @@ class LastArchive:
         is_zip = path.lower().endswith(".zip")
         if identity != self._identity:
             self._identity, self._by_name, self._rest = identity, {}, iter(())
+            self._names.clear()
             if is_zip:
                 self._read_contents(path)
-        if is_zip:
+            elif any(members(path, self._count, self._max_bytes)):  # what is wrong with it
+                self._names.clear()
+        if is_zip or self._names[wanted] != 1:
             return self._by_name.get(wanted, [])
         self._wanted = wanted
         if (member := next(self._rest, None)) is None or member.name is None:
@@ -128,6 +135,10 @@ class LastArchive:
             stack.pop_all()  # it is closed with the last member
             for member in _contents(archive, lambda _: True, self._max_bytes):
                 self._by_name.setdefault(relative_name(member.name or ""), []).append(member)
+
+    def _count(self, name: str) -> bool:
+        self._names[name] += 1
+        return False
 
     def _is_wanted(self, name: str) -> bool:
         return name == self._wanted

@@ -219,7 +219,7 @@ class Journal:
         self._side = self._path.with_name(f".{self._path.name}.retry")  # rows that are to take failed ones' places
         with writing(path):
             self._is_new = not self._path.exists()
-            self._opened: set[int] = set()
+            self._holders: set[int] = set()
             self._file = self._locked()
             try:
                 if not overwrite and self._side.exists():
@@ -269,23 +269,13 @@ class Journal:
             return State.OK
         return State.FAILED if self._counted[State.FAILED].take(digest) else State.NEW
 
-    def note_opened(self, name: bytes, member: str | None) -> None:
-        """Remember what holds this input: a failed row of that, from when it could not be opened, is no longer true.
+    def drop_failed(self, holders: set[int]) -> None:
+        """Let failed rows of these go when retried ones are put into their places, unless they were retried themselves.
 
-        Such rows go when retried ones are put into their places.
+        Args:
+            holders: `digest_of` what has given pictures by now: folders, archives, globs.
         """
-        if member is not None:
-            self._opened.add(digest_of(name, None))
-        while folder := name.rpartition(b"/")[0]:
-            digest = digest_of(folder, None)
-            if digest in self._opened:
-                return
-            self._opened |= {digest, digest_of(folder + b"/", None)}
-            name = folder
-
-    def note_whole(self, name: bytes, member: str | None) -> None:
-        """Remember that a glob, or a folder in an archive, gave something; see `note_opened`."""
-        self._opened.add(digest_of(name, member))
+        self._holders = holders
 
     def _scan(self, file: BinaryIO) -> "dict[State, array[int]]":
         """Check every row, cut off a torn last one, and return the inputs by state.
@@ -314,7 +304,7 @@ class Journal:
         return found
 
     def _merge(self) -> None:
-        """Put the rows of the side file into the places of the failed rows of the same inputs, and drop untrue ones."""
+        """Put the rows of the side file into the places of the failed rows of the same inputs; see `drop_failed`."""
         places: dict[int, list[tuple[int, int]]] = {}  # where the new rows of an input lie in the side file
         with self._side.open("r+b") as side, _beside(self._path) as (merged, publish):
             self._scan(side)
@@ -332,7 +322,7 @@ class Journal:
                 spots = places.get(row.digest) if row and not row.is_ok else None
                 if spots:
                     merged.write(_slice(side, *spots.pop()))
-                elif not row or row.is_ok or row.digest not in self._opened:
+                elif not row or row.is_ok or row.digest not in self._holders:
                     merged.write(line)
             _lock(merged)  # before it is there: the name is never without a lock
             publish()

@@ -168,12 +168,10 @@ class Selection:
 
     def takes_member(self, relative: str) -> bool:
         """Whether a member of an archive is taken, and every folder that it lies in is entered."""
-        if len(relative) > MAX_NAME:  # it will not be read
-            return self.takes(relative)
         cuts = [at for at, character in enumerate(relative) if character == "/" and at]
         if cuts and not self.recursive:
             return False
-        return self.takes(relative) and all(self.enters(relative[:cut]) for cut in cuts)
+        return self.takes(relative) and all(self.enters(relative[:cut]) for cut in cuts if cut <= MAX_NAME)
 
     def passes(self, path: str) -> bool:
         """Whether a path that was listed, or that a glob has found, is not filtered out; any suffix will do."""

@@ -65,7 +65,8 @@ class Source:
         member: the member of the archive `argument`, as text; None for what is not in an archive.
         failure: why it cannot be read, where that is known before it is opened.
         opener: gives the bytes; None where `argument` is the path of a file.
-        whole: argument and member of the glob, or of the folder in an archive, that it was found by; else None.
+        whole: argument and member of the glob or archive, or of what is named in that, which was gone through for it;
+            None for what was looked up alone.
     """
 
     argument: str
@@ -271,7 +272,7 @@ def _of_archive(path: str, takes: Callable[[str], bool], selection: Selection) -
     from mfcli.archives import members
 
     for member in members(path, takes, selection.max_bytes):
-        yield _of_found_member(path, member)
+        yield replace(_of_found_member(path, member), whole=(path, None))
 
 
 def _of_member(path: str, wanted: str, selection: Selection, last: "_Last | None") -> Iterator[Source]:
@@ -305,7 +306,7 @@ def _of_member(path: str, wanted: str, selection: Selection, last: "_Last | None
     is_empty = True
     for source in _of_archive(path, takes, selection):
         is_empty = False
-        yield source if source.member in (None, wanted) else replace(source, whole=(path, wanted))
+        yield source if source.member is None else replace(source, whole=(path, wanted))
     if is_empty and not is_there and not is_filtered:
         name = os.fsencode(wanted).decode("utf-8", "replace")
         yield Source(path, name, Failure(FailureCode.NOT_FOUND, "no such member in the archive"))

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 _MAX_BOXES = 1000
 _MAX_STRIPS = 2**20
+_MAX_CHUNKS = 2**16
 _PNG_END = b"IEND\xaeB`\x82"
-_TRAILER = 2**16
-"""How many bytes at the end of a PNG are searched for its end: anything may follow that."""
+_TAIL_BYTES = 2**16
+"""Where a PNG's end is looked for first: the lengths of its chunks may be what is damaged."""
 _STRIPS = ((273, 279), (324, 325))
 """The tags of where the strips, or the tiles, of a TIFF begin, and of their bytes."""
 _TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
@@ -36,8 +37,8 @@ def ends_early(file: BinaryIO) -> bool:
         if head[:4] == b"icns":
             return length < 8 or int.from_bytes(head[4:8], "big") > length
         if head[:4] == b"\x89PNG":
-            file.seek(max(0, length - _TRAILER))
-            return _PNG_END not in file.read()
+            file.seek(max(0, length - _TAIL_BYTES))
+            return _PNG_END not in file.read() and _png_end(file) > length
         if head[:4] in (b"II*\0", b"MM\0*"):
             return _tiff_end(file, "<" if head[:1] == b"I" else ">", length) > length
         if head[4:8] in (b"ftyp", b"jP  "):  # AVIF and JPEG 2000 are made of boxes
@@ -48,6 +49,18 @@ def ends_early(file: BinaryIO) -> bool:
     except Exception:  # hostile bytes; what the decoder said of them is enough
         pass
     return False
+
+
+def _png_end(file: BinaryIO) -> int:
+    """Where a PNG's last chunk ends by the chunks' own account; anything may follow it."""
+    at = 8
+    for _ in range(_MAX_CHUNKS):
+        file.seek(at)
+        header = file.read(8)
+        at += 12 + int.from_bytes(header[:4], "big")
+        if len(header) < 8 or header[4:] == b"IEND":
+            return at
+    return 0
 
 
 def _last_box_end(file: BinaryIO, length: int) -> int:

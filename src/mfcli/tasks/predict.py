@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from mfcli.errors import MfError, TooManyFailuresError, UsageError
 from mfcli.formats.base import Writer
 from mfcli.interrupts import ImpatientInterrupt, uninterrupted
-from mfcli.outputs import Journal, State
+from mfcli.outputs import Journal, State, digest_of
 from mfcli.predictor import Predictor
 from mfcli.results import Progress, Summary, Tally
-from mfcli.sources import Source
+from mfcli.sources import Source, is_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,20 @@ class _Counts:
         return Summary(inputs, inputs - failed, failed)
 
 
-def _note_parents(source: Source, journal: Journal) -> None:
-    journal.note_opened(source.raw, source.member)
-    if source.whole:
-        name, member = source.whole
-        journal.note_whole(os.fsencode(name), member)
+def _add_holders(source: Source, holders: set[int]) -> None:
+    """Add what holds a picture: the folders above it, and what it was found by, an archive or a glob."""
+    if is_address(source.argument):
+        return
+    name = source.raw
+    if source.whole is not None:
+        whole, member = source.whole
+        holders |= {digest_of(os.fsencode(whole), member), *([digest_of(name, None)] if source.member else [])}
+    while folder := name.rpartition(b"/")[0]:
+        digest = digest_of(folder, None)
+        if digest in holders:
+            return
+        holders |= {digest, digest_of(folder + b"/", None)}
+        name = folder
 
 
 def predict(
@@ -109,18 +118,19 @@ def predict(
         OSError: the writer's stream fails.
     """
     counts = _Counts()
-    writers: deque[Writer] = deque()  # of the results under way, in order
+    under_way: deque[tuple[Source, Writer]] = deque()  # in order
+    holders: set[int] = set()
 
     def unfinished() -> Iterator[Source]:
         for source in sources:
             state = journal.state_of(source.raw, source.member) if journal and not source.is_stdin else State.NEW
-            if journal and retry_writer and not source.failure:
-                _note_parents(source, journal)
             if state is State.NEW:
-                writers.append(writer)
+                under_way.append((source, writer))
             elif state is State.FAILED and retry_writer is not None:
-                writers.append(retry_writer)
+                under_way.append((source, retry_writer))
             else:
+                if state is State.OK and retry_writer is not None:
+                    _add_holders(source, holders)
                 counts.finished_before += 1
                 counts.failed_before += state is State.FAILED
                 continue
@@ -138,7 +148,10 @@ def predict(
             with uninterrupted():
                 if not counts.inputs:
                     begin()
-                writers.popleft().write(result)
+                source, its_writer = under_way.popleft()
+                its_writer.write(result)
+                if retry_writer is not None and result.error is None:
+                    _add_holders(source, holders)
                 counts.inputs += 1
                 counts.failed += result.error is not None
             progress(Tally(counts.inputs, counts.failed, counts.finished_before))
@@ -156,5 +169,7 @@ def predict(
         raise
     if not counts.inputs:
         begin()
+    if journal is not None:
+        journal.drop_failed(holders)  # not where the run ended early: an archive may still prove damaged
     writer.end(counts.summary)
     return counts.summary
