@@ -264,15 +264,15 @@ def _of_glob(pattern: str, selection: Selection) -> Iterator[Source]:
         )
 
 
-def _of_found_member(path: str, member: "Member") -> Source:
-    return Source(path, member.name, member.failure, member.opener)
+def _of_found_member(path: str, member: "Member", whole: tuple[str, None] | None = None) -> Source:
+    return Source(path, member.name, member.failure, member.opener, whole)
 
 
 def _of_archive(path: str, takes: Callable[[str], bool], selection: Selection) -> Iterator[Source]:
     from mfcli.archives import members
 
     for member in members(path, takes, selection.max_bytes):
-        yield replace(_of_found_member(path, member), whole=(path, None))
+        yield _of_found_member(path, member, (path, None))
 
 
 def _of_member(path: str, wanted: str, selection: Selection, last: "_Last | None") -> Iterator[Source]:
