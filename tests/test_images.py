@@ -3,15 +3,17 @@
 import base64
 import io
 import struct
+import sys
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from deterministic import picture
-from mfcli.errors import FailureCode, PictureError
+from mfcli.codecs import DEFAULT_FORMATS, OPTIONAL_FORMATS, formats_with
+from mfcli.errors import FailureCode, PictureError, UsageError
 from mfcli.images import DecodedPicture, decode
 
 
@@ -26,6 +28,12 @@ def pixels_of(decoded: DecodedPicture) -> np.ndarray:
     assert decoded.rgb.mode == "RGB"
     assert decoded.rgb.size == (decoded.width, decoded.height)
     return np.asarray(decoded.rgb)
+
+
+def in_any_format(data: bytes | io.BytesIO, **options: Any) -> DecodedPicture:
+    return decode(
+        io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats_with(OPTIONAL_FORMATS), **options
+    )
 
 
 def failure_of(data: bytes, **options: Any) -> PictureError:
@@ -131,7 +139,7 @@ def test_alpha_that_is_zero_everywhere_is_none(format: str) -> None:
         rgba = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
         rgba.putpixel((0, 0), (200, 0, 0, alpha))
         file = bitmap_with_alpha(rgba) if format == "BMP" else encoded(rgba, format)
-        assert pixels_of(decode(file))[0, :2].tolist() == seen
+        assert pixels_of(in_any_format(file))[0, :2].tolist() == seen
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
@@ -359,7 +367,6 @@ def test_pillows_own_cap_is_left_as_it_was() -> None:
         ("TIFF", {"compression": "tiff_lzw"}),  # its directory lies at the end
         ("AVIF", {}),
         ("JPEG2000", {}),
-        ("DDS", {}),
     ],
 )
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
@@ -368,16 +375,16 @@ def test_other_truncated_formats_say_so(format: str, how: dict[str, str], share:
     assert failure_of(data[: int(len(data) * share)]).code is FailureCode.TRUNCATED
 
 
-def test_a_truncated_qoi_says_so() -> None:
-    data = struct.pack(">4sII2B", b"qoif", 10, 10, 3, 0) + b"".join(bytes([254, n, n, 9]) for n in range(100))
-    assert decode(io.BytesIO(data)).width == 10
-    for length in (15, 20, 100, len(data) - 1):
-        assert failure_of(data[:length]).code is FailureCode.TRUNCATED
+@pytest.mark.parametrize("format", ["DDS", "QOI", "PPM", "SGI"])
+def test_a_truncated_optional_format_says_so(format: str) -> None:
+    data = encoded(picture(30, 20), format).getvalue()
+    assert in_any_format(data).width == 30
+    for length in (len(data) // 2, len(data) - 9):
+        assert failure_of(data[:length], formats=(format,)).code is FailureCode.TRUNCATED
 
 
-@pytest.mark.parametrize("format", ["PNG", "ICNS"])
-def test_what_begins_as_a_picture_is_not_foreign(format: str) -> None:
-    data = encoded(picture(64, 64), format).getvalue()
+def test_what_begins_as_a_png_is_not_foreign() -> None:
+    data = encoded(picture(64, 64)).getvalue()
     damaged = data[:8] + b"\xff" * 8 + data[16:]
     for length in (4, 10, len(data) // 2):
         assert failure_of(data[:length]).code is FailureCode.TRUNCATED
@@ -419,11 +426,60 @@ def test_damaged_bytes_never_escape_as_another_exception() -> None:
     assert outcomes & {"decode", "truncated", "unsupported"}
 
 
-def test_postscript_is_not_handed_to_another_program() -> None:
-    image = Image.new("RGB", (8, 8))
-    ImageDraw.Draw(image).line((0, 0, 7, 7))
-    error = failure_of(encoded(image, "EPS").getvalue())
-    assert (error.code, error.message) == (FailureCode.UNSUPPORTED, "is EPS, which is not decoded here")
+@pytest.mark.parametrize("format", ["DDS", "ICO", "PCX", "PPM", "SGI"])
+def test_optional_formats_are_decoded_only_on_request(format: str) -> None:
+    data = encoded(picture(64, 64), format).getvalue()
+    assert in_any_format(data).width == 64
+    error = failure_of(data)
+    assert error.code is FailureCode.UNSUPPORTED
+    assert error.message == f"is {format}, which is decoded only on request: --formats {format.lower()}"
+
+
+def test_each_optional_format_is_one_of_pillows_with_its_suffixes() -> None:
+    registered = Image.registered_extensions()
+    for name, suffixes in {**DEFAULT_FORMATS, **OPTIONAL_FORMATS}.items():
+        pillows = {suffix for suffix, format in registered.items() if format == name}
+        assert name == "HEIF" or pillows <= set(suffixes)
+    assert not {"EPS", "IPTC", "WMF", "FPX", "MIC"} & {*DEFAULT_FORMATS, *OPTIONAL_FORMATS}
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown picture format 'eps'"):
+        formats_with(["ppm", "eps"])
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_heif_without_its_decoder_says_what_to_install(brand: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    error = failure_of((16).to_bytes(4) + b"ftyp" + brand + bytes(4) + (8).to_bytes(4) + b"meta")
+    assert (error.code, "pip install pillow-heif" in error.message) == (FailureCode.UNSUPPORTED, True)
+
+
+def test_heif_is_decoded() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 60))).save(file, quality=90)
+    file.seek(0)
+    found = pixels_of(decode(file))
+    assert found.shape == (48, 64, 3)
+    assert np.abs(found.astype(int) - (200, 30, 60)).max() < 8
+    assert failure_of(file.getvalue()[:-40]).code is FailureCode.TRUNCATED
+
+
+def test_pillows_ghostscript_is_off_while_decoding_and_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    seen = []
+    opened = Image.open
+
+    def watched(file: io.BytesIO, **options: Any) -> Image.Image:
+        seen.append((EpsImagePlugin.gs_binary, "EPS" in options["formats"]))
+        return opened(file, **options)
+
+    monkeypatch.setattr(Image, "open", watched)
+    decode(encoded(picture(4, 4)))
+    assert seen == [(False, False)] * 2  # opened, and checked chunk by chunk
+    assert EpsImagePlugin.gs_binary == "gs"
 
 
 @pytest.mark.parametrize(
@@ -449,8 +505,8 @@ def test_pixel_cap() -> None:
 def test_a_picture_that_is_larger_than_its_header_says() -> None:
     png = encoded(picture(600, 400)).getvalue()
     icon = struct.pack("<3H4B2H2I", 0, 1, 1, 20, 10, 0, 0, 1, 8, len(png), 22) + png  # one of 20x10, it says
-    assert decode(io.BytesIO(icon), max_pixels=240_000).width == 600
-    error = failure_of(icon, max_pixels=100_000)
+    assert in_any_format(icon, max_pixels=240_000).width == 600
+    error = failure_of(icon, max_pixels=100_000, formats=("ICO",))
     assert (error.code, error.message) == (FailureCode.TOO_LARGE, "240000 pixels are over --max-pixels 100000")
 
 

@@ -3,19 +3,16 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from mfcli.selection import PICTURE_SUFFIXES, Selection, glob_of, in_natural_order, natural_key
-
-NEVER_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Formats that Pillow knows and leaves to another program, or to nobody."""
+from mfcli.codecs import formats_with, suffixes_of
+from mfcli.selection import Selection, glob_of, in_natural_order, natural_key
 
 
-def test_the_suffixes_are_pillows() -> None:
-    registered = Image.registered_extensions()
-    opened = {*Image.OPEN, "MPO"} - NEVER_DECODED  # an MPO is opened as the JPEG that it begins with
-    readable = {suffix for suffix, name in registered.items() if name in opened}
-    assert readable | {".avif", ".avifs"} == PICTURE_SUFFIXES  # AVIF: where Pillow was built with it
+def test_optional_formats_are_taken_where_they_are_asked_for() -> None:
+    names = ["a.jpg", "b.HEIC", "c.ppm", "d.eps"]
+    assert [name for name in names if Selection().takes(name)] == names[:2]
+    asked = Selection(suffixes=suffixes_of(formats_with(["PPM"])))
+    assert [name for name in names if asked.takes(name)] == names[:3]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from mfcli.truncation import ends_early
 
 FORMATS = [
     ("PNG", {}),
-    ("ICNS", {}),
     ("WEBP", {}),
     ("AVIF", {}),
     ("JPEG2000", {}),

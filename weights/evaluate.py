@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 import mfcli
+from mfcli.codecs import DEFAULT_SUFFIXES
 from mfcli.errors import MfError
 from mfcli.results import PictureResult
-from mfcli.selection import PICTURE_SUFFIXES
 from mfcli.sources import Source
 
 BINS = 15
@@ -58,7 +58,7 @@ def labelled(folder: Path) -> list[tuple[Path, str]]:
         (path, wnid.name)
         for wnid in sorted(folder.glob("n[0-9]*"))
         for path in sorted(wnid.rglob("*"))
-        if path.suffix.lower() in PICTURE_SUFFIXES
+        if path.suffix.lower() in DEFAULT_SUFFIXES
     ]
 
 

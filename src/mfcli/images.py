@@ -4,26 +4,27 @@ Decides what every kind of picture means as RGB (orientation, 16-bit and float g
 what is broken, cut off or too large; which pixels a model then sees is preprocess.py's business.
 """
 
+import contextlib
 import io
 import re
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mfcli.codecs import DEFAULT_FORMATS, OPTIONAL_FORMATS
 from mfcli.errors import FailureCode, PictureError
 from mfcli.settings import DEFAULT_MAX_PIXELS
 from mfcli.truncation import ends_early
 
-_PROGRAM_RUNNERS = frozenset({"EPS"})
-"""Formats that Pillow decodes by starting another program (Ghostscript) on the file."""
-
-_BEGINNINGS = (b"\x89PNG", b"icns")
-"""How the formats begin whose damaged files Pillow may take for no picture at all."""
+_DEFAULT_FORMATS = tuple(DEFAULT_FORMATS)
+_PREFIX_BYTES = 16
+_PNG_BEGINNING = b"\x89PNG"
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+"""What follows `ftyp` in a HEIF file; AVIF has brands of its own, or mif1 with an AVIF brand after it."""
 _CUT_OFF = ("truncated", "unexpected end", "not enough image data")
 """What decoders say of a file that lacks its end."""
 _OFTEN_WITHOUT_ALPHA = frozenset({"BMP", "TGA"})
@@ -58,9 +59,10 @@ _END, _ARITHMETIC = 0xD9, {0xC9, 0xCA}
 """The kinds of a JPEG's end marker, and of those that begin a picture with arithmetic coding."""
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """A marker that ends the data of a scan and, but for the end marker, begins a segment with a length."""
-_cap_lock = threading.Lock()
+_globals_lock = threading.Lock()
 _caps: list[int] = []
 _cap: int | None = None
+_ghostscript: str | bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,20 @@ class DecodedPicture:
     height: int
 
 
-def decode(file: BinaryIO, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedPicture:
+def decode(
+    file: BinaryIO,
+    *,
+    exif: bool = True,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    formats: Sequence[str] = _DEFAULT_FORMATS,
+) -> DecodedPicture:
     """Decode the first frame of a picture.
 
     Args:
         file: binary and seekable.
         exif: whether to turn the picture upright by its EXIF orientation.
         max_pixels: the largest width x height that is decoded.
+        formats: the formats that it may be in, by Pillow's names; no other decoder sees the file.
 
     Raises:
         PictureError: decode, truncated, too_large or unsupported.
@@ -94,15 +103,13 @@ def decode(file: BinaryIO, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_P
         if not file.read(1):
             raise PictureError(FailureCode.TRUNCATED, "is empty (0 bytes)")
         file.seek(0)
-        with _capped(max_pixels):
+        with _pillow_globals(max_pixels):
             _allow_long_texts()
-            return _decode(file, exif, max_pixels)
+            return _decode(file, exif, max_pixels, formats)
 
 
-def _decode(file: BinaryIO, exif: bool, max_pixels: int) -> DecodedPicture:
-    with Image.open(file) as picture:
-        if picture.format in _PROGRAM_RUNNERS:
-            raise PictureError(FailureCode.UNSUPPORTED, f"is {picture.format}, which is not decoded here")
+def _decode(file: BinaryIO, exif: bool, max_pixels: int, formats: Sequence[str]) -> DecodedPicture:
+    with Image.open(file, formats=_readable(formats, file.read(_PREFIX_BYTES))) as picture:
         if picture.width * picture.height > max_pixels:
             raise PictureError(
                 FailureCode.TOO_LARGE, f"{picture.width}x{picture.height} is over --max-pixels {max_pixels}"
@@ -124,25 +131,40 @@ def _decode(file: BinaryIO, exif: bool, max_pixels: int) -> DecodedPicture:
         return DecodedPicture(rgb, rgb.width, rgb.height)
 
 
-@contextmanager
-def _capped(max_pixels: int) -> Iterator[None]:
-    """Let Pillow's cap, which opening, checking and loading obey, be ours while any thread decodes.
+def _readable(formats: Sequence[str], prefix: bytes) -> list[str]:
+    """The formats whose decoders are here; HEIF's is in a package of its own, imported when a file needs it."""
+    if "HEIF" in formats and "HEIF" not in Image.OPEN and _is_heif(prefix):
+        with contextlib.suppress(ImportError):
+            import pillow_heif
 
-    It is a global of the whole program, and counts where a decoder finds another size than the header's; Pillow refuses
-    from twice as much on.
+            pillow_heif.register_heif_opener()
+    return [name for name in formats if name != "HEIF" or name in Image.OPEN]
+
+
+@contextlib.contextmanager
+def _pillow_globals(max_pixels: int) -> Iterator[None]:
+    """While any thread decodes, let Pillow's cap of pixels be ours and its Ghostscript be switched off.
+
+    Both are globals of the whole program. The cap, which opening, checking and loading obey, counts where a decoder
+    finds another size than the header's; Pillow refuses from twice as much on. Without Ghostscript no decoder can start
+    a program, whatever a file may make one open.
     """
-    global _cap
-    with _cap_lock:
+    global _cap, _ghostscript
+    from PIL import EpsImagePlugin  # takes half a millisecond
+
+    with _globals_lock:
         if not _caps:
-            _cap = Image.MAX_IMAGE_PIXELS
+            _cap, _ghostscript = Image.MAX_IMAGE_PIXELS, EpsImagePlugin.gs_binary
         _caps.append(max_pixels)
-        Image.MAX_IMAGE_PIXELS = max(_caps)
+        Image.MAX_IMAGE_PIXELS, EpsImagePlugin.gs_binary = max(_caps), False
     try:
         yield
     finally:
-        with _cap_lock:
+        with _globals_lock:
             _caps.remove(max_pixels)
             Image.MAX_IMAGE_PIXELS = max(_caps) if _caps else _cap
+            if not _caps:
+                EpsImagePlugin.gs_binary = _ghostscript
 
 
 def _allow_long_texts() -> None:
@@ -245,7 +267,7 @@ def _turned(picture: Image.Image, orientation: int, exif: bool) -> Image.Image:
     return picture if method is None else picture.transpose(method)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
     """Turn whatever a decoder raises into a PictureError; plugins raise almost anything on hostile bytes."""
     try:
@@ -259,10 +281,8 @@ def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
     except Exception as error:
         if ends_early(file):
             code, message = FailureCode.TRUNCATED, "is truncated: it is shorter than its headers say"
-        elif isinstance(error, UnidentifiedImageError) and _begins_well(file):
-            code, message = FailureCode.DECODE, "cannot be decoded: it is damaged after its first bytes"
         elif isinstance(error, UnidentifiedImageError):
-            code, message = FailureCode.UNSUPPORTED, "is not a picture in a format that Pillow reads"
+            code, message = _unidentified(file)
         else:
             said = _one_line(error)
             cut_off = isinstance(error, EOFError) or any(words in said.lower() for words in _CUT_OFF)
@@ -270,9 +290,22 @@ def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
         raise PictureError(code, message) from error
 
 
-def _begins_well(file: BinaryIO) -> bool:
+def _unidentified(file: BinaryIO) -> tuple[FailureCode, str]:
     file.seek(0)
-    return file.read(4) in _BEGINNINGS
+    prefix = file.read(_PREFIX_BYTES)
+    if prefix.startswith(_PNG_BEGINNING):  # Pillow may take a damaged one for no picture at all
+        return FailureCode.DECODE, "cannot be decoded: it is damaged after its first bytes"
+    if _is_heif(prefix):
+        return FailureCode.UNSUPPORTED, "is HEIF, which takes pillow-heif: pip install pillow-heif"
+    for name in OPTIONAL_FORMATS:
+        accept = Image.OPEN[name][1] if name in Image.OPEN else None  # looks at the first bytes alone
+        if accept is not None and accept(prefix):
+            return FailureCode.UNSUPPORTED, f"is {name}, which is decoded only on request: --formats {name.lower()}"
+    return FailureCode.UNSUPPORTED, "is not a picture in a format that is decoded here"
+
+
+def _is_heif(prefix: bytes) -> bool:
+    return prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS
 
 
 def _one_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfcli.artifact import FORMAT_VERSION, Artifact, ensure
+from mfcli.codecs import formats_with
 from mfcli.engines import load_engine
 from mfcli.engines.base import Engine, EngineName, EngineOptions, Precision
 from mfcli.errors import EngineError, FailureCode, PictureError, UsageError
@@ -104,6 +105,7 @@ class Predictor:
         top_k: int | None = None,
         exif: bool = True,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        formats: Iterable[str] = (),
     ) -> None:
         """Bind a model to the settings of a run.
 
@@ -114,9 +116,10 @@ class Predictor:
             top_k: predictions a picture; None for five, or for all where there are fewer classes.
             exif: whether pictures are turned upright by their EXIF orientation.
             max_pixels: the largest picture that is decoded or resized to, in pixels.
+            formats: optional picture formats that are decoded, too (`codecs.OPTIONAL_FORMATS`).
 
         Raises:
-            UsageError: top_k, or the number of labels, does not fit the head.
+            UsageError: top_k, or the number of labels, does not fit the head; a format is unknown.
         """
         classes = len(artifact.labels)
         if top_k is None:
@@ -136,6 +139,7 @@ class Predictor:
         self._engine = engine
         self._exif = exif
         self._max_pixels = max_pixels
+        self._formats = formats_with(formats)
         shaping = _Shaping(self.labels, engine.name, engine.precision, top_k, exif)
         self.run = RunInfo(
             model=artifact.variant,
@@ -200,7 +204,7 @@ class Predictor:
         picture: DecodedPicture | None = None
         try:
             with source.open() as file:
-                picture = decode(file, exif=self._exif, max_pixels=self._max_pixels)
+                picture = decode(file, exif=self._exif, max_pixels=self._max_pixels, formats=self._formats)
             pixels = self.artifact.plan.apply(picture.rgb, self._max_pixels)
         except MemoryError as error:
             if not _has_room():
@@ -274,6 +278,7 @@ def load_predictor(
     threads: int | None = None,
     exif: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    formats: Iterable[str] = (),
     settings: Settings | None = None,
     progress: Progress = lambda _: None,
 ) -> Predictor:
@@ -290,6 +295,7 @@ def load_predictor(
         threads: cores that the engine may use, None for all.
         exif: whether pictures are turned upright by their EXIF orientation.
         max_pixels: the largest picture that is decoded or resized to, in pixels.
+        formats: optional picture formats that are decoded, too: dds, icns, ico, pcx, ppm, psd, qoi, sgi, tga.
         settings: defaults; None reads the environment.
         progress: told before something that takes long, and how far a download is.
 
@@ -297,7 +303,7 @@ def load_predictor(
         ModelError: the name is unknown, or there are no weights that fit.
         EngineError: the engine cannot load the model.
         OutputError: the artifact cannot be kept.
-        UsageError: top_k, labels, engine or precision are not possible.
+        UsageError: top_k, labels, engine, precision or formats are not possible.
     """
     settings = settings or Settings.from_environ()
     variant = default_variant(settings) if model is None else find_variant(model)
@@ -307,7 +313,7 @@ def load_predictor(
     options = EngineOptions(device, _one_of(Precision, precision, "precision"), threads)
     artifact = ensure(variant, Path(weights) if weights else None, settings, progress)
     loaded = load_engine(engine, artifact, options)
-    return Predictor(artifact, loaded, labels=labels, top_k=top_k, exif=exif, max_pixels=max_pixels)
+    return Predictor(artifact, loaded, labels=labels, top_k=top_k, exif=exif, max_pixels=max_pixels, formats=formats)
 
 
 def _one_of(kind: type[Name], value: str, what: str) -> Name:

@@ -9,20 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from mfcli.codecs import DEFAULT_SUFFIXES
+
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_BYTES = 256 * 2**20
 """More than any picture under the cap of pixels has when it is compressed at all."""
 
 MAX_NAME = 4096
 """Characters of a member's name; no longer path can be opened on Linux."""
-
-_SUFFIXES = (
-    ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .fit .fits .flc .fli .ftc .ftu .gbr .gif .icb .icns "
-    ".ico .iim .im .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .msp .pbm .pcd .pcx .pfm .pgm .png "
-    ".pnm .ppm .psd .pxr .qoi .ras .rgb .rgba .sgi .tga .tif .tiff .vda .vst .webp .xbm .xpm"
-)
-PICTURE_SUFFIXES = frozenset(_SUFFIXES.split())
-"""What Pillow registers, without the formats that it cannot decode by itself; a test holds the two together."""
 
 _MAGIC = re.compile(r"[*?[]")
 _DIGITS = re.compile(r"[0-9]+")
@@ -136,6 +130,7 @@ class Selection:
         timeout_s: for one URL, from the look-up of its host to its last byte.
         offline: whether a URL fails without being asked.
         max_bytes: the largest body of a URL, and the largest member of an archive.
+        suffixes: of pictures, in lower case and with their dot.
     """
 
     recursive: bool = True
@@ -144,6 +139,7 @@ class Selection:
     timeout_s: float = DEFAULT_TIMEOUT_S
     offline: bool = False
     max_bytes: int = DEFAULT_MAX_BYTES
+    suffixes: frozenset[str] = DEFAULT_SUFFIXES
 
     def takes(self, relative: str) -> bool:
         """Whether a file is taken from its folder or archive, by its path in there.
@@ -153,14 +149,14 @@ class Selection:
         name = relative.rpartition("/")[2]
         include = self.include
         if not include and not self.exclude:  # the usual case, a hundred thousand times
-            return name[:1] != "." and name[name.rfind(".") :].lower() in PICTURE_SUFFIXES
+            return name[:1] != "." and name[name.rfind(".") :].lower() in self.suffixes
         if is_hidden(name):
             include = tuple(glob for glob in include if is_hidden(glob.rpartition("/")[2]))
             if not include:
                 return False
         if include:
             return _meant_by(include, relative) and not _meant_by(self.exclude, relative)
-        return name[name.rfind(".") :].lower() in PICTURE_SUFFIXES and not _meant_by(self.exclude, relative)
+        return name[name.rfind(".") :].lower() in self.suffixes and not _meant_by(self.exclude, relative)
 
     def enters(self, relative: str) -> bool:
         """Whether a folder in a folder or archive is looked into, by its path in there."""

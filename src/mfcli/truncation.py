@@ -23,7 +23,7 @@ _TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 
 
 def ends_early(file: BinaryIO) -> bool:
-    """Return whether a PNG, WebP, TIFF, AVIF, JPEG 2000 or ICNS file lacks its end; False for any other.
+    """Return whether a PNG, WebP, TIFF, AVIF, HEIF or JPEG 2000 file lacks its end; False for any other.
 
     Args:
         file: seekable; where it stands does not matter.
@@ -34,14 +34,12 @@ def ends_early(file: BinaryIO) -> bool:
         head = file.read(12)
         if head[:4] == b"RIFF":
             return int.from_bytes(head[4:8], "little") + 8 > length
-        if head[:4] == b"icns":
-            return length < 8 or int.from_bytes(head[4:8], "big") > length
         if head[:4] == b"\x89PNG":
             file.seek(max(0, length - _TAIL_BYTES))
             return _PNG_END not in file.read() and _png_end(file) > length
         if head[:4] in (b"II*\0", b"MM\0*"):
             return _tiff_end(file, "<" if head[:1] == b"I" else ">", length) > length
-        if head[4:8] in (b"ftyp", b"jP  "):  # AVIF and JPEG 2000 are made of boxes
+        if head[4:8] in (b"ftyp", b"jP  "):  # AVIF, HEIF and JPEG 2000 are made of boxes
             return _last_box_end(file, length) > length
         if head[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000 without boxes
             file.seek(-2, io.SEEK_END)

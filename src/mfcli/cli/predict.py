@@ -14,12 +14,13 @@ import typer
 
 from mfcli.cli.options import MAX_WORKERS, Offline, Quiet, complete_device, complete_model, parse_batch_size
 from mfcli.cli.streams import goes_into_a_file, note, standard_input, standard_output
+from mfcli.codecs import ALL_SUFFIXES, OPTIONAL_FORMATS, formats_with, suffixes_of
 from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, MfError, OutputError, UsageError
 from mfcli.files import exists, is_file
 from mfcli.formats.base import Announced, FormatName
 from mfcli.results import Summary
-from mfcli.selection import DEFAULT_TIMEOUT_S, PICTURE_SUFFIXES, has_magic
+from mfcli.selection import DEFAULT_TIMEOUT_S, has_magic
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 from mfcli.variants import Pretraining, find_variant
 
@@ -80,6 +81,15 @@ def predict(
         bool,
         typer.Option("--no-exif", help="Do not turn pictures by their EXIF orientation.", rich_help_panel=_INPUTS),
     ] = False,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F,F",
+            help=f"Decode these formats, too: {', '.join(OPTIONAL_FORMATS).lower()}.",
+            show_default=False,
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
     max_pixels: Annotated[
         int,
         typer.Option(
@@ -221,6 +231,7 @@ def predict(
     format = _format(format, output, resume, overwrite)
     limit = task.MaxFailures.parse(max_failures) if max_failures is not None else task.ANY_FAILURES
     size = parse_batch_size(batch_size)
+    extra_formats = formats.split(",") if formats is not None else []
     if output is not None and not (overwrite or resume):
         refuse_existing(output)
     inputs = inputs or []
@@ -240,6 +251,7 @@ def predict(
         exclude=tuple(exclude or ()),
         timeout_s=timeout,
         offline=settings.offline,
+        suffixes=suffixes_of(formats_with(extra_formats)),
     )
     stdin = standard_input()
     elsewhere = output is not None or goes_into_a_file(sys.stdout)
@@ -257,6 +269,7 @@ def predict(
             threads=threads,
             exif=not no_exif,
             max_pixels=max_pixels,
+            formats=extra_formats,
             settings=settings,
             progress=loading,
         )
@@ -316,7 +329,7 @@ def _check_not_read(output: Path, names: list[str]) -> None:
     """
     from mfcli.paths import is_archive_name
 
-    is_named_so = output.suffix.lower() in PICTURE_SUFFIXES or is_archive_name(str(output))
+    is_named_so = output.suffix.lower() in ALL_SUFFIXES or is_archive_name(str(output))
     if is_named_so and is_file(output):
         raise OutputError(f"{output} has the name of a picture or an archive", "name another file with -o")
     for name in names:
@@ -381,7 +394,7 @@ def _is_a_set(name: str) -> bool:
         if path.is_dir() or is_archive_name(name.rstrip("/")):
             return True
         if (split := split_member(name)) is not None:
-            is_folder = Path(split[1]).suffix.lower() not in PICTURE_SUFFIXES
+            is_folder = Path(split[1]).suffix.lower() not in ALL_SUFFIXES
             return is_folder or has_magic(split[1])
         return not path.exists() and has_magic(name)
     return False
