@@ -312,7 +312,7 @@ def main() -> int:
     parser.add_argument("--model", default="caformer_s18", help="of mf list-models (default caformer_s18)")
     parser.add_argument("--batch-size", type=int, default=8, help="of whatever works in batches (default 8)")
     arguments = parser.parse_args()
-    from mfcli.variants import find_variant
+    from mfcli.models.registry import find_variant
 
     timm_name = find_variant(arguments.model).timm_name
     if timm_name is None:

@@ -77,7 +77,7 @@ PREPARE_SCRIPT = """
 import sys
 import timm, torch
 from mfcli import create_model
-from mfcli.checkpoint import to_reference_names
+from mfcli.models.checkpoint import to_reference_names
 torch.manual_seed(0)
 model = create_model("caformer_s18")
 state = {k: torch.randn_like(v) * v[0].numel() ** -0.5 if v.ndim > 1 else v for k, v in model.state_dict().items()}
@@ -99,7 +99,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 def commands(picture: str, ours: Path, theirs: Path) -> tuple[dict[str, list[str]], list[Row]]:
     """Return the peers by name, and the rows."""
-    from mfcli.weights import bundled_file
+    from mfcli.hub.acquire import bundled_file
 
     mf = [str(Path(sys.executable).with_name("mf"))]
     artifact = str(bundled_file("convformer_t8_64.onnx"))

@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from mfcli import create_model
-from mfcli.artifact import Artifact, ensure
-from mfcli.checkpoint import to_reference_names
-from mfcli.engines import load_engine
-from mfcli.engines.base import Engine, EngineName, EngineOptions, Precision
+from mfcli.artifact.build import Artifact, ensure
 from mfcli.errors import EngineError
+from mfcli.inference.engines import load_engine
+from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
+from mfcli.models.checkpoint import to_reference_names
+from mfcli.models.registry import Variant, find_variant
 from mfcli.settings import Settings, usable_cores
-from mfcli.variants import Variant, find_variant
 
 Batch = NDArray[np.float32]
 PRODUCT_SIZE = 4096

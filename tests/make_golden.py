@@ -11,7 +11,7 @@ import torch
 
 from deterministic import fill, pixels
 from mfcli import create_model
-from mfcli.variants import find_variant
+from mfcli.models.registry import find_variant
 
 NAMES = (
     "identityformer_s12",

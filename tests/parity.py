@@ -17,8 +17,8 @@ import timm
 import torch
 
 from mfcli import create_model, list_variants
-from mfcli.checkpoint import to_reference_names
-from mfcli.variants import Pretraining, Variant
+from mfcli.models.checkpoint import to_reference_names
+from mfcli.models.registry import Pretraining, Variant
 
 PAPER_TOLERANCE = 1e-5
 TIMM_TOLERANCE = 2e-5

@@ -34,9 +34,9 @@ def test_predict_imports_neither_torch_nor_timm(format: str, coffee: Path) -> No
 
 
 def test_a_cached_artifact_needs_no_torch(coffee: Path, small_weights: Path) -> None:
-    from mfcli.artifact import ensure
+    from mfcli.artifact.build import ensure
+    from mfcli.models.registry import find_variant
     from mfcli.settings import Settings
-    from mfcli.variants import find_variant
 
     ensure(find_variant("bundled"), small_weights, Settings.from_environ())
     command = ("predict", str(coffee), "-m", "bundled", "--weights", str(small_weights), "-q", "-k", "7")

@@ -73,10 +73,10 @@ def test_bilinear_and_bicubic_answers_are_those_of_the_table() -> None:
     from PIL import Image
     from timm.data import create_transform
 
-    from mfcli.artifact import ensure
-    from mfcli.checkpoint import load_checkpoint
+    from mfcli.artifact.build import ensure
+    from mfcli.models.checkpoint import load_checkpoint
+    from mfcli.models.registry import find_variant
     from mfcli.settings import Settings
-    from mfcli.variants import find_variant
 
     variant = find_variant("bundled")
     artifact = ensure(variant, None, Settings.from_environ())
@@ -104,7 +104,7 @@ def test_the_model_card_agrees_with_the_files() -> None:
 
 
 def test_the_figures_are_those_that_were_measured() -> None:
-    from mfcli.variants import find_variant
+    from mfcli.models.registry import find_variant
 
     figures = json.loads((CHECKOUT / "weights" / "figures.json").read_text())
     card = (CHECKOUT / "weights" / "README.md").read_text()

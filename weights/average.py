@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from train import ANY_SIZE, ROWS, load_weights
 
 from mfcli.files import write_atomically
-from mfcli.metaformer import build_model
+from mfcli.models.metaformer import build_model
 
 Weights = dict[str, Tensor]
 STEPS = tuple(step / 10 for step in range(1, 8))

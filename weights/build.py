@@ -6,10 +6,10 @@ of each head index) from this folder and writes convformer_t8_64.onnx and its si
 
 from pathlib import Path
 
-from mfcli.artifact import build
+from mfcli.artifact.build import build
 from mfcli.files import sha256_of
-from mfcli.labels import labels_of_wnids
-from mfcli.variants import find_variant
+from mfcli.models.labels import labels_of_wnids
+from mfcli.models.registry import find_variant
 
 HERE = Path(__file__).parent
 

@@ -3,7 +3,7 @@
     python weights/calibrate.py tiny-imagenet-200/train runs/one weights/convformer_t8_64.safetensors
 
 Everything is decided on the pictures that training held out. crop_pct is the one under which the right classes are most
-likely, each with its own temperature; it goes into the model's row in mfcli.variants by hand. (Pictures of 64x64 cannot
+likely, each with its own temperature; it goes into the model's row in the registry by hand. (Pictures of 64x64 cannot
 say which interpolation is best for larger ones: at crop_pct 1 they are not resized at all. It stays bicubic, as for
 every other row.) The temperature is the one that makes the right classes most likely (Guo et al.,
 https://arxiv.org/abs/1706.04599); dividing the last layer's weight and bias by it is the same as dividing the logits.
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from train import OPTIONS, ROWS, WEIGHTS, load_weights
 
 from mfcli.files import write_atomically
-from mfcli.metaformer import build_model
+from mfcli.models.metaformer import build_model
 
 CROPS = (0.8, 0.875, 0.95, 1.0)
 
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"{options.run} holds no finished run: {name} is missing")
     trained = json.loads((options.run / OPTIONS).read_text())
     if trained["architecture"] not in ROWS:
-        parser.error(f"{options.run} trained {trained['architecture']}, which is no row of mfcli.variants")
+        parser.error(f"{options.run} trained {trained['architecture']}, which is no row of mfcli.models.registry")
     size = options.size or trained["phases"][-1]
     _, samples, classes = split(options.data, trained["holdout"])
     if not samples or classes != trained["classes"]:

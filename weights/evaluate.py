@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 import mfcli
-from mfcli.codecs import DEFAULT_SUFFIXES
 from mfcli.errors import MfError
+from mfcli.inputs.codecs import DEFAULT_SUFFIXES
+from mfcli.inputs.sources import Source
 from mfcli.results import PictureResult
-from mfcli.sources import Source
 
 BINS = 15
 

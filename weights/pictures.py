@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from mfcli.variants import IMAGENET_MEAN, IMAGENET_STD
+from mfcli.models.registry import IMAGENET_MEAN, IMAGENET_STD
 
 Samples = list[tuple[str, int]]
 """Paths and class indices."""

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from train import ANY_SIZE, ROWS, load_weights
 
 from mfcli.files import write_atomically
-from mfcli.metaformer import MetaFormer, Mlp, build_model
-from mfcli.variants import Architecture
+from mfcli.models.metaformer import MetaFormer, Mlp, build_model
+from mfcli.models.registry import Architecture
 
 FITTED_ON = 2048
 """Training pictures whose activations choose and fit."""

@@ -45,11 +45,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler
 
-from mfcli.checkpoint import read_state_dict
 from mfcli.errors import ModelError
 from mfcli.files import write_atomically
-from mfcli.metaformer import build_model
-from mfcli.variants import ARCHITECTURES, Family
+from mfcli.models.checkpoint import read_state_dict
+from mfcli.models.metaformer import build_model
+from mfcli.models.registry import ARCHITECTURES, Family
 
 STATE, OPTIONS, CURVE = "state.pt", "options.json", "curve.csv"
 WEIGHTS, LAST = "model.safetensors", "last.safetensors"
@@ -71,7 +71,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("data", type=Path, help="folder of class folders")
     add("output", type=Path, help="folder of this run")
-    add("--architecture", default="convformer_t9", choices=ANY_SIZE, help="row of mfcli.variants, or the wide network")
+    add(
+        "--architecture",
+        default="convformer_t9",
+        choices=ANY_SIZE,
+        help="row of the registry, or the wide network",
+    )
     add("--phases", type=phase_sizes, default="32:14,48:9,64:1", help="SIZE:EPOCHS, in order")
     add("--decay-epochs", type=int, default=10, help="the learning rate falls to zero over the last so many epochs")
     add("--warmup-steps", type=int, default=400)

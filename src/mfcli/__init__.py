@@ -8,9 +8,9 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mfcli.metaformer import create_model
-    from mfcli.predictor import load_predictor
-    from mfcli.variants import list_variants
+    from mfcli.inference.predictor import load_predictor
+    from mfcli.models.metaformer import create_model
+    from mfcli.models.registry import list_variants
 
 # ONNX Runtime 1.29 and later report to their maker, on Linux too and from their import on, unless told not to before.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -21,15 +21,15 @@ __all__ = ["__version__", "create_model", "list_variants", "load_predictor"]
 
 def __getattr__(name: str) -> object:
     if name == "create_model":
-        from mfcli.metaformer import create_model
+        from mfcli.models.metaformer import create_model
 
         return create_model
     if name == "load_predictor":
-        from mfcli.predictor import load_predictor
+        from mfcli.inference.predictor import load_predictor
 
         return load_predictor
     if name == "list_variants":
-        from mfcli.variants import list_variants
+        from mfcli.models.registry import list_variants
 
         return list_variants
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

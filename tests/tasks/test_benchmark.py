@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from mfcli.checkpoint import load_checkpoint
 from mfcli.errors import ExitCode, ModelError, OutputError, UsageError
-from mfcli.measurement import Case
+from mfcli.models.checkpoint import load_checkpoint
+from mfcli.models.registry import Variant, find_variant
 from mfcli.settings import Settings
 from mfcli.tasks import benchmark as task
 from mfcli.tasks.benchmark import Plan, Rate, benchmark
-from mfcli.variants import Variant, find_variant
+from mfcli.tasks.benchmark_worker import Case
 
 QUICK = {"seconds": 0.1, "rounds": 2}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mfcli.engines.base import EngineName
+from mfcli.inference.engines.base import EngineName
 from mfcli.settings import Settings
 from mfcli.tasks import doctor as task
 from mfcli.tasks.doctor import Group, Status, default_works, doctor, without_credentials

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mfcli import __version__, interrupts
+from mfcli import __version__, signals
 from mfcli.cli import cache, models
 from mfcli.cli.benchmark import benchmark
 from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
@@ -65,14 +65,14 @@ def _print_traceback() -> None:
 
 def run() -> NoReturn:
     """Run `main` as a program: everything is written, so leave at once; taking the interpreter down costs 40 ms."""
-    interrupts.install()
+    signals.install()
     keep_descriptors()
     try:
         code = main()
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     if code == ExitCode.INTERRUPTED:
-        interrupts.end_a_loop()
+        signals.end_a_loop()
     os._exit(code)
 
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MfError as error:
         if debug:
             _print_traceback()
-        if isinstance(error, EngineError) and interrupts.was_interrupted():  # while its package was imported
+        if isinstance(error, EngineError) and signals.was_interrupted():  # while its package was imported
             return ExitCode.INTERRUPTED
         fail(error.message, error.hint)
         return error.exit_code
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             _print_traceback()
-        if interrupts.was_interrupted():  # while something was imported, which then failed
+        if signals.was_interrupted():  # while something was imported, which then failed
             return ExitCode.INTERRUPTED
         if isinstance(error, PermissionError) and error.filename is not None:  # of a file that nobody foresaw
             fail(f"cannot use {error.filename}: {error.strerror}", "see who may: ls -ld; MF_DEBUG=1 shows where")

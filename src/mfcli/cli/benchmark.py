@@ -9,9 +9,9 @@ import typer
 
 from mfcli.cli.options import MAX_WORKERS, Format, Offline, Quiet, complete_device, complete_model, parse_batch_size
 from mfcli.cli.streams import fail, need_standard_output, note, standard_output
-from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, UsageError
-from mfcli.formats.base import FormatName
+from mfcli.inference.engines.base import EngineName, Precision
+from mfcli.outputs.writer import FormatName
 from mfcli.settings import DEFAULT_BENCHMARK_ROUNDS, DEFAULT_BENCHMARK_SECONDS, Settings
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ def benchmark(
     is a row, and the rows take turns, so that ratios hold on a busy machine. Rates are medians over the rounds. Exit
     code 5: a row could not be measured, 6: none could.
     """
-    from mfcli.formats.records import write_records
-    from mfcli.progress import StderrProgress
+    from mfcli.cli.progress import StderrProgress
+    from mfcli.models.registry import default_variant
+    from mfcli.outputs.records import write_records
     from mfcli.tasks import benchmark as task
-    from mfcli.variants import default_variant
 
     if not math.isfinite(seconds):
         raise UsageError(f"--seconds {seconds} is no length of time", f"--seconds {DEFAULT_BENCHMARK_SECONDS:g}")

@@ -9,7 +9,7 @@ import typer
 from mfcli.cli.options import DryRun, Format, Models, Quiet
 from mfcli.cli.streams import note, standard_output
 from mfcli.errors import CheckError
-from mfcli.formats.base import FormatName
+from mfcli.outputs.writer import FormatName
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def _record(entry: "CacheEntry") -> dict[str, Any]:
 def _write(
     format: FormatName, records: Sequence[dict[str, Any]], brief: Sequence[str], columns: Sequence[str] = _COLUMNS
 ) -> None:
-    from mfcli.formats.records import write_records
+    from mfcli.outputs.records import write_records
 
     with standard_output() as stream:
         in_brief = format is FormatName.TABLE
@@ -77,8 +77,8 @@ def verify(format: Format = FormatName.TABLE) -> None:
 
 def _mend(bad: "Sequence[CacheEntry]") -> str:
     """What to do about damaged files: checkpoints are fetched again, artifacts made again from good checkpoints."""
+    from mfcli.models.registry import VARIANTS
     from mfcli.tasks.cache import Kind
-    from mfcli.variants import VARIANTS
 
     checkpoints = [entry for entry in bad if entry.kind is Kind.CHECKPOINT]
     names = sorted({entry.model or "" for entry in checkpoints if entry.model in VARIANTS})

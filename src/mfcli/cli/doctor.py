@@ -25,7 +25,7 @@ def doctor(
     engine's. Nothing is downloaded, no connection is opened. Exit code 9: the default engine, or the bundled
     model, does not work.
     """
-    from mfcli.formats.json import indented
+    from mfcli.outputs.json import indented
     from mfcli.tasks import doctor as task
 
     findings: list[Finding] = []

@@ -8,9 +8,9 @@ import typer
 from mfcli.cli.options import DryRun, Format, InfoFormat, Model, Models, Offline, Quiet, complete_model
 from mfcli.cli.streams import fail, note, standard_output
 from mfcli.errors import UsageError
-from mfcli.formats.base import FormatName
+from mfcli.models.registry import Family, Pretraining, find_variant
+from mfcli.outputs.writer import FormatName
 from mfcli.settings import Settings
-from mfcli.variants import Family, Pretraining, find_variant
 
 if TYPE_CHECKING:
     from mfcli.tasks.list_models import ListedModel
@@ -34,7 +34,7 @@ def list_models(
     params_m: millions of parameters; macs_g: billions of multiply-adds; top1: ImageNet-1k accuracy in percent as
     published; here_mb: megabytes on this machine, checkpoint and artifact together.
     """
-    from mfcli.formats.records import write_records
+    from mfcli.outputs.records import write_records
     from mfcli.tasks import list_models as task
 
     wanted = task.ModelFilter(pattern, family, input_size, pretraining, downloaded)
@@ -67,8 +67,8 @@ def info(
     format: Annotated[InfoFormat, typer.Option("--format", help="How it is written.")] = InfoFormat.TABLE,
 ) -> None:
     """Show everything about one model: its row, how pictures are prepared for it, and its artifacts on this machine."""
-    from mfcli.formats.json import indented
-    from mfcli.formats.records import write_records
+    from mfcli.outputs.json import indented
+    from mfcli.outputs.records import write_records
     from mfcli.tasks.info import describe
 
     fields = describe(find_variant(model), Settings.from_environ())
@@ -103,10 +103,10 @@ def download(
 
     What was interrupted goes on from its last byte. Exit code 4: one of the models could not be had.
     """
-    from mfcli.formats.records import write_records
-    from mfcli.progress import StderrProgress
+    from mfcli.cli.progress import StderrProgress
+    from mfcli.hub.acquire import Wish
+    from mfcli.outputs.records import write_records
     from mfcli.tasks import download as task
-    from mfcli.weights import Wish
 
     if origin == "":
         raise UsageError("--from names nothing", "--from FILE, or --from https://...")

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from mfcli.errors import UsageError
-from mfcli.formats.base import FormatName
+from mfcli.models.registry import list_variants
+from mfcli.outputs.writer import FormatName
 from mfcli.settings import BUNDLED_ALIAS
-from mfcli.variants import list_variants
 
 MAX_BATCH_SIZE = 4096
 """Pictures in a batch."""

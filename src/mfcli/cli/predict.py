@@ -14,22 +14,22 @@ import typer
 
 from mfcli.cli.options import MAX_WORKERS, Offline, Quiet, complete_device, complete_model, parse_batch_size
 from mfcli.cli.streams import goes_into_a_file, note, standard_input, standard_output
-from mfcli.codecs import ALL_SUFFIXES, OPTIONAL_FORMATS, formats_with, suffixes_of
-from mfcli.engines.base import EngineName, Precision
 from mfcli.errors import ExitCode, MfError, OutputError, UsageError
 from mfcli.files import exists, is_file
-from mfcli.formats.base import Announced, FormatName
+from mfcli.inference.engines.base import EngineName, Precision
+from mfcli.inputs.codecs import ALL_SUFFIXES, OPTIONAL_FORMATS, formats_with, suffixes_of
+from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, has_magic
+from mfcli.models.registry import Pretraining, find_variant
+from mfcli.outputs.writer import Announced, FormatName
 from mfcli.results import Summary
-from mfcli.selection import DEFAULT_TIMEOUT_S, has_magic
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
-from mfcli.variants import Pretraining, find_variant
 
 if TYPE_CHECKING:
-    from mfcli.formats.base import Writer
-    from mfcli.outputs import Journal
-    from mfcli.predictor import Predictor
-    from mfcli.progress import StderrProgress
-    from mfcli.sources import Source
+    from mfcli.cli.progress import StderrProgress
+    from mfcli.inference.predictor import Predictor
+    from mfcli.inputs.sources import Source
+    from mfcli.outputs.journal import Journal
+    from mfcli.outputs.writer import Writer
 
 MANY = 4
 """Pictures up to which each gets a table of its own."""
@@ -218,11 +218,11 @@ def predict(
     Every input gives one row, in order; one that cannot be read gives a row that says why. Exit code 0: all were
     classified, 5: some were not, 6: none was.
     """
-    from mfcli.labels import read_labels
-    from mfcli.outputs import refuse_existing
-    from mfcli.predictor import load_predictor
-    from mfcli.progress import StderrProgress
-    from mfcli.sources import Selection, from_arguments
+    from mfcli.cli.progress import StderrProgress
+    from mfcli.inference.predictor import load_predictor
+    from mfcli.inputs.sources import Selection, from_arguments
+    from mfcli.models.labels import read_labels
+    from mfcli.outputs.journal import refuse_existing
     from mfcli.tasks import predict as task
 
     resume = resume or retry_failed
@@ -327,7 +327,7 @@ def _check_not_read(output: Path, names: list[str]) -> None:
     Raises:
         OutputError: it is.
     """
-    from mfcli.paths import is_archive_name
+    from mfcli.inputs.walk import is_archive_name
 
     is_named_so = output.suffix.lower() in ALL_SUFFIXES or is_archive_name(str(output))
     if is_named_so and is_file(output):
@@ -340,8 +340,8 @@ def _check_not_read(output: Path, names: list[str]) -> None:
 
 def _can_be_counted(inputs: list[str], files_from: str | None) -> bool:
     """Whether the inputs can be gone through twice: not what comes through a pipe, and no tar, which is read whole."""
-    from mfcli.paths import is_archive_name
-    from mfcli.sources import STDIN
+    from mfcli.inputs.sources import STDIN
+    from mfcli.inputs.walk import is_archive_name
 
     is_list = files_from is None or (files_from != STDIN and is_file(Path(files_from)))
     archives = [bare for name in inputs if is_archive_name(bare := name.rstrip("/").lower())]
@@ -384,8 +384,8 @@ def _format(format: FormatName | None, output: Path | None, resume: bool, overwr
 
 def _is_a_set(name: str) -> bool:
     """Whether an argument may stand for many pictures."""
-    from mfcli.paths import is_archive_name, split_member
-    from mfcli.sources import is_address
+    from mfcli.inputs.sources import is_address
+    from mfcli.inputs.walk import is_archive_name, split_member
 
     if is_address(name):
         return False
@@ -411,8 +411,8 @@ def _writers(
     retry_failed: bool,
 ) -> Iterator[tuple["Writer", "Journal | None", "Writer | None"]]:
     """Where results go: a writer, and, for a .jsonl file, what is finished in it and where retried rows go."""
-    from mfcli.formats import open_writer
-    from mfcli.outputs import Journal, appearing, refuse_existing, writing
+    from mfcli.outputs import open_writer
+    from mfcli.outputs.journal import Journal, appearing, refuse_existing, writing
 
     if output is None:
         with standard_output() as stream:

@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mfcli.artifact import ensure
-from mfcli.engines import chosen_engine
-from mfcli.engines.base import EngineName, EngineOptions, Precision
+from mfcli.artifact.build import ensure
 from mfcli.errors import EngineError, ExitCode, MfError, OutputError, UsageError
-from mfcli.measurement import Case, Loaded
+from mfcli.inference.engines import chosen_engine
+from mfcli.inference.engines.base import EngineName, EngineOptions, Precision
+from mfcli.models.registry import Variant, find_variant
 from mfcli.results import Progress
 from mfcli.settings import DEFAULT_BENCHMARK_ROUNDS, DEFAULT_BENCHMARK_SECONDS, Settings
 from mfcli.synthetic import write_jpegs
-from mfcli.variants import Variant, find_variant
+from mfcli.tasks.benchmark_worker import Case, Loaded
 
 _MADE_UP = 60
 """Pictures that are made up where none are given."""
@@ -177,7 +177,7 @@ def _weights(variant: Variant, plan: Plan, folder: Path, settings: Settings, pro
     """Make a model's artifact ready; return the checkpoint that is not the row's own."""
     weights = plan.weights
     if plan.random_weights:
-        from mfcli.checkpoint import write_random
+        from mfcli.models.checkpoint import write_random
 
         weights = folder / f"{variant.name}.safetensors"
         progress(f"making weights of {variant.name} up")
@@ -216,7 +216,7 @@ class _Process:
         self.error: MfError | None = None
         self.engine: list[float] = []
         self.end_to_end: list[float] = []
-        program = "from mfcli.measurement import serve; serve()"
+        program = "from mfcli.tasks.benchmark_worker import serve; serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", program],
             stdin=subprocess.PIPE,

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from mfcli.artifact import artifact_path, cache_key, open_artifact
+from mfcli.artifact.build import artifact_path, cache_key, open_artifact
 from mfcli.errors import ModelError, OutputError
 from mfcli.files import ELSEWHERE, exists, is_folder, listed, sha256_of, undeletable
+from mfcli.hub.cache import artifact_files, checkpoint_files, is_intact, is_untouched, read_sidecar, sidecar_of
+from mfcli.models.registry import VARIANTS, find_variant, is_glob
 from mfcli.settings import Settings
-from mfcli.stored import artifact_files, checkpoint_files, is_intact, is_untouched, read_sidecar, sidecar_of
-from mfcli.variants import VARIANTS, find_variant, is_glob
 
 
 class Kind(StrEnum):

@@ -27,15 +27,15 @@ from typing import Any
 import numpy as np
 
 from mfcli import __version__
-from mfcli.artifact import bundled_is_intact, ensure
-from mfcli.engines import load_engine
-from mfcli.engines.base import EngineName, EngineOptions
+from mfcli.artifact.build import bundled_is_intact, ensure
 from mfcli.errors import MfError
 from mfcli.files import exists, is_folder
+from mfcli.hub.cache import REINSTALL, artifact_files, bundled_file, checkpoint_files
+from mfcli.inference.engines import load_engine
+from mfcli.inference.engines.base import EngineName, EngineOptions
+from mfcli.models.registry import default_variant, find_variant
 from mfcli.settings import BUNDLED_ALIAS, Settings, usable_cores
-from mfcli.stored import REINSTALL, artifact_files, bundled_file, checkpoint_files
 from mfcli.synthetic import picture
-from mfcli.variants import default_variant, find_variant
 
 DEFAULT_ENGINE = EngineName.ONNXRUNTIME
 """What `--engine auto` stands for, and what the others are compared with."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from mfcli.artifact import ensure
+from mfcli.artifact.build import ensure
 from mfcli.errors import MfError, ModelError, OutputError, UsageError
 from mfcli.files import remembered_sha256
+from mfcli.hub.acquire import Wish, candidates, check_digest, is_address, not_here, sources_of, waits_by_hand
+from mfcli.hub.cache import StoredWeights, bundled_file, is_intact, place_by_hand, stored
+from mfcli.models.registry import Variant, find_variant, is_glob, list_variants
 from mfcli.results import Progress
 from mfcli.settings import Settings
-from mfcli.stored import StoredWeights, bundled_file, is_intact, place_by_hand, stored
-from mfcli.variants import Variant, find_variant, is_glob, list_variants
-from mfcli.weights import Wish, candidates, check_digest, is_address, not_here, sources_of, waits_by_hand
 
 
 class Status(StrEnum):
@@ -100,7 +100,7 @@ def _download(variant: Variant, settings: Settings, wish: Wish, progress: Progre
 
 def _origin(variant: Variant, settings: Settings, wish: Wish) -> str | None:
     """Where a checkpoint would first be taken from, without secrets."""
-    from mfcli.remote import shown
+    from mfcli.http import shown
 
     if wish.origin and not is_address(wish.origin):
         return os.path.realpath(wish.origin)
@@ -163,7 +163,7 @@ def _plan_copy(variant: Variant, settings: Settings, wish: Wish, origin: Path, p
 
 
 def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: Progress, place: str) -> Downloaded:
-    from mfcli.remote import SourceError, UnreachableError, open_session, resolve, shown
+    from mfcli.http import SourceError, UnreachableError, open_session, resolve, shown
 
     failure: ModelError | None = None
     address = variant.url

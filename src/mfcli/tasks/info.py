@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
-from mfcli.artifact import Artifact, prepared_artifacts
+from mfcli.artifact.build import Artifact, prepared_artifacts
+from mfcli.hub.cache import StoredWeights, place_by_hand, stored
+from mfcli.models.registry import Variant
 from mfcli.settings import Settings
-from mfcli.stored import StoredWeights, place_by_hand, stored
-from mfcli.variants import Variant
 
 
 def describe(variant: Variant, settings: Settings) -> dict[str, Any]:

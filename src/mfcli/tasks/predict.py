@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mfcli.errors import MfError, TooManyFailuresError, UsageError
-from mfcli.formats.base import Writer
-from mfcli.interrupts import ImpatientInterrupt, uninterrupted
-from mfcli.outputs import Journal, State, digest_of
-from mfcli.predictor import Predictor
+from mfcli.inference.predictor import Predictor
+from mfcli.inputs.sources import Source, is_address
+from mfcli.outputs.journal import Journal, State, digest_of
+from mfcli.outputs.writer import Writer
 from mfcli.results import Progress, Summary, Tally
-from mfcli.sources import Source, is_address
+from mfcli.signals import ImpatientInterrupt, uninterrupted
 
 
 @dataclass(frozen=True, slots=True)

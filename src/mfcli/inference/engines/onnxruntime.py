@@ -1,0 +1,105 @@
+"""ONNX Runtime on the CPU in float32: the portable default, starts without torch.
+
+A batch is cut into parts of a few pictures, and as many parts run at once as there are threads: what is between two
+layers then stays in the caches, and threads meet at the end of a batch instead of at the end of every layer. One part
+alone, a single photo, is computed by all threads together. A picture's logits are the same bits in either case: no
+operator of the graph adds up in an order that depends on the batch or on the number of threads (graph.py; tested).
+Threads that wait do not spin, because spinning takes the cores from the parts that work and from decoding pictures.
+"""
+
+import threading
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from mfcli.artifact.build import Artifact
+from mfcli.errors import EngineError, first_line
+from mfcli.hub.cache import is_bundled
+from mfcli.inference.engines.base import (
+    EngineName,
+    EngineOptions,
+    Precision,
+    cpu_batch_size,
+    pictures_per_run,
+    start_threads,
+)
+from mfcli.settings import usable_cores
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+_FATAL_ONLY = 4
+
+
+class OnnxRuntimeEngine:
+    """An artifact in an ONNX Runtime session."""
+
+    name = EngineName.ONNXRUNTIME
+    precision = Precision.FP32
+    device = "cpu"
+    streams = 2
+
+    def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
+        self._threads = options.threads or usable_cores()
+        self._pictures_per_run = pictures_per_run(artifact.plan.crop_size)
+        self.batch_size = cpu_batch_size(artifact.plan.crop_size, self._threads)
+        session_options = onnxruntime.SessionOptions()
+        session_options.log_severity_level = _FATAL_ONLY
+        session_options.intra_op_num_threads = self._threads
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._turns = threading.BoundedSemaphore(
+            self._threads
+        )  # so that two streams keep to one core where one is asked
+        start_threads(self._threads - 1)  # as the session does
+        try:
+            self._session = onnxruntime.InferenceSession(
+                _readable(artifact.path), session_options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            if "bad_alloc" in str(error):
+                hint = "there is too little memory: see ulimit -v, and what else is running"
+            elif is_bundled(artifact.path):
+                hint = artifact.remedy
+            else:
+                hint = f"if the file is damaged, delete it and run again: rm {artifact.path}"
+            raise EngineError(f"ONNX Runtime cannot load {artifact.path}: {first_line(error)}", hint) from error
+
+    def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map float32 (N, 3, H, W) to float32 (N, classes)."""
+        size = min(self._pictures_per_run, -(-len(batch) // self._threads))
+        if len(batch) <= size:
+            return self._run(batch)
+        parts = (batch[start : start + size] for start in range(0, len(batch), size))
+        if self._threads == 1:
+            return np.concatenate(list(map(self._run, parts)))
+        try:
+            return np.concatenate(list(self._pool.map(self._run, parts)))
+        except RuntimeError as error:  # the pool starts its threads now
+            raise EngineError(f"ONNX Runtime failed: {first_line(error)}", "--threads 1 --workers 1") from error
+
+    def _run(self, part: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            with self._turns:
+                (logits,) = self._session.run(["logits"], {"input": part})
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
+        return np.asarray(logits, np.float32)
+
+    @cached_property
+    def _pool(self) -> "ThreadPoolExecutor":
+        from concurrent.futures import ThreadPoolExecutor
+
+        return ThreadPoolExecutor(self._threads, "onnxruntime")
+
+
+def _readable(path: Path) -> Path | bytes:
+    """The path, or what is in the file where its name is no UTF-8, which the runtime wants."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return path

@@ -1,0 +1,95 @@
+"""The backbone itself in torch: on CUDA and MPS the fast engine, on the CPU the reference the others are held against.
+
+fp32 is float32 throughout: TF32, which convolutions on CUDA take by default, is switched off, so that the answers are
+those of the other engines. bf16 and fp16 convert weights and activations alike; norms add up in float32 inside.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mfcli.artifact.build import Artifact
+from mfcli.errors import EngineError, ModelError, first_line
+from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size
+from mfcli.models.checkpoint import load_checkpoint
+from mfcli.models.registry import find_variant
+from mfcli.settings import usable_cores
+
+_DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+_GPU_PIXELS = 64 * 224 * 224
+_GPU_MAX_BATCH_SIZE = 256
+
+
+class TorchEngine:
+    """A checkpoint in the backbone, run eagerly."""
+
+    name = EngineName.TORCH
+    streams = 1
+
+    def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
+        self.precision = options.precision
+        device = _device(options.device)
+        self.device = str(device)
+        if artifact.checkpoint is None:
+            raise ModelError(
+                f"the torch engine needs the checkpoint of {artifact.variant}",
+                f"mf download {artifact.variant}, or add --weights FILE",
+            )
+        if self.precision is Precision.FP16 and device.type == "cpu":
+            raise EngineError("fp16 needs a GPU", "--precision bf16, or --device cuda")
+        height, width = artifact.plan.crop_size
+        if device.type == "cpu":
+            threads = options.threads or usable_cores()
+            torch.set_num_threads(threads)
+            self.batch_size = min(cpu_batch_size((height, width), threads), 16)
+        else:
+            self.batch_size = max(1, min(_GPU_PIXELS // (height * width), _GPU_MAX_BATCH_SIZE))
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
+        model = load_checkpoint(artifact.checkpoint, find_variant(artifact.variant), artifact.weights_sha256).model
+        try:
+            self._model = model.to(device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
+        except torch.OutOfMemoryError as error:
+            raise EngineError(f"{self.device} has too little memory for {artifact.variant}", "--device cpu") from error
+        except RuntimeError as error:  # a driver that does not fit, a device that another program holds
+            raise EngineError(f"{self.device} cannot be used: {first_line(error)}", "--device cpu") from error
+
+    def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map float32 (N, 3, H, W) to float32 (N, classes)."""
+        try:
+            with torch.inference_mode():
+                pixels = torch.from_numpy(batch).to(
+                    self.device, _DTYPES[self.precision], memory_format=torch.channels_last
+                )
+                logits = self._model(pixels).float().cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            smaller = max(1, len(batch) // 2)
+            raise EngineError(
+                f"{self.device} has too little memory for {len(batch)} pictures at once", f"--batch-size {smaller}"
+            ) from error
+        except RuntimeError as error:
+            raise EngineError(f"torch failed: {first_line(error)}") from error
+        return np.asarray(logits, np.float32)
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name, and for auto the best there is.
+
+    Raises:
+        EngineError: it is not there.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    kind, _, number = name.partition(":")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if cuda else 0
+        if not count:
+            raise EngineError("no CUDA device is there, or torch was built without CUDA", "--device cpu")
+        if int(number or 0) >= count:
+            raise EngineError(f"there is no {name}: {count} CUDA devices, counted from 0", "--device cuda:0")
+        return torch.device("cuda", int(number or 0))
+    if kind == "mps" and not mps:
+        raise EngineError("no MPS device is there, or torch was built without it", "--device cpu")
+    return torch.device(kind)

@@ -1,0 +1,245 @@
+"""Files, folders and globs of this machine: opened safely, walked lazily.
+
+A folder is read when its turn has come, one folder at a time, so that the first picture of a large tree comes at once
+and no file is looked at before it is opened.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from mfcli.errors import FailureCode, PictureError
+from mfcli.inputs.selection import Selection, glob_of, has_magic, in_natural_order, is_hidden
+from mfcli.results import Failure
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+"""Their case does not matter."""
+
+_NO_REGULAR_FILE = "is not a regular file; a pipe goes to: mf predict -"
+_WILDCARDS = frozenset("*?")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file that was found, or a folder that cannot be read.
+
+    Attributes:
+        path: begins with the folder as it was given.
+        failure: why the folder cannot be read; None for a file.
+    """
+
+    path: str
+    failure: Failure | None = None
+
+
+def failure_of(error: OSError | ValueError, what: str) -> Failure:
+    """Return what the operating system's refusal means for a row.
+
+    Args:
+        error: a ValueError is what Python raises for a NUL in a name.
+        what: what it refuses, a participle: "opened".
+    """
+    match error:
+        case FileNotFoundError() | NotADirectoryError():
+            return Failure(FailureCode.NOT_FOUND, "no such file")
+        case PermissionError():
+            return Failure(FailureCode.PERMISSION, "no permission to read it")
+        case _:
+            reason = getattr(error, "strerror", None) or error
+            return Failure(FailureCode.NOT_FOUND, f"cannot be {what}: {reason}")
+
+
+@contextmanager
+def os_errors() -> Iterator[None]:
+    """Turn the operating system's refusals into a PictureError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        failure = failure_of(error, "opened")
+        raise PictureError(failure.code, failure.message) from error
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open a regular file for reading; a pipe, socket or device is never opened, nor waited for.
+
+    Raises:
+        PictureError: not_found, permission, or unsupported for what is not a regular file.
+    """
+    with os_errors():
+        _check_regular(os.stat(path).st_mode)
+        # what was a file a moment ago may be a pipe by now, for whose writer an ordinary open would wait
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _check_regular(os.fstat(descriptor).st_mode)
+            return os.fdopen(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+
+def _check_regular(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise PictureError(FailureCode.UNSUPPORTED, "is a folder, not a picture")
+    if not stat.S_ISREG(mode):
+        raise PictureError(FailureCode.UNSUPPORTED, _NO_REGULAR_FILE)
+
+
+@dataclass(slots=True)
+class _Folder:
+    """A folder on the way down: its names that are still to come."""
+
+    relative: str
+    identity: tuple[int, int]
+    names: Iterator[str] = field(default_factory=lambda: iter(()))
+    folders: set[str] = field(default_factory=set)
+    links: set[str] = field(default_factory=set)
+
+
+def walk_folder(folder: str, selection: Selection) -> Iterator[Found]:
+    """Yield the pictures in a folder in natural order, files and folders sorted together.
+
+    Hidden files and folders are left out. Symbolic links are followed, but not to a folder that one is in already.
+    Archives in a folder are not opened: only one that is named is. A folder that cannot be read gives a failure.
+    """
+    return _walk(folder, selection.takes, lambda relative: selection.recursive and selection.enters(relative))
+
+
+def walk_glob(pattern: str, selection: Selection) -> Iterator[Found]:
+    """Yield what a glob matches in natural order, lazily, as the shell would have passed it on.
+
+    A folder that matches is walked like one that is named, but not where `**` finds its files anyway. Hidden names
+    match only a part that begins with a dot. Where the last part is wildcards alone, only pictures are taken, as from
+    a folder; otherwise the glob itself says what is a picture.
+    """
+    split = pattern.rfind("/", 0, _first_magic(pattern)) + 1
+    top, rest = pattern[:split], pattern[split:]
+    texts = [part for part in rest.split("/") if part not in ("", ".")]
+    glob, depth, any_depth = glob_of(rest), len(texts), "**" in texts
+    pictures_only = _WILDCARDS.issuperset(texts[-1])
+
+    def takes(relative: str) -> bool:
+        names = relative.split("/")
+        if not any_depth and len(names) > depth:
+            return selection.takes("/".join(names[depth:]))
+        if rest.endswith("/") or not glob.matches(names) or _hides(names[-1], texts[-1]):
+            return False
+        return selection.takes(relative) if pictures_only else selection.passes(top + relative)
+
+    def enters(relative: str) -> bool:
+        names = relative.split("/")
+        if not any_depth and len(names) > depth:
+            return selection.recursive and selection.enters("/".join(names[depth:]))
+        if not selection.lets_in(top + relative):
+            return False
+        if any_depth:
+            return glob.leads_below(names) and not is_hidden(names[-1])
+        return (glob.matches(names) or glob.leads_below(names)) and not _hides(names[-1], texts[len(names) - 1])
+
+    return _walk(top, takes, enters, needed=False)
+
+
+def member_glob(pattern: str, selection: Selection) -> Callable[[str], bool]:
+    """Return what tells whether a glob means a member of an archive, by the rules of `walk_glob`."""
+    glob, texts = glob_of(pattern), [part for part in pattern.split("/") if part not in ("", ".")]
+    fixed = next(at for at, text in enumerate(texts) if has_magic(text))
+    any_depth, pictures_only = "**" in texts, _WILDCARDS.issuperset(texts[-1])
+
+    def takes(name: str) -> bool:
+        names = name.split("/")
+        if not glob.matches(names) or _hides(names[-1], texts[-1]):
+            return False
+        if any_depth and any(map(is_hidden, names[fixed:-1])):
+            return False
+        if not any_depth and any(map(_hides, names, texts)):
+            return False
+        return selection.takes(name) if pictures_only else selection.passes(name)
+
+    return takes
+
+
+def _first_magic(pattern: str) -> int:
+    return next(at for at, character in enumerate(pattern) if has_magic(character))
+
+
+def _hides(name: str, part: str) -> bool:
+    return is_hidden(name) and not part.startswith(".")
+
+
+def _walk(
+    top: str, takes: Callable[[str], bool], enters: Callable[[str], bool], *, needed: bool = True
+) -> Iterator[Found]:
+    """Walk without recursion, so that no tree is too deep.
+
+    Args:
+        top: a folder; what is yielded begins with it.
+        takes: whether a file is yielded, by its path in `top`.
+        enters: whether a folder is entered, by its path in `top`.
+        needed: whether it is a failure when `top` is not a folder at all.
+    """
+    stack: list[_Folder] = []
+    entering: str | None = ""
+    while stack or entering is not None:
+        if entering is not None:
+            path = os.path.join(top, entering) if entering else top
+            try:
+                folder = _listed(path or ".", entering, takes, enters)
+            except (OSError, ValueError) as error:
+                if entering or needed or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                    yield Found(path, failure_of(error, "listed"))
+            else:
+                if all(folder.identity != above.identity for above in stack):  # else a link leads back up
+                    stack.append(folder)
+            entering = None
+            continue
+        folder = stack[-1]
+        name = next(folder.names, None)
+        if name is None:
+            stack.pop()
+            continue
+        relative = f"{folder.relative}/{name}" if folder.relative else name
+        path = os.path.join(top, relative)
+        if name in folder.folders or (name in folder.links and os.path.isdir(path)):
+            entering = relative if name in folder.folders or enters(relative) else None
+        elif name not in folder.links or takes(relative):
+            yield Found(path)
+
+
+def _listed(path: str, relative: str, takes: Callable[[str], bool], enters: Callable[[str], bool]) -> _Folder:
+    """List what is wanted of a folder: names alone, with what listing says of their kind."""
+    status = os.stat(path)
+    folder = _Folder(relative, (status.st_dev, status.st_ino))
+    prefix = f"{relative}/" if relative else ""
+    names: list[str] = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_symlink():  # looked up when its turn has come
+                if not takes(prefix + entry.name) and not enters(prefix + entry.name):
+                    continue
+                folder.links.add(entry.name)
+            elif entry.is_dir(follow_symlinks=False):
+                if not enters(prefix + entry.name):
+                    continue
+                folder.folders.add(entry.name)
+            elif not takes(prefix + entry.name):
+                continue
+            names.append(entry.name)
+    folder.names = in_natural_order(names, str)
+    return folder
+
+
+def is_archive_name(path: str) -> bool:
+    """Whether a file of this name is opened as an archive when it is named."""
+    return path.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def split_member(path: str) -> tuple[str, str] | None:
+    """Return archive and member of a path that goes on below an archive (`photos.zip/a.jpg`), else None."""
+    at = path.find("/", 1)
+    while at > 0:
+        if is_archive_name(path[:at]) and os.path.isfile(path[:at]) and path[at:].strip("/"):
+            return path[:at], path[at:].strip("/")
+        at = path.find("/", at + 1)
+    return None

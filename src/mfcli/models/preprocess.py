@@ -1,0 +1,151 @@
+"""From an upright RGB picture to the float32 tensor a model was trained to see.
+
+timm's `create_transform` is the one source of truth. `plan_from_timm` walks the transform that timm built and writes
+its steps down as a `PreprocessPlan`; applying a plan needs Pillow and NumPy alone and gives the same bits.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mfcli.errors import FailureCode, ModelError, PictureError
+from mfcli.models.registry import Variant
+
+
+@dataclass(frozen=True)
+class PreprocessPlan:
+    """The steps between a picture and a tensor.
+
+    Attributes:
+        resize_shorter_side: pixels of the shorter side after resizing; the longer side keeps the ratio, rounded down.
+        crop_size: (height, width) of the centre crop in pixels.
+        interpolation: Pillow's name of the resampling filter, in lower case; always with antialiasing.
+        mean: per channel, subtracted from values scaled to 0..1.
+        std: per channel, divided by afterwards.
+    """
+
+    resize_shorter_side: int
+    crop_size: tuple[int, int]
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_json(cls, text: str) -> "PreprocessPlan":
+        """Read the plan's fields from a JSON object.
+
+        Raises:
+            ModelError: the text is not a plan of this version.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            plan = cls(
+                resize_shorter_side=int(fields["resize_shorter_side"]),
+                crop_size=(int(fields["crop_size"][0]), int(fields["crop_size"][1])),
+                interpolation=str(fields["interpolation"]),
+                mean=_triple(fields["mean"]),
+                std=_triple(fields["std"]),
+            )
+            Image.Resampling[plan.interpolation.upper()]
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise ModelError(f"not a preprocessing plan: {text[:80]!r}") from error
+        return plan
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Return (width, height) in pixels after the resize step."""
+        short, long = min(width, height), max(width, height)
+        long = int(self.resize_shorter_side * long / short)
+        return (self.resize_shorter_side, long) if width <= height else (long, self.resize_shorter_side)
+
+    def apply(self, picture: Image.Image, max_pixels: int | None = None) -> NDArray[np.float32]:
+        """Turn an RGB picture into a normalised float32 array of shape (3, H, W), C-contiguous.
+
+        Args:
+            picture: mode RGB, any size.
+            max_pixels: the largest number of pixels that the resize step may produce; None for no limit.
+
+        Raises:
+            PictureError: too_large, where the resize step would pass max_pixels (a very long strip).
+        """
+        size = self.resized(*picture.size)
+        if max_pixels is not None and size[0] * size[1] > max_pixels:
+            raise PictureError(
+                FailureCode.TOO_LARGE,
+                f"{picture.width}x{picture.height} would be resized to {size[0]}x{size[1]}, "
+                f"over --max-pixels {max_pixels}",
+            )
+        if size != picture.size:
+            picture = picture.resize(size, Image.Resampling[self.interpolation.upper()])
+        pixels = np.asarray(self._centre_crop(picture))
+        out = np.empty((3, *pixels.shape[:2]), np.float32)
+        for channel in range(3):
+            # no level is out of range, and with mode="raise" NumPy would fill a buffer first
+            np.take(self._lookup[channel], pixels[..., channel], out=out[channel], mode="clip")
+        return out
+
+    def _centre_crop(self, picture: Image.Image) -> Image.Image:
+        height, width = self.crop_size
+        left = round((picture.width - width) / 2)
+        top = round((picture.height - height) / 2)
+        return picture.crop((left, top, left + width, top + height))
+
+    @cached_property
+    def _lookup(self) -> NDArray[np.float32]:
+        """The normalised value of each of the 256 levels, float32 (3, 256), in torchvision's order of operations."""
+        levels = np.arange(256, dtype=np.float32) / np.float32(255)
+        mean, std = (np.array(v, np.float32)[:, None] for v in (self.mean, self.std))
+        return (levels - mean) / std
+
+
+def plan_for(variant: Variant) -> PreprocessPlan:
+    """Return the plan of a row, from the transform that timm builds for it; imports timm and torch."""
+    from timm.data import create_transform
+
+    return plan_from_timm(
+        create_transform(
+            input_size=variant.input_size,
+            crop_pct=variant.crop_pct,
+            interpolation=variant.interpolation,
+            mean=variant.mean,
+            std=variant.std,
+        )
+    )
+
+
+def plan_from_timm(transform: Any) -> PreprocessPlan:
+    """Write down the evaluation transform that timm's `create_transform` built.
+
+    Raises:
+        ModelError: the transform has a step, or a step has a setting, that a plan cannot say.
+    """
+    from timm.data.transforms import MaybeToTensor
+    from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
+
+    steps = transform.transforms if isinstance(transform, Compose) else None
+    kinds = [type(step) for step in steps or ()]
+    if steps is None or kinds != [Resize, CenterCrop, MaybeToTensor, Normalize]:
+        raise ModelError(f"timm built a transform that no preprocessing plan describes: {transform}")
+    resize, crop, _, normalize = steps
+    if not isinstance(resize.size, int) or resize.max_size is not None or not resize.antialias:
+        raise ModelError(f"timm built a resize step that no preprocessing plan describes: {resize}")
+    crop_height, crop_width = crop.size
+    if max(crop_height, crop_width) > resize.size:
+        raise ModelError(f"timm built a crop step that pads, which no preprocessing plan describes: {crop}")
+    return PreprocessPlan(
+        resize_shorter_side=resize.size,
+        crop_size=(int(crop_height), int(crop_width)),
+        interpolation=resize.interpolation.value,
+        mean=_triple(normalize.mean),
+        std=_triple(normalize.std),
+    )
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    """Three floats; a float32 tensor gives the shortest decimals that round to the same float32."""
+    first, second, third = (float(np.format_float_positional(np.float32(float(v)), unique=True)) for v in values)
+    return first, second, third

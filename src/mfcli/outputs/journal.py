@@ -1,0 +1,413 @@
+"""Files that results go to: whole ones that appear when they are complete, and lines that are there at once.
+
+Every format but JSON Lines is written beside its target and renamed at the end. JSON Lines is appended to and flushed
+row by row, so that `Journal` can go on with it after any interruption, a kill included.
+"""
+
+import base64
+import contextlib
+import errno
+import fcntl
+import io
+import itertools
+import json
+import os
+import shlex
+import stat
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+
+from mfcli.errors import MfError, OutputError
+from mfcli.results import PREDICT_SCHEMA
+from mfcli.signals import ImpatientInterrupt, uninterrupted
+
+MAX_ROW_BYTES = 2**26
+"""No row is longer: one with all of 21,841 classes has 3 MB."""
+
+_ROW_BEGINS = json.dumps({"schema": PREDICT_SCHEMA}, separators=(",", ":")).encode()[:-1]
+
+
+class State(Enum):
+    """What a journal knows of an input."""
+
+    NEW = "new"
+    OK = "ok"
+    FAILED = "failed"
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise where a file may not be written because it is there, or cannot be because its folder is not.
+
+    Raises:
+        OutputError: it exists and is a file or a folder, its folder does not exist, or nobody may look there.
+    """
+    with writing(path):
+        _need_folder(path)
+        exists = path.is_file() and path.stat().st_size > 0
+    if exists:
+        raise OutputError(f"{path} exists", "--overwrite replaces it; --resume goes on with a .jsonl file")
+
+
+def _need_folder(path: Path) -> None:
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "name a file: -o results.jsonl")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path} cannot be written: there is no folder {path.parent}", f"mkdir -p {shlex.quote(str(path.parent))}"
+        )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk says of writing `path` into an OutputError; a reader that left stays a BrokenPipeError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        go_on = "; --resume goes on" if path.suffix == ".jsonl" else ""
+        hint = f"free some space{go_on}, or name another file with -o" if full else "name another file with -o"
+        raise OutputError(f"cannot write {path}: {error.strerror or error}", hint) from error
+
+
+@contextlib.contextmanager
+def appearing(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
+    """Give a text stream whose file appears at `path` at the end, whole.
+
+    What was written before an interrupt, or before an MfError, appears too; after anything else, in the middle of a
+    row, and where nothing was written, the old file stays. What is no regular file, a terminal or a pipe, is written
+    directly.
+
+    Args:
+        path: the file.
+        replace: whether a file that is there at the end may be replaced; else what was written is kept beside it.
+
+    Raises:
+        OutputError: the file cannot be written, or may not be replaced.
+    """
+    with writing(path):
+        _need_folder(path)
+        if path.exists() and not path.is_file():
+            with _text(path.open("wb")) as stream:
+                yield stream
+            return
+        with _beside(path, replace) as (file, publish):
+            stream = _text(file)
+            try:
+                yield stream
+            except ImpatientInterrupt:
+                raise
+            except (KeyboardInterrupt, MfError):
+                stream.flush()
+                if file.tell():
+                    publish()
+                raise
+            stream.flush()
+            publish()
+
+
+@contextlib.contextmanager
+def _beside(path: Path, replace: bool = True) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+    """Give a file beside `path` and what puts it into its place, with the mode of the file that is replaced.
+
+    Where that was not called the file is deleted. A link stays a link.
+    """
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name[:50]}.{os.getpid()}.part")  # 50 characters may be 200 bytes
+    file = partial.open("w+b")  # one of this name is left from a process that was killed
+
+    def publish() -> None:
+        with uninterrupted():
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(OSError):
+                partial.chmod(stat.S_IMODE(target.stat().st_mode))
+            if not replace and target.is_file() and target.stat().st_size:
+                spare = target.with_name(f"{target.stem[:50]}.{os.getpid()}{target.suffix}")
+                partial.replace(spare)
+                raise OutputError(f"{path} has come into being meanwhile", f"what was done is in {spare}")
+            partial.replace(target)
+
+    try:
+        yield file, publish
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what it still held is of no use
+            file.close()
+
+
+def _text(file: BinaryIO) -> TextIO:
+    return io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
+
+
+class Counted:
+    """How often inputs are there, 12 bytes for each different one; 64-bit digests stand for names."""
+
+    def __init__(self, digests: "array[int]") -> None:
+        self._digests, counts = np.unique(np.frombuffer(digests, np.uint64), return_counts=True)
+        self._counts = counts.astype(np.int32)
+
+    def take(self, digest: int) -> bool:
+        """Whether one is left, which is taken."""
+        index = int(np.searchsorted(self._digests, np.uint64(digest)))
+        if index == len(self._digests) or self._digests[index] != digest or not self._counts[index]:
+            return False
+        self._counts[index] -= 1
+        return True
+
+
+def digest_of(name: bytes, member: str | None) -> int:
+    """Return 64 bits that stand for an input: the exact bytes of its name, and the member of an archive."""
+    import hashlib
+
+    text = name if member is None else name + b"\0" + member.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What a journal needs of a row."""
+
+    fields: dict[str, Any]
+    digest: int
+    is_ok: bool
+
+
+class Journal:
+    """A JSON Lines file of one run, locked, repaired and ready to be appended to.
+
+    Attributes:
+        rows: the text stream of new rows.
+        retries: the text stream of rows that take failed ones' places, None where failed ones stay.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        run: str,
+        *,
+        overwrite: bool = False,
+        retry_failed: bool = False,
+        difference: Callable[[dict[str, Any]], str] = lambda _: "another run",
+    ) -> None:
+        """Open or make the file.
+
+        Args:
+            path: the file.
+            run: the run whose rows it must hold.
+            overwrite: whether to begin with an empty file, which happens in `begin`.
+            retry_failed: whether failed inputs are to be classified again.
+            difference: says in a few words how the run of a row differs from this one.
+
+        Raises:
+            OutputError: it is of another run, is no such file, is in use, or cannot be written.
+        """
+        _need_folder(path)
+        self._shown = path
+        self._path = Path(os.path.realpath(path))
+        self._run = run
+        self._overwrite = overwrite
+        self._difference = difference
+        self._side = self._path.with_name(f".{self._path.name}.retry")  # rows that are to take failed ones' places
+        with writing(path):
+            self._is_new = not self._path.exists()
+            self._holders: set[int] = set()
+            self._file = self._locked()
+            try:
+                if not overwrite and self._side.exists():
+                    self._merge()
+                found = _no_rows() if overwrite else self._scan(self._file)
+                self._counted = {state: Counted(digests) for state, digests in found.items()}
+                self._file.seek(0, os.SEEK_END)
+                self.rows: TextIO = _text(self._file)
+                self.retries: TextIO | None = _text(self._side.open("wb")) if retry_failed else None
+            except BaseException:
+                self._file.close()
+                raise
+
+    def begin(self) -> None:
+        """Get ready for the first row: now an old file is emptied, if it is to be overwritten."""
+        if self._overwrite:
+            self._file.seek(0)
+            self._file.truncate()
+            self._side.unlink(missing_ok=True)
+
+    def _locked(self) -> BinaryIO:
+        """Open the file and lock it; again, if another process has put a new one into its place meanwhile."""
+        while True:
+            file = open(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")  # noqa: PTH123, SIM115
+            try:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OutputError(f"{self._shown} is not a regular file", "send rows there with: mf ... > FILE")
+                _lock(file)
+                if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                    return file
+                file.close()
+            except BlockingIOError as error:
+                file.close()
+                raise OutputError(
+                    f"{self._shown} is being written by another mf", "wait for it, or name another"
+                ) from error
+            except FileNotFoundError:
+                file.close()
+            except BaseException:
+                file.close()
+                raise
+
+    def state_of(self, name: bytes, member: str | None) -> State:
+        """Return what is known of an input, and take one such row from what is left."""
+        digest = digest_of(name, member)
+        if self._counted[State.OK].take(digest):
+            return State.OK
+        return State.FAILED if self._counted[State.FAILED].take(digest) else State.NEW
+
+    def drop_failed(self, holders: set[int]) -> None:
+        """Let failed rows of these go when retried ones are put into their places, unless they were retried themselves.
+
+        Args:
+            holders: `digest_of` what has given pictures by now: folders, archives, globs.
+        """
+        self._holders = holders
+
+    def _scan(self, file: BinaryIO) -> "dict[State, array[int]]":
+        """Check every row, cut off a torn last one, and return the inputs by state.
+
+        Nothing is changed before all rows have been checked.
+        """
+        found = _no_rows()
+        good = 0
+        file.seek(0)
+        for number, line in enumerate(_lines(file), start=1):
+            row = _parsed(line)
+            if row is None:
+                if _is_torn(line) and not file.read(1):
+                    file.truncate(good)
+                    break
+                raise OutputError(
+                    f"line {number} of {self._shown} is no row of mf predict", "name another file with -o"
+                )
+            if row.fields["run"] != self._run:
+                raise OutputError(
+                    f"{self._shown} is of another run: {self._difference(_telling(row, file).fields)}",
+                    "go on with the settings it was begun with, or name another file with -o",
+                )
+            found[State.OK if row.is_ok else State.FAILED].append(row.digest)
+            good += len(line)
+        return found
+
+    def _merge(self) -> None:
+        """Put the rows of the side file into the places of the failed rows of the same inputs; see `drop_failed`."""
+        places: dict[int, list[tuple[int, int]]] = {}  # where the new rows of an input lie in the side file
+        with self._side.open("r+b") as side, _beside(self._path) as (merged, publish):
+            self._scan(side)
+            side.seek(0)
+            start = 0
+            for line in _lines(side):
+                if new := _parsed(line):
+                    places.setdefault(new.digest, []).append((start, len(line)))
+                start += len(line)
+            for taken in places.values():
+                taken.reverse()  # the first is taken first
+            self._file.seek(0)
+            for line in _lines(self._file):
+                row = _parsed(line)
+                spots = places.get(row.digest) if row and not row.is_ok else None
+                if spots:
+                    merged.write(_slice(side, *spots.pop()))
+                elif not row or row.is_ok or row.digest not in self._holders:
+                    merged.write(line)
+            _lock(merged)  # before it is there: the name is never without a lock
+            publish()
+            old, self._file = self._file, self._reopened(merged)
+            old.close()
+        self._side.unlink()
+
+    def _reopened(self, merged: BinaryIO) -> BinaryIO:
+        """A second handle of the file that was just published, with the lock of the first."""
+        descriptor = os.dup(merged.fileno())
+        return open(descriptor, "r+b")  # noqa: PTH123
+
+    def close(self) -> None:
+        """Flush, put retried rows into their places, and let go of the file; one that was made for no row goes.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with writing(self._shown), uninterrupted():
+            self.rows.flush()
+            if self.retries is not None:
+                self.retries.close()
+                self._merge()
+            if self._is_new:
+                self._drop_if_empty()
+            self._file.close()
+
+    def _drop_if_empty(self) -> None:
+        status = os.fstat(self._file.fileno())
+        with contextlib.suppress(OSError):
+            if not status.st_size and os.path.samestat(status, self._path.stat()):
+                self._path.unlink()
+
+
+def _no_rows() -> "dict[State, array[int]]":
+    return {State.OK: array("Q"), State.FAILED: array("Q")}
+
+
+def _lock(file: BinaryIO) -> None:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.readline(MAX_ROW_BYTES), b"")
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line is the beginning of a row, or what a crash of the machine leaves of one."""
+    if line.endswith(b"\n"):
+        return False
+    begins = line[: len(_ROW_BEGINS)] == _ROW_BEGINS[: len(line)]
+    return begins or not line.strip(b"\0")
+
+
+def _parsed(line: bytes) -> _Row | None:
+    """The row of a whole line, None for anything else."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        fields = json.loads(line)
+        name, exact, member = fields["input"], fields["input_b64"], fields["member"]
+        if fields["schema"] != PREDICT_SCHEMA or fields["status"] not in ("ok", "error"):
+            return None
+        if not isinstance(fields["run"], str) or not isinstance(member, str | None):
+            return None
+        raw = name.encode() if exact is None else base64.b64decode(exact, validate=True)
+        return _Row(fields, digest_of(raw, member), fields["status"] == "ok")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # UnicodeError is a ValueError
+        return None
+
+
+def _telling(row: _Row, file: BinaryIO) -> _Row:
+    """The first row of this row's run that has predictions, which say most about it; else the row itself."""
+    if row.is_ok:
+        return row
+    for line in itertools.islice(_lines(file), _TELLING_ROWS):
+        other = _parsed(line)
+        if other and other.is_ok and other.fields["run"] == row.fields["run"]:
+            return other
+    return row
+
+
+_TELLING_ROWS = 10_000
+
+
+def _slice(file: BinaryIO, start: int, size: int) -> bytes:
+    file.seek(start)
+    return file.read(size)

@@ -1,0 +1,345 @@
+"""Artifacts: built once, self-describing, checked against torch, and never trusted when torn, foreign or stale."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from deterministic import fill, pixels
+from mfcli import create_model
+from mfcli.artifact import build as artifact_module
+from mfcli.artifact.build import build, cache_key, ensure, open_artifact
+from mfcli.errors import ModelError, OutputError
+from mfcli.files import sha256_of
+from mfcli.hub.cache import bundled_file
+from mfcli.inference.engines import load_engine
+from mfcli.inference.engines.base import EngineName
+from mfcli.models.labels import numbered_labels
+from mfcli.models.metaformer import build_model
+from mfcli.models.registry import Family, find_variant, list_variants
+from mfcli.settings import Settings
+
+BUNDLED = find_variant("bundled")
+
+
+def kept_in(cache: Path) -> Settings:
+    return Settings(model="bundled", named_cache_dir=cache, debug=False)
+
+
+@pytest.fixture(scope="module")
+def built(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that holds the artifact of the small weights."""
+    cache = tmp_path_factory.mktemp("built")
+    ensure(BUNDLED, small_weights, kept_in(cache))
+    return cache
+
+
+@pytest.fixture
+def cache(built: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return shutil.copytree(built, tmp_path / "cache")
+
+
+def forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was built again")
+
+    monkeypatch.setattr(artifact_module, "build", no)
+
+
+def test_a_second_start_builds_nothing(cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_building(monkeypatch)
+    told: list[str] = []
+    artifact = ensure(BUNDLED, small_weights, kept_in(cache), told.append)
+    assert not told
+    assert artifact.variant == "convformer_t8_64"
+    assert artifact.weights_sha256 == sha256_of(small_weights)
+    assert artifact.labels == numbered_labels(7)
+    assert artifact.checkpoint == small_weights
+    assert artifact.key == cache_key(BUNDLED, artifact.weights_sha256)
+    assert artifact.plan.crop_size == (64, 64)
+    assert set(artifact.check) == {"batch_1", "batch_3"}
+    assert max(artifact.check.values()) < 1e-4
+    assert "torch" in artifact.versions
+
+
+def test_what_the_file_says_of_itself(cache: Path) -> None:
+    (path,) = (cache / "artifacts").glob("*.onnx")
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    (input_,), (output,) = model.graph.input, model.graph.output
+    shapes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (input_, output)]
+    assert (input_.name, output.name) == ("input", "logits")
+    assert shapes == [["N", 3, 64, 64], ["N", 7]]
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    assert sidecar == {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "size_bytes": path.stat().st_size,
+        "mtime_ns": path.stat().st_mtime_ns,
+    }
+    assert {p.key for p in model.metadata_props} == {
+        f"mfcli.{name}"
+        for name in [
+            "format_version",
+            "variant",
+            "key",
+            "weights_sha256",
+            "source_url",
+            "preprocess",
+            "labels",
+            "versions",
+            "check",
+        ]
+    }
+    assert str(Path(artifact_module.__file__).parent).encode() not in path.read_bytes()
+
+
+def test_logits_equal_torch_at_any_batch_size(cache: Path, small_weights: Path) -> None:
+    artifact = ensure(BUNDLED, small_weights, kept_in(cache))
+    batch = pixels(5, 64).numpy()
+    runtime = load_engine(EngineName.ONNXRUNTIME, artifact)
+    expected = load_engine(EngineName.TORCH, artifact).logits(batch)
+    assert expected.shape == (5, 7)
+    assert np.abs(runtime.logits(batch) - expected).max() <= 1e-4 * expected.std()
+    alone = np.concatenate([runtime.logits(batch[i : i + 1]) for i in range(5)])
+    assert np.abs(alone - expected).max() <= 1e-4 * expected.std()
+
+
+def test_the_bundled_artifact_is_small_and_true() -> None:
+    artifact = ensure(BUNDLED, None, kept_in(Path("never touched")))
+    assert artifact.size_bytes <= 12_000_000
+    assert artifact.key == cache_key(BUNDLED, artifact.weights_sha256, half_weights=True)
+    assert artifact.checkpoint is not None
+    assert sha256_of(artifact.checkpoint) == artifact.weights_sha256
+    assert sha256_of(artifact.path) == json.loads(artifact.path.with_suffix(".json").read_text())["sha256"]
+    batch = pixels(3, 64).numpy()
+    expected = load_engine(EngineName.TORCH, artifact).logits(batch)
+    assert np.abs(load_engine(EngineName.AUTO, artifact).logits(batch) - expected).max() <= 1e-4 * expected.std()
+    assert not Path("never touched").exists()
+    model = onnx.load(artifact.path)
+    floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    assert sum(np.prod(t.dims) for t in floats) < 0.01 * BUNDLED.params
+
+
+def test_every_class_of_the_bundled_model_has_a_name() -> None:
+    labels = ensure(BUNDLED, None, kept_in(Path("never touched"))).labels
+    assert len(labels) == len({label.wnid for label in labels}) == 200
+    assert all(label.name and label.name != label.wnid for label in labels)
+    assert labels[0].name == "goldfish, Carassius auratus"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def replace_with_text(path: Path) -> None:
+    path.write_text("not a model")
+    path.with_suffix(".json").write_text(json.dumps({"size_bytes": len("not a model"), "sha256": ""}))
+
+
+def replace_with_the_bundled_one(path: Path) -> None:
+    other = bundled_file("convformer_t8_64.onnx")
+    shutil.copy(other, path)
+    shutil.copy(other.with_suffix(".json"), path.with_suffix(".json"))
+
+
+def replace_with_a_foreign_model(path: Path) -> None:
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    rewrite(path, model)
+
+
+def make_older(path: Path) -> None:
+    model = onnx.load(path)
+    next(p for p in model.metadata_props if p.key == "mfcli.format_version").value = "0"
+    rewrite(path, model)
+
+
+def rewrite(path: Path, model: onnx.ModelProto) -> None:
+    path.write_bytes(model.SerializeToString())
+    path.with_suffix(".json").write_text(json.dumps({"size_bytes": path.stat().st_size, "sha256": ""}))
+
+
+def change_one_byte(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
+def remove_sidecar(path: Path) -> None:
+    path.with_suffix(".json").unlink()
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_touched_artifact_is_hashed_once(
+    forgotten: bool, cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_building(monkeypatch)
+    (path,) = (cache / "artifacts").glob("*.onnx")
+    path.touch()
+    if forgotten:
+        sidecar = json.loads(path.with_suffix(".json").read_text())
+        del sidecar["mtime_ns"]
+        path.with_suffix(".json").write_text(json.dumps(sidecar))
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr(artifact_module, "sha256_of", counted)
+    for _ in range(2):
+        ensure(BUNDLED, small_weights, kept_in(cache))
+    assert hashed == [path]
+
+
+def test_damage_of_the_bundled_artifact_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert artifact_module.bundled_is_intact(BUNDLED)
+    for suffix in ("onnx", "json"):
+        shutil.copy(bundled_file(f"{BUNDLED.name}.{suffix}"), tmp_path)
+    monkeypatch.setattr(artifact_module, "bundled_file", lambda name: tmp_path / name)
+    assert artifact_module.bundled_is_intact(BUNDLED)
+    change_one_byte(tmp_path / f"{BUNDLED.name}.onnx")
+    assert not artifact_module.bundled_is_intact(BUNDLED)
+    (tmp_path / f"{BUNDLED.name}.json").unlink()
+    (tmp_path / f"{BUNDLED.name}.onnx").unlink()
+    for _ in range(2):
+        with pytest.raises(ModelError, match="cannot be read") as caught:
+            artifact_module.bundled_is_intact(BUNDLED)
+        assert caught.value.hint == "install it again, in the checkout: pip install --force-reinstall --no-deps ."
+        shutil.copy(bundled_file(f"{BUNDLED.name}.onnx"), tmp_path)  # the other file is still missing
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        append,
+        replace_with_text,
+        replace_with_the_bundled_one,
+        replace_with_a_foreign_model,
+        make_older,
+        change_one_byte,
+        remove_sidecar,
+    ],
+)
+def test_a_bad_artifact_is_built_again(
+    damage: Any, built: Path, cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = (cache / "artifacts").glob("*.onnx")
+    damage(path)
+    with pytest.raises(ModelError):
+        open_artifact(path, BUNDLED, cache_key(BUNDLED, sha256_of(small_weights)), None)
+    told: list[str] = []
+
+    def rebuild(*_: Any) -> None:
+        for name in (path.name, path.with_suffix(".json").name):
+            shutil.copy(built / "artifacts" / name, path.parent / name)
+
+    monkeypatch.setattr(artifact_module, "build", rebuild)
+    assert ensure(BUNDLED, small_weights, kept_in(cache), told.append).key in path.read_bytes().decode(errors="ignore")
+    assert told == ["preparing convformer_t8_64 (once for these weights)"]
+
+
+def test_heads_of_one_class_and_of_equal_logits(tmp_path: Path) -> None:
+    model = create_model("bundled", num_classes=1)
+    torch.nn.init.zeros_(model.head.weight)
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    assert ensure(BUNDLED, tmp_path / "x.pth", kept_in(tmp_path)).labels == numbered_labels(1)
+    torch.manual_seed(0)
+    torch.save(create_model("bundled", num_classes=1).state_dict(), tmp_path / "y.pth")
+    assert ensure(BUNDLED, tmp_path / "y.pth", kept_in(tmp_path)).check["batch_1"] < 1e-4
+
+
+def test_changed_weights_at_the_same_path_make_another_artifact(cache: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "mine.pth"
+    torch.save(fill(create_model("bundled", num_classes=3)).state_dict(), weights)
+    first = ensure(BUNDLED, weights, kept_in(cache))
+    torch.save(create_model("bundled", num_classes=4).state_dict(), weights)
+    second = ensure(BUNDLED, weights, kept_in(cache))
+    assert first.key != second.key
+    assert (len(first.labels), len(second.labels)) == (3, 4)
+
+
+def test_weights_that_are_replaced_while_they_are_prepared(cache: Path, tmp_path: Path) -> None:
+    weights, newer = tmp_path / "last.pth", tmp_path / "newer.pth"
+    for path, classes in ((weights, 3), (newer, 4)):
+        torch.save(fill(create_model("bundled", num_classes=classes)).state_dict(), path)
+    before = {path.name for path in (cache / "artifacts").glob("*.onnx")}
+    with pytest.raises(ModelError, match="changed while it was read"):
+        ensure(BUNDLED, weights, kept_in(cache), lambda _: newer.replace(weights))
+    assert {path.name for path in (cache / "artifacts").glob("*.onnx")} == before
+    assert len(ensure(BUNDLED, weights, kept_in(cache)).labels) == 4
+
+
+def test_the_key_covers_what_shapes_the_graph() -> None:
+    keys = {
+        cache_key(BUNDLED, "0" * 64),
+        cache_key(BUNDLED, "1" * 64),
+        cache_key(BUNDLED, "0" * 64, half_weights=True),
+        cache_key(find_variant("caformer_s18"), "0" * 64),
+        cache_key(find_variant("caformer_s18_384"), "0" * 64),
+    }
+    assert len(keys) == 5
+
+
+def test_weights_with_infinities_are_refused(tmp_path: Path) -> None:
+    state = fill(create_model("bundled")).state_dict()
+    state["head.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="computes infinities or what is no number"):
+        ensure(BUNDLED, tmp_path / "x.pth", kept_in(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").rglob("*.onnx"))
+
+
+def test_a_graph_that_is_wrong_is_refused(small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = artifact_module._export
+
+    def wrong(*arguments: Any) -> onnx.ModelProto:
+        proto = export(*arguments)
+        bias = next(t for t in proto.graph.initializer if t.name == "head.bias")
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
+        return proto
+
+    monkeypatch.setattr(artifact_module, "_export", wrong)
+    with pytest.raises(ModelError, match="differs from torch by 0\\.0"):
+        build(BUNDLED, small_weights, sha256_of(small_weights), tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("family", Family)
+def test_every_family_exports(family: Family, tmp_path: Path) -> None:
+    """A narrow model of each family with one block a stage; building checks the graph against torch."""
+    row = next(v for v in list_variants() if v.family is family and v.input_size[1] == 224)
+    small = dataclasses.replace(row.architecture, depths=(1, 1, 1, 1), dims=(8, 16, 32, 32))
+    row = dataclasses.replace(row, architecture=small)
+    state = fill(build_model(small, num_classes=1000)).state_dict()
+    torch.save(state, tmp_path / "x.pth")
+    artifact = ensure(row, tmp_path / "x.pth", kept_in(tmp_path))
+    assert max(artifact.check.values()) <= 1e-4
+    assert artifact.labels[0].wnid == "n01440764"
+    logits = load_engine(EngineName.ONNXRUNTIME, artifact).logits(pixels(2, 224).numpy())
+    assert logits.shape == (2, 1000)
+    assert logits.std() > 0.1
+
+
+def test_a_cache_that_cannot_be_written(small_weights: Path, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    with pytest.raises(OutputError, match="cannot write to the cache") as caught:
+        ensure(BUNDLED, small_weights, kept_in(in_the_way))
+    assert "MF_CACHE_DIR=DIR" in (caught.value.hint or "")
+    assert caught.value.exit_code == 8

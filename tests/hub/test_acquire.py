@@ -1,0 +1,526 @@
+"""Weights: where they are looked for, in which order they are fetched, and what is never used."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deterministic import fill
+from hub_server import Behaviour, Hub
+from mfcli import create_model, http
+from mfcli.artifact.build import ensure
+from mfcli.errors import ModelError, OutputError, UsageError
+from mfcli.hub import acquire
+from mfcli.hub.acquire import PLAIN_WISH, Wish, obtain
+from mfcli.hub.cache import State, bundled_file, place_by_hand, read_sidecar, state_of, stored
+from mfcli.models.registry import HUB, Pretraining, Variant, WeightsSource, find_variant
+from mfcli.settings import Settings
+
+PAPER, TIMM = "/sail/dl/resolve/main/tiny/tiny.pth", "/timm/tiny/resolve/main/model.safetensors"
+TINY = dataclasses.replace(
+    find_variant("bundled"),
+    name="tiny",
+    pretraining=Pretraining.IN1K,
+    num_classes=1000,
+    sources=(WeightsSource(HUB + PAPER), WeightsSource(HUB + TIMM)),
+)
+ONE, OTHER = b"paper" * 50_000, b"timm" * 50_000
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "BACKOFF_S", 0.001)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub({PAPER: ONE, TIMM: OTHER}) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(hub: Hub, tmp_path: Path) -> Settings:
+    return Settings(
+        model="bundled",
+        named_cache_dir=tmp_path / "cache",
+        debug=False,
+        endpoint=hub.endpoint,
+        hub_cache_dir=tmp_path / "huggingface" / "hub",
+        torch_hub_dir=tmp_path / "torch" / "hub" / "checkpoints",
+    )
+
+
+def get(
+    settings: Settings,
+    wish: Wish = PLAIN_WISH,
+    *,
+    row: Variant = TINY,
+    told: list[Any] | None = None,
+    check: Callable[[Path], object] | None = None,
+) -> Any:
+    return obtain(row, settings, (lambda _: None) if told is None else told.append, check or (lambda _: None), wish)
+
+
+def test_bundled_files_are_found() -> None:
+    assert bundled_file("convformer_t8_64.onnx").stat().st_size > 1_000_000
+    with pytest.raises(ModelError, match=r"bundled file none\.onnx is missing"):
+        bundled_file("none.onnx")
+
+
+def test_the_papers_host_comes_first_and_once(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+    have = get(settings)
+    assert have.path == tmp_path / "cache" / "checkpoints" / "tiny" / "tiny.pth"
+    assert have.path.read_bytes() == ONE
+    assert (have.sha256, have.size_bytes, have.commit) == (sha256(ONE), len(ONE), "c0ffee")
+    assert have.url == hub.endpoint + PAPER
+    assert read_sidecar(have.path.with_name("tiny.pth.json")) == have == stored(TINY, settings)
+    assert get(settings) == have
+    assert len(hub.gets) == 1
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_refusal_goes_to_the_next_source(status: int, hub: Hub, settings: Settings) -> None:
+    hub.behaviour = Behaviour(busy=2 if status == 403 else 1, busy_status=status)
+    told: list[Any] = []
+    have = get(settings, told=told)
+    assert have.path.name == "model.safetensors"
+    assert have.path.read_bytes() == OTHER
+    assert any(f"answers {status}" in event for event in told if isinstance(event, str))
+
+
+def test_a_pin_belongs_to_its_source(settings: Settings) -> None:
+    wrong = WeightsSource(HUB + PAPER, "0" * 64)
+    row = dataclasses.replace(TINY, sources=(wrong, WeightsSource(HUB + TIMM, sha256(OTHER))))
+    told: list[Any] = []
+    assert get(settings, row=row, told=told).path.read_bytes() == OTHER
+    assert any("but this release says 000" in event for event in told if isinstance(event, str))
+
+
+def test_a_server_that_lies_about_the_digest(hub: Hub, settings: Settings) -> None:
+    hub.behaviour = Behaviour(digest="0" * 64)
+    with pytest.raises(ModelError, match="no source delivers tiny: .*X-Linked-Etag says 000.*; .*X-Linked") as caught:
+        get(settings)
+    assert caught.value.hint == "carry the file by hand: mf download tiny --from FILE"
+    assert stored(TINY, settings) is None
+
+
+def test_without_anybody_who_vouches_the_first_digest_counts(hub: Hub, settings: Settings) -> None:
+    hub.behaviour = Behaviour(linked=False)
+    get(settings)
+    hub.files[PAPER] = b"changed" * 30_000
+    told: list[Any] = []
+    have = get(settings, Wish(force=True), told=told)
+    assert have.path.read_bytes() == OTHER
+    assert any("but the first download says" in event for event in told if isinstance(event, str))
+    accepted = get(settings, Wish(force=True, expect_sha256=sha256(hub.files[PAPER])))
+    assert accepted.path.read_bytes() == hub.files[PAPER]
+
+
+def test_the_digest_that_was_asked_for(hub: Hub, settings: Settings) -> None:
+    with pytest.raises(ModelError, match="but --expect-sha256 says 111"):
+        get(settings, Wish(expect_sha256="1" * 64))
+    assert hub.sent == 0
+    assert get(settings, Wish(expect_sha256=sha256(OTHER).upper())).path.read_bytes() == OTHER
+    with pytest.raises(ModelError, match="but --expect-sha256 says 111") as caught:
+        get(settings, Wish(expect_sha256="1" * 64))
+    assert caught.value.hint == "fetch it again: add --force"
+
+
+def test_force_fetches_again(hub: Hub, settings: Settings) -> None:
+    get(settings)
+    get(settings, Wish(force=True))
+    assert len(hub.gets) == 2
+
+
+def test_a_file_or_a_mirror_instead(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+    carried = tmp_path / "carried.bin"
+    carried.write_bytes(OTHER)
+    have = get(settings, Wish(origin=str(carried)))
+    assert (have.path.name, have.url, have.sha256) == ("tiny.pth", None, sha256(OTHER))
+    carried.unlink()
+    assert get(settings).path.read_bytes() == OTHER
+    hub.files["/mirror/.x;y.pth"] = ONE
+    mirrored = get(settings, Wish(origin=f"{hub.endpoint}/mirror/.x;y.pth"))
+    assert mirrored.path.parent == have.path.parent
+    assert mirrored.path.read_bytes() == ONE
+    with pytest.raises(ModelError, match="cannot read weights from"):
+        get(settings, Wish(origin=str(carried)))
+
+
+def test_offline_opens_no_socket(hub: Hub, settings: Settings) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    with pytest.raises(ModelError) as caught:
+        get(offline)
+    assert caught.value.message == "the weights of tiny are not on this machine, and offline none are fetched"
+    place = place_by_hand(TINY, settings)
+    assert caught.value.hint == f"with a network: mf download tiny; or place the file at {place}"
+    assert not hub.log
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(ONE)
+    assert get(offline).sha256 == sha256(ONE)
+
+
+def test_a_checkpoint_that_was_damaged_is_fetched_again(settings: Settings) -> None:
+    have = get(settings)
+    have.path.write_bytes(ONE[:-1])
+    assert not have.is_here
+    told: list[Any] = []
+    assert get(settings, told=told).path.read_bytes() == ONE
+    assert any(event.startswith("not used: ") for event in told if isinstance(event, str))
+
+
+def test_the_hub_clients_cache_is_used(hub: Hub, settings: Settings) -> None:
+    assert settings.hub_cache_dir is not None
+    repository = settings.hub_cache_dir / "models--sail--dl"
+    blob, link = repository / "blobs" / sha256(ONE), repository / "snapshots" / "c0ffee" / "tiny" / "tiny.pth"
+    for path in (blob, link):
+        path.parent.mkdir(parents=True)
+    blob.write_bytes(ONE)
+    link.symlink_to(blob)
+    assert get(settings).path.read_bytes() == ONE
+    assert not hub.log
+    shutil.rmtree(settings.cache_dir)
+    blob.write_bytes(ONE[:-1])  # damaged: its name says so
+    assert get(settings).path.read_bytes() == ONE
+    assert hub.gets
+
+
+def refuse(path: Path) -> None:
+    if b"wrong" in path.read_bytes():
+        raise ModelError(f"{path} is not a checkpoint")
+
+
+def test_a_wrong_file_that_was_placed_by_hand_stays_beside_what_is_fetched(hub: Hub, settings: Settings) -> None:
+    place = place_by_hand(TINY, settings)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"wrong, but dear to somebody")
+    (place.parent / ".tiny.pth.123").write_bytes(b"what a copy left that was killed")
+    hub.files[PAPER] = b"<html>wrong</html>"
+    hub.behaviour = Behaviour(linked=False)
+    have = get(settings, check=refuse)
+    assert have.path.read_bytes() == OTHER
+    assert place.read_bytes() == b"wrong, but dear to somebody"
+    assert not (place.parent / ".tiny.pth.123").exists()
+    assert not acquire.waits_by_hand(TINY, settings)  # it was tried
+    hub.files[PAPER] = ONE
+    assert get(settings, Wish(force=True)).path == place
+    assert not have.path.exists()
+
+
+def test_torch_hubs_cache_is_used_if_it_is_the_model(hub: Hub, settings: Settings) -> None:
+    assert settings.torch_hub_dir is not None
+    settings.torch_hub_dir.mkdir(parents=True)
+    (settings.torch_hub_dir / "tiny.pth").write_bytes(b"good")
+    assert get(settings, check=refuse).path.read_bytes() == b"good"
+    assert not hub.log
+    shutil.rmtree(settings.cache_dir)
+    (settings.torch_hub_dir / "tiny.pth").write_bytes(b"wrong")
+    assert get(settings, check=refuse).path.read_bytes() == ONE
+
+
+def test_a_page_instead_of_a_checkpoint_never_stays(hub: Hub, settings: Settings) -> None:
+    hub.behaviour = Behaviour(linked=False)
+    hub.files[PAPER] = b"<html>wrong</html>"
+    assert get(settings, check=refuse).path.read_bytes() == OTHER
+    hub.files[PAPER] = ONE
+    shutil.rmtree(settings.cache_dir / "checkpoints")
+    assert get(settings, check=refuse).path.read_bytes() == ONE
+
+
+def test_a_bad_mirror_leaves_the_good_checkpoint(hub: Hub, settings: Settings) -> None:
+    have = get(settings)
+    hub.files["/x"] = b"wrong"
+    with pytest.raises(ModelError, match="is not the checkpoint"):
+        get(settings, Wish(origin=f"{hub.endpoint}/x"), check=refuse)
+    assert stored(TINY, settings) == have
+    assert have.is_here
+
+
+def test_a_checkpoint_that_was_still_being_copied(hub: Hub, settings: Settings) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    place = place_by_hand(TINY, settings)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"wrong, half")
+    with pytest.raises(ModelError, match="what is on this machine is not the weights of tiny: .* is not a checkpoint"):
+        get(offline, check=refuse)
+    place.write_bytes(ONE)
+    assert get(offline, check=refuse).sha256 == sha256(ONE)
+    place.write_bytes(OTHER + b"and more")
+    assert get(offline, check=refuse).sha256 == sha256(OTHER + b"and more")
+    assert not hub.log
+
+
+def test_a_file_that_is_swapped_by_hand_for_one_as_long(settings: Settings) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    place = place_by_hand(TINY, settings)
+    place.parent.mkdir(parents=True)
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(create_model("bundled", num_classes=1000).state_dict(), place)
+        found.append((place.stat().st_size, ensure(TINY, None, offline).weights_sha256, sha256(place.read_bytes())))
+    assert found[0][0] == found[1][0]
+    assert [used == there for _, used, there in found] == [True, True]
+    assert found[0][1] != found[1][1]
+
+
+def test_a_checkpoint_that_was_touched_is_hashed_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    have, hashed = get(settings), []
+    monkeypatch.setattr("mfcli.hub.cache.sha256_of", lambda path: hashed.append(path) or sha256(path.read_bytes()))
+    get(settings)
+    assert hashed == []
+    os.utime(have.path, (0, 0))
+    assert [get(settings).sha256 for _ in range(2)] == [have.sha256] * 2
+    assert hashed == [have.path]
+
+
+def test_a_file_as_long_and_as_old_is_another_one(settings: Settings) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    place = place_by_hand(TINY, settings)
+    place.parent.mkdir(parents=True)
+    for data in ONE, ONE[::-1]:
+        time.sleep(0.02)  # clocks of file systems are coarse
+        place.write_bytes(data)
+        os.utime(place, (1, 1))
+        assert get(offline).sha256 == sha256(data)
+
+
+def test_a_file_that_changes_while_it_is_prepared(settings: Settings) -> None:
+    place = place_by_hand(TINY, settings)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(ONE)
+
+    def change(path: Path) -> None:
+        time.sleep(0.02)  # clocks of file systems are coarse
+        path.write_bytes(ONE[::-1])
+
+    with pytest.raises(ModelError, match="changed while it was prepared"):
+        get(dataclasses.replace(settings, offline=True), check=change)
+    assert stored(TINY, settings) is None
+
+
+@pytest.mark.parametrize("is_pruned", [False, True])
+def test_a_file_that_is_placed_by_hand_beside_another(is_pruned: bool, settings: Settings, tmp_path: Path) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    (tmp_path / "x.safetensors").write_bytes(OTHER)
+    have = get(offline, Wish(origin=str(tmp_path / "x.safetensors")))
+    assert have.path.name == "model.safetensors"
+    place = place_by_hand(TINY, settings)
+    place.write_bytes(b"wrong")
+    told: list[Any] = []
+    for _ in range(2):
+        if acquire.waits_by_hand(TINY, offline):
+            acquire.take_by_hand(TINY, offline, told.append, refuse)
+        assert stored(TINY, offline) == have
+    assert told == [f"not used: {place} is not a checkpoint"]
+    assert place.read_bytes() == b"wrong"
+    if is_pruned:
+        have.path.unlink()
+    time.sleep(0.02)  # clocks of file systems are coarse
+    place.write_bytes(b"right")
+    assert acquire.waits_by_hand(TINY, offline)
+    acquire.take_by_hand(TINY, offline, told.append, refuse)
+    assert get(offline).sha256 == sha256(b"right")
+    assert not acquire.waits_by_hand(TINY, offline)
+
+
+def test_what_is_known_of_a_file_is_not_written_over_what_came_after_it(settings: Settings) -> None:
+    have = get(settings)
+    os.utime(have.path, (0, 0))
+    sidecar = have.path.with_name("tiny.pth.json")
+    sidecar.write_text(sidecar.read_text().replace(have.sha256, "1" * 64))
+    assert state_of(have) is State.INTACT
+    assert "1" * 64 in sidecar.read_text()
+
+
+def test_a_file_by_hand_that_is_wrong_costs_no_model_that_is_ready(settings: Settings, tmp_path: Path) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    state = fill(create_model("bundled", num_classes=1000)).state_dict()
+    save_file(state, tmp_path / "x.safetensors")
+    ready = ensure(TINY, None, offline, wish=Wish(origin=str(tmp_path / "x.safetensors")))
+    place_by_hand(TINY, settings).write_bytes(b"half of")
+    told: list[Any] = []
+    assert ensure(TINY, None, offline, told.append) == ready
+    assert [str(note)[:8] for note in told if "preparing" not in str(note)] == ["not used"]
+    assert ready.checkpoint is not None
+    ready.checkpoint.unlink()
+    for _ in range(2):
+        assert ensure(TINY, None, offline, told.append).weights_sha256 == ready.weights_sha256
+    assert [str(note)[:8] for note in told if "preparing" not in str(note)] == ["not used"]
+
+
+def test_a_copied_cache_that_cannot_be_written_is_not_hashed_each_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have = get(settings)
+    status = have.path.stat()
+    copy = have.path.with_name("copy")
+    copy.write_bytes(ONE)
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    copy.replace(have.path)
+    monkeypatch.setattr("mfcli.hub.cache.sha256_of", None)
+    monkeypatch.setattr("mfcli.hub.cache.is_writable", lambda _: False)
+    assert state_of(have) is State.INTACT
+
+
+def test_sidecars_of_other_versions(settings: Settings) -> None:
+    have = get(settings)
+    sidecar = have.path.with_name("tiny.pth.json")
+    known = json.loads(sidecar.read_text())
+    del known["identity"]
+    sidecar.write_text(json.dumps({**known, "mtime_ns": 1}))
+    assert stored(TINY, settings) == dataclasses.replace(have, identity=[])
+    sidecar.write_text(json.dumps({**known, "identity": None}))
+    assert get(settings) == dataclasses.replace(have, identity=[])
+    sidecar.write_text("[]")
+    assert stored(TINY, settings) is None
+
+
+def test_states(settings: Settings, tmp_path: Path) -> None:
+    have = get(settings)
+    assert state_of(have) is State.INTACT
+    have.path.rename(tmp_path / "elsewhere")
+    have.path.symlink_to(tmp_path / "elsewhere")
+    assert state_of(have) is State.INTACT
+    (tmp_path / "elsewhere").unlink()
+    assert state_of(have) is State.GONE
+    have.path.unlink()
+    have.path.write_bytes(have.size_bytes * b"x")
+    assert state_of(have) is State.OTHER
+
+
+def test_another_file_in_a_cache_that_cannot_be_written(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    have = get(settings)
+    have.path.write_bytes(OTHER)
+
+    def refuse_lock(path: Path, *_: object) -> None:
+        raise OutputError(f"cannot write to the cache {path.parent}: Permission denied")
+
+    monkeypatch.setattr(acquire, "lock", refuse_lock)
+    monkeypatch.setattr(acquire, "is_writable", lambda _: False)
+    with pytest.raises(ModelError, match="is not the file that was prepared, and cannot write to the cache"):
+        get(settings)
+    have.path.unlink()
+    with pytest.raises(ModelError, match="offline none are fetched"):
+        get(dataclasses.replace(settings, offline=True))
+    with pytest.raises(OutputError):
+        get(settings)
+
+
+def test_what_is_ready_needs_no_lock(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    have = get(settings)
+    monkeypatch.setattr(acquire, "lock", None)  # on a cache that cannot be written it fails
+    assert get(settings, Wish(keep=True)) == have
+    assert get(settings, Wish(keep=True, expect_sha256=have.sha256)) == have
+
+
+def test_offline_it_says_why_what_is_here_is_not_used(settings: Settings) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    have = get(settings)
+    have.path.write_bytes(OTHER)
+    with pytest.raises(ModelError) as caught:
+        get(offline)
+    assert caught.value.message == (
+        f"what is on this machine is not the weights of tiny: {have.path} has SHA-256 {sha256(OTHER)}, but the note"
+        f" beside it says {sha256(ONE)}"
+    )
+    assert caught.value.hint == f"with a network: mf download tiny; or place the right file at {have.path}"
+
+
+def test_caches_of_others_that_cannot_be_looked_at(settings: Settings, tmp_path: Path) -> None:
+    unseen = tmp_path / ("x" * 300)  # as unseen as a folder that may not be entered
+    assert get(dataclasses.replace(settings, hub_cache_dir=unseen, torch_hub_dir=unseen)).path.read_bytes() == ONE
+
+
+def test_addresses_that_differ_in_their_query_have_each_their_first_digest(hub: Hub, settings: Settings) -> None:
+    hub.behaviour = Behaviour(linked=False)
+    for version, data in ("1", ONE), ("2", OTHER):
+        hub.files["/x.pth"] = data
+        get(settings, Wish(origin=f"{hub.endpoint}/x.pth?version={version}"))
+    with pytest.raises(ModelError, match="but the first download says") as caught:
+        get(settings, Wish(origin=f"{hub.endpoint}/x.pth?version=1"))
+    assert caught.value.hint == (f"if the new file is the right one: mf download tiny --expect-sha256 {sha256(OTHER)}")
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense://x/y", "http://", "http://[x/", "http://h:99999/x", "file:///etc/passwd"]
+)
+def test_addresses_that_are_none(address: str, settings: Settings) -> None:
+    with pytest.raises(UsageError, match="is not a web address"):
+        get(settings, Wish(origin=address))
+    with pytest.raises(UsageError, match="is not a web address"):
+        get(dataclasses.replace(settings, endpoint="mirror.example"))
+
+
+def test_secrets_in_an_address_are_not_kept(hub: Hub, settings: Settings) -> None:
+    hub.files["/x.pth"] = ONE
+    address = hub.endpoint.replace("//", "//joe:secret@") + "/x.pth?token=" + "s" * 400
+    assert get(settings, Wish(origin=address)).url == f"{hub.endpoint}/x.pth"
+    kept = list(settings.cache_dir.rglob("*.json"))
+    assert not [path for path in kept if "secret" in path.read_text() or "ssss" in path.read_text()]
+
+
+def test_a_cache_that_cannot_be_written(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write to the cache"):
+        get(dataclasses.replace(settings, named_cache_dir=tmp_path / "file"))
+
+
+def test_a_downloaded_checkpoint_becomes_an_artifact_that_outlives_it(
+    hub: Hub, settings: Settings, tmp_path: Path
+) -> None:
+    torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
+    hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()
+    artifact = ensure(TINY, None, settings)
+    assert artifact.source_url == HUB + PAPER
+    assert artifact.labels[0].wnid == "n01440764"
+    have = stored(TINY, settings)
+    assert have is not None
+    assert artifact.checkpoint == have.path
+    requests = len(hub.log)
+    assert ensure(TINY, None, settings) == artifact
+    have.path.unlink()
+    assert ensure(TINY, None, settings) == dataclasses.replace(artifact, checkpoint=None)
+    assert len(hub.log) == requests
+    sidecar = json.loads(have.path.with_name("tiny.pth.json").read_text())
+    assert sidecar["sha256"] == artifact.weights_sha256
+    artifact.path.unlink()
+    assert ensure(TINY, None, settings) == artifact
+    assert len(hub.log) > requests
+
+
+def test_a_checkpoint_that_was_changed_is_not_used(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+    torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
+    hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()
+    have = get(settings)
+    data = bytearray(hub.files[PAPER])
+    data[len(data) // 2] ^= 255
+    have.path.write_bytes(data)
+    artifact = ensure(TINY, None, settings)
+    assert artifact.weights_sha256 == sha256(hub.files[PAPER])
+    assert have.path.read_bytes() == hub.files[PAPER]
+
+
+def test_a_damaged_checkpoint_is_fetched_again_with_the_digest_that_was_asked_for(
+    hub: Hub, settings: Settings, tmp_path: Path
+) -> None:
+    torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
+    good = hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()
+    have = get(settings)
+    have.path.write_bytes(good[:-1] + b"x")
+    hub.files[PAPER] = ONE  # another version by now
+    with pytest.raises(ModelError, match="but --expect-sha256 says"):
+        ensure(TINY, None, settings, wish=Wish(expect_sha256=sha256(good)))

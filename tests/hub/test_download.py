@@ -1,0 +1,410 @@
+"""Downloads: whole or not at all, whatever the server does; bytes that have arrived are not asked for again."""
+
+import hashlib
+import shutil
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from deterministic import uniform
+from hub_server import Behaviour, Hub
+from mfcli import http
+from mfcli.errors import ModelError, OutputError
+from mfcli.http import SourceError, UnreachableError
+from mfcli.hub import download
+from mfcli.hub.download import Fetched, fetch
+from mfcli.results import Transfer
+
+DATA = (uniform("download", 300_000) * 256).astype("uint8").tobytes()
+DIGEST = hashlib.sha256(DATA).hexdigest()
+PATH = "/org/repo/resolve/main/x.pth"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(http, "READ_TIMEOUT_S", 0.5)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub({PATH: DATA}) as server:
+        yield server
+
+
+def get(hub: Hub, folder: Path, *, path: str = PATH, told: list[Any] | None = None, **options: Any) -> Fetched:
+    options = {"expected_sha256": {}, "max_bytes": 10**6, "name": "x", **options}
+    progress = (lambda _: None) if told is None else told.append
+    return fetch(hub.endpoint + path, folder, progress=progress, **options)
+
+
+def assert_arrived(fetched: Fetched) -> None:
+    assert fetched.path.read_bytes() == DATA
+    assert (fetched.sha256, fetched.size_bytes) == (DIGEST, len(DATA))
+
+
+def test_a_file_arrives_with_all_that_is_known_of_it(hub: Hub, tmp_path: Path) -> None:
+    told: list[Any] = []
+    fetched = get(hub, tmp_path, told=told)
+    assert_arrived(fetched)
+    assert list(tmp_path.iterdir()) == [fetched.path]
+    assert (fetched.remote.sha256, fetched.remote.commit) == (DIGEST, "c0ffee")
+    assert fetched.remote.etag == DIGEST
+    assert told[0] == Transfer("x", 0, len(DATA))
+    assert told[-1] == Transfer("x", len(DATA), len(DATA))
+    assert [entry[0] for entry in hub.log] == ["HEAD", "GET"]
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        Behaviour(redirect=False),
+        Behaviour(linked=False),
+        Behaviour(redirect=False, head=False),
+        Behaviour(etag=False),
+        Behaviour(cut_after=100_000, cuts=2),
+        Behaviour(cut_after=100_000, cuts=2, redirect=False),
+        Behaviour(cut_after=100_000, cuts=2, etag=False, redirect=False),
+        Behaviour(cut_after=100_000, cuts=2, ignore_range=True),
+        Behaviour(cut_after=1, cuts=3),
+        Behaviour(stalls=1),
+        Behaviour(expired=3),
+        Behaviour(busy=3),
+        Behaviour(busy=2, busy_status=503, retry_after=None),
+        Behaviour(busy=1, retry_after="Wed, 21 Oct 2015 07:28:00 GMT"),
+    ],
+    ids=str,
+)
+def test_trouble_that_passes(behaviour: Behaviour, hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = behaviour
+    assert_arrived(get(hub, tmp_path))
+
+
+def test_a_cut_download_goes_on_from_its_last_byte(hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(cut_after=100_000, cuts=2)
+    assert_arrived(get(hub, tmp_path))
+    assert [status for _, _, status in hub.gets] == [200, 206, 206]
+    ranges = [headers.get("Range") for headers in hub.headers if "Range" in headers]
+    assert len(ranges) == 2
+    assert all(headers.get("If-Range") for headers in hub.headers if "Range" in headers)
+    assert hub.sent <= 1.05 * len(DATA)
+
+
+def test_another_process_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_TRIES", 1)
+    hub.behaviour = Behaviour(cut_after=200_000, cuts=1)
+    with pytest.raises(UnreachableError):
+        get(hub, tmp_path)
+    assert_arrived(get(hub, tmp_path))
+    assert [status for _, _, status in hub.gets] == [200, 206]
+    assert hub.sent <= 1.05 * len(DATA)
+
+
+def test_an_expired_address_is_asked_for_again_and_the_download_goes_on(hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(cut_after=100_000, cuts=1, expired=0)
+    told: list[Any] = []
+
+    def expire(event: Any) -> None:
+        told.append(event)
+        if isinstance(event, str):  # between the cut and the next try the signed address dies
+            hub.tokens += 1
+
+    fetched = fetch(hub.endpoint + PATH, tmp_path, expected_sha256={}, max_bytes=10**6, name="x", progress=expire)
+    assert_arrived(fetched)
+    assert [entry[2] for entry in hub.log] == [302, 200, 403, 302, 206]
+
+
+def test_an_address_that_always_expires_is_given_up(hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(expired=100)
+    with pytest.raises(SourceError, match="answers 403"):
+        get(hub, tmp_path)
+    assert [entry[0] for entry in hub.log].count("HEAD") == 1 + download.MAX_RESOLVES
+
+
+def test_a_version_that_changed_starts_over(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_TRIES", 1)
+    hub.files[PATH] = b"old" * 100_000
+    hub.behaviour = Behaviour(cut_after=200_000, cuts=1)
+    with pytest.raises(UnreachableError):
+        get(hub, tmp_path)
+    hub.files[PATH] = DATA
+    assert_arrived(get(hub, tmp_path))
+    assert [path.suffix for path in tmp_path.iterdir()].count(".part") == 1
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_server_that_changes_the_file_in_mid_download(
+    linked: bool, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entity tag of the bytes differs although the hub's does not: If-Range brings the whole new file."""
+    monkeypatch.setattr(http, "MAX_TRIES", 1)
+    hub.files[PATH] = b"old" * 100_000
+    hub.behaviour = Behaviour(cut_after=200_000, cuts=1, digest=DIGEST if linked else None, redirect=linked)
+    with pytest.raises(UnreachableError):
+        get(hub, tmp_path)
+    hub.files[PATH] = DATA
+    assert_arrived(get(hub, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "options", "message"),
+    [
+        (Behaviour(digest="0" * 64), {}, "but the server's X-Linked-Etag says 000"),
+        (Behaviour(), {"expected_sha256": {"the pin": "1" * 64}}, "but the pin says 111"),
+        (Behaviour(linked=False), {"expected_sha256": {"the pin": "1" * 64}}, "but the pin says 111"),
+        (Behaviour(), {"max_bytes": 1000}, "has 300000 bytes, more than this model can have"),
+        (Behaviour(endless=True, redirect=False), {"max_bytes": 500_000}, "sends more than 500000 bytes"),
+        (Behaviour(endless=True), {}, "sends more than 300000 bytes"),
+        (Behaviour(size=299_999), {}, "sends more than 299999 bytes"),
+        (Behaviour(size=300_001), {}, "has 300000 bytes, not the announced number"),
+        (Behaviour(cut_after=100_000, cuts=99, ignore_range=True), {}, "gave up on .* after 5 tries"),
+        (Behaviour(busy=100), {}, "gave up on .* after 5 tries: the server answers 429"),
+        (Behaviour(stalls=100), {}, "gave up on .*: the (server does not answer in time|connection ended early)"),
+    ],
+    ids=str,
+)
+def test_a_wrong_file_never_stays(
+    behaviour: Behaviour, options: dict[str, Any], message: str, hub: Hub, tmp_path: Path
+) -> None:
+    hub.behaviour = behaviour
+    with pytest.raises(SourceError, match=message):
+        get(hub, tmp_path, **options)
+    if "gave up" not in message:
+        assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_pin_is_compared_before_a_byte_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="but the pin says"):
+        get(hub, tmp_path, expected_sha256={"the pin": "1" * 64})
+    assert hub.sent == 0
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_is_not_tried_again(status: int, hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(busy=2, busy_status=status)
+    with pytest.raises(SourceError, match=f"answers {status}"):
+        get(hub, tmp_path)
+    assert [entry[0] for entry in hub.log] == (["HEAD", "GET"] if status == 403 else ["HEAD"])
+
+
+def test_a_link_that_drops_often_loses_no_byte(hub: Hub, tmp_path: Path) -> None:
+    hub.files[PATH] = DATA * 5
+    hub.behaviour = Behaviour(cut_after=100_000, cuts=14)
+    assert get(hub, tmp_path, max_bytes=10**7).path.read_bytes() == DATA * 5
+    assert hub.sent <= 1.05 * len(DATA * 5)
+
+
+def test_a_link_that_crawls_is_given_up(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_SLOW_S", 0.02)
+    monkeypatch.setattr(download, "_PROGRESS_BYTES", 10**6)
+    hub.files[PATH] = DATA * 5
+    hub.behaviour = Behaviour(bytes_per_s=500_000)
+    with pytest.raises(UnreachableError, match="gave up"):
+        get(hub, tmp_path, max_bytes=10**7)
+
+
+def test_a_server_that_ignores_if_range_mixes_nothing(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "MAX_TRIES", 1)
+    hub.files[PATH] = bytes(len(DATA))
+    hub.behaviour = Behaviour(cut_after=100_000, cuts=1, digest=DIGEST, ignore_if_range=True)
+    with pytest.raises(UnreachableError):
+        get(hub, tmp_path)
+    hub.files[PATH] = DATA
+    monkeypatch.setattr(http, "MAX_TRIES", 5)
+    assert_arrived(get(hub, tmp_path))
+
+
+@pytest.mark.parametrize("value", ["\u00b2", "-1", "9" * 400, "soon", "", f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"])
+def test_odd_numbers_in_headers(value: str, hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(busy=1, retry_after=value)
+    assert_arrived(get(hub, tmp_path))
+
+
+def test_an_address_is_shown_without_its_secrets() -> None:
+    assert http.shown("http://me:secret@[::1]:45/x?token=1") == "http://[::1]:45/x"
+    assert http.shown("https://me@example.org/x?token=1") == "https://example.org/x"
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match="after 5 tries: no connection"):
+        fetch("http://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
+
+
+def test_an_address_that_is_none(tmp_path: Path) -> None:
+    for url in ("nonsense", "http://", "ftp://127.0.0.1/x", "file:///etc/passwd"):
+        with pytest.raises(SourceError):
+            fetch(url, tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
+
+
+def test_https_never_becomes_http() -> None:
+    from requests import Response
+
+    response = Response()
+    response.status_code, response.headers["Location"] = 302, "http://127.0.0.1/x"
+    with pytest.raises(SourceError, match="from https to http"):
+        http.redirected("https://127.0.0.1/x", response)
+
+
+def test_a_redirect_to_a_file(hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(redirect_scheme="file")
+    with pytest.raises(SourceError, match="which is no web address"):
+        get(hub, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("http://[bad", "http://127.0.0.1:PORT/org/repo/resolve/main/x.pth redirects to what is no web address"),
+        ("http://joe:secret@h:99999/x", "http://h:99999/x cannot be asked: the address is malformed"),
+        ("http://a..b/x", "http://a..b/x cannot be asked: the address is malformed"),
+        ("http://*.x/", "http://*.x/ cannot be asked: the address is malformed"),
+        ("ftp://joe:secret@h:99999/x", "redirects to ftp://h:99999/x, which is no web address"),
+    ],
+)
+def test_a_redirect_to_what_is_no_address(location: str, message: str, hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(location=location, linked=False)
+    told: list[Any] = []
+    with pytest.raises(SourceError) as caught:
+        get(hub, tmp_path, told=told)
+    assert message.replace("PORT", str(hub.resolver.server_port)) in caught.value.message
+    assert "secret" not in caught.value.message
+    assert told == []  # no further tries
+
+
+@pytest.mark.parametrize("proxy", ["foo://x", "http://[bad", "http://", "127.0.0.1:99999", "http://a..b:3"])
+def test_a_proxy_that_is_none(proxy: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(SourceError, match="the address, or the proxy's .*, is malformed"):
+        get(hub, tmp_path)
+
+
+def test_a_socks_proxy_without_its_package(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setattr("requests.adapters.SOCKSProxyManager", _no_socks)
+    with pytest.raises(SourceError, match="pip install pysocks"):
+        get(hub, tmp_path)
+
+
+def _no_socks(*_: object, **__: object) -> None:
+    raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificates_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv(name, "/nonexistent/ca.pem")
+    with pytest.raises(ModelError, match=f"{name} names /nonexistent/ca.pem, which cannot be read") as caught:
+        fetch("https://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
+    assert caught.value.hint == f"unset {name}, or let it name a PEM file"
+
+
+def test_certificates_that_are_none_are_not_tried_again(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ca.pem").write_text("hello")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    told: list[Any] = []
+    url = hub.endpoint.replace("http:", "https:") + "/x"
+    with pytest.raises(UnreachableError, match="has to name a PEM file"):
+        fetch(url, tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=told.append)
+    assert told == []
+
+
+def test_an_address_does_not_look_like_an_error() -> None:
+    error = requests.exceptions.SSLError(
+        "HTTPSConnectionPool(host='h', port=443): Max retries exceeded with url: /x?sig=aPEMX509 (Caused by"
+        " SSLError(SSLEOFError(8, 'EOF occurred in violation of protocol')))"
+    )
+    assert not http.trouble_of(error).is_final
+
+
+def test_a_login_that_cannot_be_sent(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="the login for it, from the address or .netrc, has letters"):
+        fetch(
+            hub.endpoint.replace("//", "//joe:%E2%82%AC@") + PATH,
+            tmp_path,
+            expected_sha256={},
+            max_bytes=10**6,
+            name="x",
+            progress=lambda _: None,
+        )
+
+
+def test_credentials_stay_with_their_host(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    hub.behaviour = Behaviour(redirect_scheme="http")
+    cdn = f"http://localhost:{hub.cdn.server_port}"
+    original = http.redirected
+    monkeypatch.setattr(
+        http, "redirected", lambda url, response: cdn + original(url, response).split(str(hub.cdn.server_port))[1]
+    )
+    assert_arrived(get(hub, tmp_path))
+    assert ["Authorization" in headers for headers in hub.headers] == [True, False]
+
+
+def test_a_full_disk(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 299_999))
+    with pytest.raises(OutputError, match="300000 bytes are still to come and .* has 299999 free"):
+        get(hub, tmp_path)
+    assert hub.sent == 0
+
+
+def test_a_disk_that_fills_up_keeps_what_is_there(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download.os, "fsync", full)
+        with pytest.raises(OutputError, match="No space left on device") as caught:
+            get(hub, tmp_path)
+    assert caught.value.exit_code == 8
+    assert_arrived(get(hub, tmp_path))
+
+
+def interrupted(hub: Hub, folder: Path) -> Path:
+    """Begin a download and interrupt it; return what has arrived."""
+
+    def interrupt(event: Any) -> None:
+        if isinstance(event, Transfer) and event.done_bytes > 150_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(hub.endpoint + PATH, folder, expected_sha256={}, max_bytes=10**6, name="x", progress=interrupt)
+    (partial,) = folder.glob("*.part")
+    assert 150_000 < partial.stat().st_size < len(DATA)
+    return partial
+
+
+def test_an_interrupt_keeps_what_is_there(hub: Hub, tmp_path: Path) -> None:
+    before = interrupted(hub, tmp_path).stat().st_size
+    assert_arrived(get(hub, tmp_path))
+    assert f"bytes={before}-" in [headers.get("Range") for headers in hub.headers]
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_bytes_that_a_power_cut_took_are_fetched_again(is_whole: bool, hub: Hub, tmp_path: Path) -> None:
+    partial = interrupted(hub, tmp_path)
+    damaged = bytearray(DATA if is_whole else partial.read_bytes())
+    damaged[100_000:100_008] = bytes(8)
+    partial.write_bytes(damaged)
+    told: list[Any] = []
+    assert_arrived(get(hub, tmp_path, told=told))
+    assert "what had arrived of x before was damaged: starting over" in told
+
+
+def test_a_file_that_stays_another_is_fetched_again_once(hub: Hub, tmp_path: Path) -> None:
+    hub.behaviour = Behaviour(linked=False)
+    partial = interrupted(hub, tmp_path)
+    with pytest.raises(SourceError, match="but the first download says 111"):
+        get(hub, tmp_path, first_sha256="1" * 64)
+    assert len(hub.gets) == 3  # what was interrupted, the rest of it, and all of it
+    assert not partial.exists()

@@ -1,0 +1,63 @@
+"""OpenVINO: the answers of the other engines in float32, near ones in bfloat16; skipped where it is not installed."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deterministic import pixels
+from mfcli.artifact.build import Artifact, ensure
+from mfcli.errors import EngineError
+from mfcli.inference.engines import load_engine
+from mfcli.inference.engines.base import EngineName, EngineOptions, Precision
+from mfcli.models.registry import find_variant
+from mfcli.settings import Settings
+
+openvino = pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Artifact:
+    return ensure(find_variant("bundled"), None, Settings.from_environ())
+
+
+def test_float32_equals_torch(bundled: Artifact) -> None:
+    batch = pixels(5, 64).numpy()
+    engine = load_engine(EngineName.OPENVINO, bundled, EngineOptions(threads=2))
+    assert (engine.name, engine.precision, engine.device) == ("openvino", "fp32", "cpu")
+    expected = load_engine(EngineName.TORCH, bundled, EngineOptions("cpu")).logits(batch)
+    logits = engine.logits(batch)
+    assert logits.dtype == np.float32
+    assert np.abs(logits - expected).max() <= 1e-4 * expected.std()
+    for index in range(5):
+        assert np.array_equal(engine.logits(batch[index : index + 1])[0], logits[index])
+
+
+def test_bfloat16_is_near_or_refused(bundled: Artifact) -> None:
+    options = EngineOptions(precision=Precision.BF16, threads=2)
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(EngineError, match="no bfloat16") as caught:
+            load_engine(EngineName.AUTO, bundled, options)
+        assert caught.value.hint == "--precision fp32"
+        return
+    batch = pixels(4, 64).numpy()
+    engine = load_engine(EngineName.AUTO, bundled, options)
+    assert (engine.name, engine.precision) == ("openvino", "bf16")
+    expected = load_engine(EngineName.ONNXRUNTIME, bundled).logits(batch)
+    off = np.abs(engine.logits(batch) - expected).max()
+    assert 1e-4 * expected.std() < off < 0.3 * expected.std()
+
+
+def test_a_damaged_file(bundled: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(bundled.path.read_bytes()[:5000])
+    with pytest.raises(EngineError, match="OpenVINO cannot load") as caught:
+        load_engine(EngineName.OPENVINO, dataclasses.replace(bundled, path=tmp_path / "x.onnx"))
+    assert caught.value.hint == "--engine onnxruntime"
+
+
+def test_a_foreign_shape(bundled: Artifact) -> None:
+    engine = load_engine(EngineName.OPENVINO, bundled, EngineOptions(threads=1))
+    with pytest.raises(EngineError, match="OpenVINO failed"):
+        engine.logits(np.zeros((2, 3, 32, 32), np.float32))
+    assert engine.logits(np.zeros((2, 3, 64, 64), np.float32)).shape == (2, 200)

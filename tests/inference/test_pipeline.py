@@ -1,0 +1,166 @@
+"""The pipeline: whatever fails, wherever, however slow, results match items in order."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import only_threads
+from mfcli.errors import EngineError
+from mfcli.inference.pipeline import Done, Shape, ordered
+
+SHAPES = st.builds(Shape, st.integers(1, 5), st.integers(1, 3), st.integers(1, 7))
+ITEMS = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.0, 0.0, 0.001])), max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(items=ITEMS, shape=SHAPES)
+def test_results_match_items_in_order(items: list[tuple[bool, float]], shape: Shape) -> None:
+    sizes = []
+
+    def prepare(item: tuple[int, tuple[bool, float]]) -> int | Done[str]:
+        number, (fails, seconds) = item
+        if seconds:
+            time.sleep(seconds)
+        return Done(f"failed {number}") if fails else number
+
+    def compute(batch: Sequence[int]) -> list[str]:
+        sizes.append(len(batch))
+        return [f"computed {number}" for number in batch]
+
+    found = list(ordered(enumerate(items), prepare, compute, shape))
+    assert found == [f"failed {i}" if fails else f"computed {i}" for i, (fails, _) in enumerate(items)]
+    assert all(1 <= size <= shape.batch_size for size in sizes)
+    assert sum(sizes) == sum(not fails for fails, _ in items)
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 40), at=st.integers(0, 39), where=st.sampled_from(["items", "prepare", "compute"]))
+def test_an_error_comes_in_its_place(count: int, at: int, where: str) -> None:
+    at %= count
+
+    def items() -> Iterator[int]:
+        for number in range(count):
+            if where == "items" and number == at:
+                raise LookupError(number)
+            yield number
+
+    def prepare(number: int) -> int:
+        if where == "prepare" and number == at:
+            raise LookupError(number)
+        return number
+
+    def compute(batch: Sequence[int]) -> list[int]:
+        if where == "compute" and at in batch:
+            raise LookupError(at)
+        return list(batch)
+
+    found = []
+    with pytest.raises(LookupError):
+        found.extend(iter_into(found, ordered(items(), prepare, compute, Shape(3, 2, 1))))
+    assert found == list(range(at))
+
+
+def iter_into(found: list[int], results: Iterator[int]) -> Iterator[int]:
+    for result in results:
+        found.append(result)
+    return iter(())
+
+
+def test_no_items() -> None:
+    assert list(ordered([], lambda item: item, lambda batch: list(batch), Shape(2, 2, 4))) == []
+
+
+def test_a_result_does_not_wait_for_items_that_are_not_there_yet() -> None:
+    more = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield from range(3)
+        assert more.wait(20)
+        yield 3
+
+    results = ordered(items(), lambda item: item, lambda batch: list(batch), Shape(2, 1, 8))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    more.set()
+    assert list(results) == [3]
+
+
+def test_items_are_read_only_a_window_ahead() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    shape = Shape(2, 2, 4)
+    results = ordered(items(), lambda item: item, lambda batch: list(batch), shape)
+    for expected in range(1, 50):
+        assert next(results) == expected
+    time.sleep(0.1)
+    assert taken <= 50 + shape.window + 1
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_the_threads_end_with_the_results() -> None:
+    before = set(threading.enumerate())
+    results = ordered(range(1000), lambda item: item, lambda batch: list(batch), Shape(4, 2, 4))
+    next(results)
+    started = set(threading.enumerate()) - before
+    results.close()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 10
+    while any(thread.is_alive() for thread in started) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert started
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_batches_are_full_while_there_is_enough() -> None:
+    sizes = []
+
+    def compute(batch: Sequence[int]) -> list[int]:
+        sizes.append(len(batch))
+        time.sleep(0.005)  # longer than it takes to prepare a batch
+        return list(batch)
+
+    assert len(list(ordered(range(400), lambda item: item, compute, Shape(2, 1, 8)))) == 400
+    assert sizes.count(8) > 40
+
+
+def test_what_waits_for_being_prepared_is_bounded_by_the_workers() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for taken in range(1, 1001):  # noqa: UP028
+            yield taken
+
+    go = threading.Event()
+    taken_then = []
+
+    def look() -> None:
+        taken_then.append(taken)
+        go.set()
+
+    def prepare(item: int) -> int:
+        assert go.wait(20)
+        return item
+
+    results = ordered(items(), prepare, lambda batch: list(batch), Shape(2, 2, 128))
+    threading.Timer(0.3, look).start()
+    assert next(results) == 1
+    assert taken_then[0] <= 2 + 2 * 2 + 1  # being prepared, waiting, and in the feeder's hand
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = only_threads(2, monkeypatch)
+    with pytest.raises(EngineError, match="not so many threads can be started here: can't start new thread"):
+        list(ordered(range(9), lambda item: item, lambda batch: list(batch), Shape(4, 2, 4)))
+    for thread in started:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in started)

@@ -1,0 +1,171 @@
+"""The predictor: right answers on a real photo, stable runs, and rows for what fails."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import mfcli
+from conftest import CHECKOUT
+from mfcli.errors import EngineError, FailureCode, MfError, UsageError
+from mfcli.inference.engines.base import EngineName, Precision
+from mfcli.inference.predictor import Predictor
+from mfcli.inputs.sources import Source
+from mfcli.results import Label
+
+
+def test_a_real_photo_is_named(coffee: Path) -> None:
+    result = mfcli.load_predictor().predict_file(coffee)
+    best = result.predictions[0]
+    assert (best.rank, best.wnid, best.label) == (1, "n07920052", "espresso")
+    assert best.prob > 0.5
+    assert (result.width, result.height, result.status) == (600, 400, "ok")
+
+
+@pytest.mark.parametrize(
+    ("file", "label"), [("orange.jpg", "orange"), ("lemon.jpg", "lemon"), ("espresso.jpg", "espresso")]
+)
+def test_the_examples_are_named(file: str, label: str) -> None:
+    path = CHECKOUT / "examples" / file
+    assert mfcli.load_predictor().predict_file(path).predictions[0].label == label
+
+
+def test_probabilities_are_a_softmax_in_order(coffee: Path) -> None:
+    predictions = mfcli.load_predictor(top_k=200).predict_file(coffee).predictions
+    probs = [p.prob for p in predictions]
+    assert probs == sorted(probs, reverse=True)
+    assert math.isclose(sum(probs), 1, rel_tol=1e-12)
+    assert [p.rank for p in predictions] == list(range(1, 201))
+    assert {p.class_index for p in predictions} == set(range(200))
+
+
+def test_both_engines_agree(coffee: Path) -> None:
+    found = [mfcli.load_predictor(engine=engine).predict_file(coffee) for engine in ("onnxruntime", "torch")]
+    assert [p.class_index for p in found[0].predictions] == [p.class_index for p in found[1].predictions]
+    for a, b in zip(found[0].predictions, found[1].predictions, strict=True):
+        assert a.prob == pytest.approx(b.prob, abs=1e-5)
+
+
+def test_no_picture_is_too_large_where_memory_is_short(coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    predictor = mfcli.load_predictor()
+    monkeypatch.setattr("mfcli.inference.predictor.decode", fail)
+    result = predictor.predict_file(coffee)
+    assert result.error is not None
+    assert (result.error.code, result.error.message) == (FailureCode.TOO_LARGE, "does not fit into memory")
+    monkeypatch.setattr("mfcli.inference.predictor._has_room", lambda: False)
+    with pytest.raises(EngineError, match="too little memory"):
+        predictor.predict_file(coffee)
+
+
+@pytest.mark.parametrize(
+    ("precision", "message", "hint"),
+    [
+        (Precision.FP16, "too large for fp16", "--precision bf16, or fp32"),
+        (Precision.FP32, "its artifact may be damaged", "install it again"),
+    ],
+)
+def test_what_is_no_number_is_no_answer(precision: Precision, message: str, hint: str, coffee: Path) -> None:
+    class Overflowing:
+        name, streams, batch_size, device = EngineName.TORCH, 1, 1, "cuda:0"
+
+        def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.full((len(batch), 200), np.nan, np.float32)
+
+    engine = Overflowing()
+    engine.precision = precision  # type: ignore[attr-defined]
+    predictor = Predictor(mfcli.load_predictor().artifact, engine, top_k=1)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=message) as caught:
+        predictor.predict_file(coffee)
+    assert str(caught.value.hint).startswith(hint)
+
+
+def test_equal_logits_rank_in_head_order(coffee: Path, tmp_path: Path) -> None:
+    model = mfcli.create_model("bundled", num_classes=6)
+    torch.nn.init.zeros_(model.head.weight)
+    model.head.bias.data = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+    torch.save(model.state_dict(), tmp_path / "equal.pth")
+    predictions = (
+        mfcli.load_predictor("bundled", weights=tmp_path / "equal.pth", top_k=6).predict_file(coffee).predictions
+    )
+    assert [p.class_index for p in predictions] == [1, 3, 5, 0, 2, 4]
+    assert [p.label for p in predictions] == [f"class_{i}" for i in (1, 3, 5, 0, 2, 4)]
+
+
+def test_a_failure_is_a_row_in_place(coffee: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    sources = [Source(str(p)) for p in (coffee, tmp_path / "text.jpg", tmp_path / "none.jpg", coffee)]
+    results = list(mfcli.load_predictor().predict(sources))
+    assert [r.status for r in results] == ["ok", "error", "error", "ok"]
+    assert [r.error.code for r in results if r.error] == [FailureCode.UNSUPPORTED, FailureCode.NOT_FOUND]
+    assert results[0].predictions == results[3].predictions
+    assert results[1].predictions == ()
+
+
+def test_a_strip_has_its_size_and_an_error(tmp_path: Path) -> None:
+    from deterministic import picture
+
+    picture(1, 50_000).save(tmp_path / "strip.png")
+    result = mfcli.load_predictor().predict_file(tmp_path / "strip.png")
+    assert result.error is not None
+    assert result.error.code is FailureCode.TOO_LARGE
+    assert (result.width, result.height) == (1, 50_000)
+
+
+def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
+    def run(**settings: object) -> str:
+        return mfcli.load_predictor(**settings).run.run  # type: ignore[arg-type]
+
+    base = run()
+    assert base == run() == run(model="convformer_t8_64") == run(max_pixels=10)
+    assert len(base) == 16
+    others = [
+        run(top_k=3),
+        run(exif=False),
+        run(engine="torch"),
+        run(labels=tuple(Label(None, str(i)) for i in range(200))),
+        run(model="bundled", weights=small_weights),
+    ]
+    assert len({base, *others}) == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top_k": 0}, "--top-k 0 is less than 1"),
+        ({"top_k": 201}, "--top-k 201 is not between 1 and the 200 classes of convformer_t8_64"),
+        ({"labels": (Label(None, "a"),)}, "1 labels for the 200 classes of convformer_t8_64"),
+        ({"engine": "abacus"}, "unknown engine 'abacus'"),
+    ],
+)
+def test_settings_that_do_not_fit(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        mfcli.load_predictor(**settings)  # type: ignore[arg-type]
+    assert caught.value.message == message
+
+
+def test_the_environment_chooses_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MF_MODEL", "caformer_s36")
+    monkeypatch.setenv("MF_OFFLINE", "1")
+    with pytest.raises(MfError, match="weights of caformer_s36 are not on this machine"):
+        mfcli.load_predictor()
+    assert mfcli.load_predictor("bundled").run.model == "convformer_t8_64"
+    monkeypatch.setenv("MF_MODEL", "caformer_s")
+    with pytest.raises(MfError, match=r"unknown model 'caformer_s' \(named by MF_MODEL\)"):
+        mfcli.load_predictor()
+
+
+def test_trial_photos(trial_photos: Path) -> None:
+    import csv
+
+    with (trial_photos / "labels.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["in_tiny_imagenet_200"] == "yes"]
+    results = mfcli.load_predictor().predict(Source(str(trial_photos / row["path"])) for row in rows)
+    first = [result.predictions[0].wnid == row["wnid"] for result, row in zip(results, rows, strict=True)]
+    assert len(first) == 24
+    assert sum(first) >= 13

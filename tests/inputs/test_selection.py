@@ -1,0 +1,91 @@
+"""Selection: what is taken by name, and in which order."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mfcli.inputs.codecs import formats_with, suffixes_of
+from mfcli.inputs.selection import Selection, glob_of, in_natural_order, natural_key
+
+
+def test_optional_formats_are_taken_where_they_are_asked_for() -> None:
+    names = ["a.jpg", "b.HEIC", "c.ppm", "d.eps"]
+    assert [name for name in names if Selection().takes(name)] == names[:2]
+    asked = Selection(suffixes=suffixes_of(formats_with(["PPM"])))
+    assert [name for name in names if asked.takes(name)] == names[:3]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["img1.jpg", "img2.jpg", "img10.jpg"],
+        ["1.jpg", "01.jpg", "2.jpg", "10.jpg", "a.jpg"],
+        ["a1b2.jpg", "a1b10.jpg", "a2b1.jpg"],
+        ["a.jpg", "B.jpg", "c.jpg"],
+        ["a/2.jpg", "a/10.jpg", "a.jpg", "a10/1.jpg"],
+        ["x" + "9" * 300, "x1" + "0" * 300],
+    ],
+)
+def test_natural_order(names: list[str]) -> None:
+    assert list(in_natural_order(reversed(names), str)) == list(in_natural_order(names, str))
+    if "01.jpg" not in names:
+        assert list(in_natural_order(reversed(names), str)) == names
+    else:
+        assert list(in_natural_order(names, str)) == ["01.jpg", "1.jpg", *names[2:]]
+
+
+@pytest.mark.parametrize(
+    ("glob", "path", "matches"),
+    [
+        ("*.jpg", "a.jpg", True),
+        ("*.jpg", "b/a.jpg", False),
+        ("b/*.jpg", "b/a.jpg", True),
+        ("b/*.jpg", "b/c/a.jpg", False),
+        ("**/*.jpg", "a.jpg", True),
+        ("**/*.jpg", "b/c/a.jpg", True),
+        ("b/**", "b/c/a.jpg", True),
+        ("b/**/a.jpg", "b/a.jpg", True),
+        ("b/**/c/**/a.jpg", "b/x/c/y/z/a.jpg", True),
+        ("b/**/c/**/a.jpg", "b/x/y/z/a.jpg", False),
+        ("./b//[!x].jpg", "b/a.jpg", True),
+        ("[", "[", True),
+        ("/".join(["**", "a"] * 30), "/".join(["a"] * 200) + "/b", False),  # in no time
+    ],
+)
+def test_globs(glob: str, path: str, matches: bool) -> None:
+    assert glob_of(glob).matches(path.split("/")) is matches
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "taken"),
+    [
+        ((), (), ["a.jpg", "B.PNG", "s/c.webp", "s/t/d.gif"]),
+        (("*.txt",), (), ["n.txt"]),
+        (("*.jpg", "*.webp"), (), ["a.jpg", "s/c.webp"]),
+        (("s/*",), (), ["s/c.webp"]),
+        (("s/**",), ("*.gif",), ["s/c.webp"]),
+        ((), ("s",), ["a.jpg", "B.PNG"]),
+        ((), ("s/t",), ["a.jpg", "B.PNG", "s/c.webp"]),
+        ((), ("s/**",), ["a.jpg", "B.PNG"]),
+        (("*",), (), ["a.jpg", "B.PNG", "s/c.webp", "s/t/d.gif", "n.txt", "z.zip"]),
+        ((".*",), (), [".h.jpg"]),
+        ((), ("*",), []),
+    ],
+)
+def test_include_and_exclude(include: tuple[str, ...], exclude: tuple[str, ...], taken: list[str]) -> None:
+    selection = Selection(include=include, exclude=exclude)
+    names = ["a.jpg", "B.PNG", "s/c.webp", "s/t/d.gif", "n.txt", "z.zip", ".h.jpg", ".d/e.jpg", "x.pdf", "x.eps"]
+    wanted = [*taken, "x.pdf", "x.eps"] if include == ("*",) else taken
+    assert [name for name in names if selection.takes_member(name)] == wanted
+
+
+def test_without_subfolders_an_archive_gives_what_lies_at_its_top() -> None:
+    selection = Selection(recursive=False)
+    assert [name for name in ("a.jpg", "s/c.webp", "s/t/d.gif") if selection.takes_member(name)] == ["a.jpg"]
+
+
+@given(st.lists(st.text("aB.01259/", max_size=6), max_size=300))
+def test_few_and_many_sorts_of_names_have_the_same_order(names: list[str]) -> None:
+    expected = sorted(sorted(names), key=natural_key)
+    assert list(in_natural_order(names, str)) == expected
+    assert list(in_natural_order(names[:3] * 40, str)) == sorted(sorted(names[:3] * 40), key=natural_key)

@@ -1,0 +1,337 @@
+"""Checkpoints: every layout loads to the same logits; what does not fit, or carries code, is refused with advice."""
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deterministic import fill, pixels
+from mfcli import create_model
+from mfcli.errors import ModelError, OutputError
+from mfcli.models.checkpoint import load_checkpoint, read_state_dict, write_random
+from mfcli.models.registry import find_variant
+from parity import to_reference_names_of
+
+State = dict[str, torch.Tensor]
+
+
+def state_of(name: str, **options: Any) -> State:
+    return dict(fill(create_model(name, **options)).state_dict())
+
+
+def in_timm_layout(name: str, state: State, num_classes: int) -> State:
+    import timm
+
+    twin = timm.create_model(find_variant(name).timm_name, pretrained=False, num_classes=num_classes)
+    names, shapes = to_reference_names_of(twin), twin.state_dict()
+    return {names[ours]: tensor.reshape(shapes[names[ours]].shape).clone() for ours, tensor in state.items()}
+
+
+def in_first_poolformer_layout(state: State) -> State:
+    """The layout of the first PoolFormer's code: one flat `network`, 1x1 convolutions, bare layer scales."""
+    renamed = {}
+    for name, tensor in state.items():
+        kind, index, *rest = name.split(".")
+        if kind == "downsample_layers":
+            place = "patch_embed.proj" if index == "0" else f"network.{2 * int(index) - 1}.proj"
+            renamed[".".join([place, rest[-1]])] = tensor
+        elif kind == "stages":
+            new = ".".join(["network", str(2 * int(index)), *rest])
+            new = new.replace("layer_scale1.scale", "layer_scale_1").replace("layer_scale2.scale", "layer_scale_2")
+            renamed[new] = tensor[..., None, None] if "mlp" in new and tensor.ndim == 2 else tensor
+        else:
+            renamed[name] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("name", ["caformer_s18", "convformer_s18", "poolformerv2_s12", "poolformer_s12"])
+def test_both_layouts_load_to_the_same_logits(name: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = state_of(name, num_classes=10)
+    torch.save(state, tmp_path / "paper.pth")
+    save_file(in_timm_layout(name, state, 10), tmp_path / "timm.safetensors")
+    batch = pixels(1, 64)
+    logits = []
+    for file in ("paper.pth", "timm.safetensors"):
+        loaded = load_checkpoint(tmp_path / file, find_variant(name))
+        assert loaded.num_classes == 10
+        assert not loaded.model.training
+        with torch.inference_mode():
+            logits.append(loaded.model(batch))
+    assert torch.equal(*logits)
+    assert logits[0].std() > 0.1
+
+
+def test_the_first_poolformers_layout_loads(tmp_path: Path) -> None:
+    state = state_of("poolformer_s12")
+    torch.save(in_first_poolformer_layout(state), tmp_path / "old.pth.tar")
+    loaded = load_checkpoint(tmp_path / "old.pth.tar", find_variant("poolformer_s12")).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def wrapped(wrapper: str, state: State) -> Any:
+    other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    return {
+        "state_dict": {"state_dict": state, "epoch": 3},
+        "model": {"model": state, "optimizer": {"lr": 0.1}},
+        "averaged weights first": {"state_dict": other, "state_dict_ema": state, "metric": 80.1},
+        "DataParallel": {f"module.{name}": tensor for name, tensor in state.items()},
+        "torch.compile in a wrapper": {"model": {f"_orig_mod.{name}": tensor for name, tensor in state.items()}},
+        "both prefixes": {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
+        "a trainer's arguments": {"arch": "x", "args": argparse.Namespace(lr=0.1, opt="adamw"), "state_dict": state},
+        "an empty average": {"state_dict_ema": {}, "ema": {"decay": 0.9, "updates": 3}, "state_dict": state},
+        "other things beside": {**state, "epoch": 3},
+        "AveragedModel": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in state.items()}},
+        "Lightning": {
+            "state_dict": {
+                **{f"model.{name}": tensor for name, tensor in state.items()},
+                "loss.weight": torch.ones(3),
+                "accuracy.total": torch.tensor(3),
+            }
+        },
+        "half precision": {name: tensor.half() for name, tensor in state.items()},
+    }[wrapper]
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        "state_dict",
+        "model",
+        "averaged weights first",
+        "DataParallel",
+        "torch.compile in a wrapper",
+        "both prefixes",
+        "a trainer's arguments",
+        "an empty average",
+        "other things beside",
+        "AveragedModel",
+        "Lightning",
+        "half precision",
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_wrappers_are_taken_off(wrapper: str, zipped: bool, tmp_path: Path) -> None:
+    state = state_of("bundled")
+    torch.save(wrapped(wrapper, state), tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    loaded = load_checkpoint(tmp_path / "x.pth", find_variant("bundled")).model.state_dict()
+    for name, tensor in state.items():
+        assert loaded[name].dtype == torch.float32
+        assert torch.allclose(loaded[name], tensor, atol=1e-3 if wrapper == "half precision" else 0), name
+
+
+class Planted:
+    """A pickle of this writes a file when it is loaded without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (f"touch {self.path}",))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_carries_code_is_refused_and_nothing_runs(zipped: bool, tmp_path: Path) -> None:
+    trace, file = tmp_path / "trace", tmp_path / "evil.pth"
+    torch.save({"state_dict": {}, "x": Planted(trace)}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ModelError, match="carries code or objects, not only weights; nothing of it was run"):
+        read_state_dict(file)
+    assert not trace.exists()
+    torch.load(file, weights_only=False)  # the plant works: without care it would have run
+    assert trace.exists()
+
+
+def test_a_plain_pickle_that_carries_code_is_refused(tmp_path: Path) -> None:
+    trace, file = tmp_path / "trace", tmp_path / "evil.pth"
+    file.write_bytes(pickle.dumps(Planted(trace)))
+    with pytest.raises(ModelError):
+        read_state_dict(file)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello, I am text\n", "is not a checkpoint"),
+        (b"cat\ndog\n", "is not a checkpoint"),  # as a pickle: the global dog of the module at
+        (b"", "is not a checkpoint"),
+        (b"PK\x03\x04 torn", "is not a checkpoint"),
+        (b"\xff" * 8 + b'{"a": 1}', "is a damaged safetensors file"),
+        (b"\x08" + b"\x00" * 7 + b"{      }", "does not fit"),
+    ],
+)
+def test_what_is_no_checkpoint(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.pth"
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_checkpoint(file, find_variant("bundled"))
+    assert caught.value.exit_code == 4
+    assert caught.value.hint
+
+
+def test_what_holds_no_tensors(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="holds no state dict"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(3, dtype=torch.int32), torch.zeros(3, dtype=torch.complex64), torch.eye(3).to_sparse()],
+    ids=["int32", "complex64", "sparse"],
+)
+def test_weights_that_are_no_numbers(tensor: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"head.weight": tensor}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="weights are floating numbers"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+def test_keys_that_are_no_names(tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(2)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="holds no state dict"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+def test_a_head_that_does_not_fit_itself(tmp_path: Path) -> None:
+    state = state_of("bundled")
+    torch.save({**state, "head.bias": torch.zeros(7)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="head.bias \\(7,\\) instead of \\(200,\\)") as caught:
+        load_checkpoint(tmp_path / "x.pth", find_variant("bundled"))
+    assert caught.value.hint == "these weights fit no row of mf list-models"
+    torch.save({**state, "head.bias": torch.zeros(0), "head.weight": torch.zeros(0, 256)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="does not fit"):
+        load_checkpoint(tmp_path / "x.pth", find_variant("bundled"))
+
+
+def test_a_truncated_checkpoint(tmp_path: Path) -> None:
+    torch.save(state_of("bundled"), tmp_path / "x.pth")
+    data = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelError, match="not a checkpoint, or a damaged one"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+def test_a_bit_that_flipped_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save(state_of("bundled"), path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    torch.load(path)  # torch does not look
+    with pytest.raises(ModelError, match="not a checkpoint, or a damaged one") as caught:
+        read_state_dict(path)
+    assert caught.value.hint == "get the file again"
+
+
+def test_checksums_that_were_left_out_and_names_that_lie(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(3)}, tmp_path / "x.safetensors")  # what it is, its bytes say
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_state_dict(tmp_path / "x.safetensors")["a"].tolist() == [1, 1, 1]
+
+
+def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:
+    loop: dict[str, object] = {}
+    loop["state_dict"] = loop
+    torch.save(loop, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="holds no state dict"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+def test_a_file_that_changes_later_changes_nothing(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "x.safetensors"
+    state = {name: tensor.contiguous() for name, tensor in state_of("bundled").items()}
+    save_file(state, path)
+    bias = load_checkpoint(path, find_variant("bundled")).model.head.bias
+    with path.open("r+b") as file:
+        file.seek(1 << 16)
+        file.write(bytes(path.stat().st_size - (1 << 16)))
+    assert torch.equal(bias, state["head.bias"])
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    from safetensors.torch import save
+
+    path = tmp_path / "w\udcff.safetensors"
+    path.write_bytes(save({"a": torch.ones(3)}))
+    assert read_state_dict(path)["a"].tolist() == [1, 1, 1]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match="is a damaged safetensors file"):
+        read_state_dict(path)
+
+
+def test_random_weights_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        write_random(tmp_path / "none" / "x.safetensors", find_variant("bundled"))
+
+
+def test_views_that_negate(tmp_path: Path) -> None:
+    view = torch.full((200,), 1 - 2j).conj().imag
+    assert view.is_neg()
+    torch.save({**state_of("bundled"), "head.bias": view}, tmp_path / "x.pth")
+    bias = load_checkpoint(tmp_path / "x.pth", find_variant("bundled")).model.head.bias
+    assert bias.detach().numpy().tolist() == [2.0] * 200
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_shapes_larger_than_what_is_stored(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.save({"head.weight": torch.zeros(1, dtype=dtype).expand(10**9, 10**6)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="but fewer are stored"):
+        read_state_dict(tmp_path / "x.pth")
+    torch.save({"head.weight": torch.zeros(10**9, 0, dtype=dtype)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="does not fit"):
+        load_checkpoint(tmp_path / "x.pth", find_variant("bundled"))
+
+
+def test_a_mismatch_names_the_first_tensors_and_the_row_that_fits(tmp_path: Path) -> None:
+    torch.save(state_of("caformer_s18"), tmp_path / "x.pth")
+    with pytest.raises(ModelError) as caught:
+        load_checkpoint(tmp_path / "x.pth", find_variant("convformer_s18"))
+    assert caught.value.message == (
+        f"{tmp_path / 'x.pth'} does not fit convformer_s18: "
+        "60 missing, first stages.2.0.token_mixer.pwconv1.weight; "
+        "24 unexpected, first stages.2.0.token_mixer.qkv.weight"
+    )
+    assert caught.value.hint == (
+        "these weights fit --model caformer_s18 or caformer_s18_384 or caformer_s18_in21ft1k "
+        "or caformer_s18_384_in21ft1k"
+    )
+
+
+def test_a_mismatch_of_shapes_in_timms_layout(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = in_timm_layout("poolformerv2_s12", state_of("poolformerv2_s12"), 1000)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError) as caught:
+        load_checkpoint(tmp_path / "x.safetensors", find_variant("poolformerv2_m36"))
+    assert "of another shape, first downsample_layers.0.conv.weight (64, 3, 7, 7) instead of (96, 3, 7, 7)" in str(
+        caught.value
+    )
+    assert caught.value.hint == "these weights fit --model identityformer_s12 or poolformerv2_s12"
+
+
+def test_weights_that_fit_nothing(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(2, 2)}, tmp_path / "resnet.pth")
+    with pytest.raises(ModelError) as caught:
+        load_checkpoint(tmp_path / "resnet.pth", find_variant("caformer_s18"))
+    assert caught.value.hint == "these weights fit no row of mf list-models"
+
+
+def test_only_the_head_may_have_another_size(tmp_path: Path) -> None:
+    state = state_of("convformer_t8_64", num_classes=7)
+    torch.save(state, tmp_path / "seven.pth")
+    assert load_checkpoint(tmp_path / "seven.pth", find_variant("convformer_t8_64")).num_classes == 7
+    state["norm.weight"] = torch.ones(319)
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(ModelError, match=r"1 of another shape, first norm.weight \(319,\) instead of \(320,\)"):
+        load_checkpoint(tmp_path / "bad.pth", find_variant("convformer_t8_64"))

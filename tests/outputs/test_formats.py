@@ -1,0 +1,263 @@
+"""Formats: whole outputs of one run that holds everything that is awkward."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+
+from mfcli.errors import FailureCode
+from mfcli.outputs import open_writer
+from mfcli.outputs.records import write_records
+from mfcli.outputs.writer import FormatName
+from mfcli.results import Failure, PictureResult, Prediction, RunInfo, Summary
+
+RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 2)
+OK = PictureResult(
+    'a "b",\tc\n\r.jpg',
+    None,
+    None,
+    640,
+    480,
+    (Prediction(1, 281, "n02123045", "tabby, tabby cat", 0.1 + 0.2), Prediction(2, 0, None, "\u00e9t\u00e9", 1e-20)),
+    None,
+)
+BAD = PictureResult("caf\ufffd", "Y2Fm6Q==", None, None, None, (), Failure(FailureCode.DECODE, 'broken "here"'))
+
+
+def written(name: FormatName, *results: PictureResult) -> str:
+    stream = io.StringIO(newline="")
+    writer = open_writer(name, stream)
+    writer.begin(RUN)
+    for result in results:
+        writer.write(result)
+    failed = sum(result.error is not None for result in results)
+    writer.end(Summary(len(results), len(results) - failed, failed))
+    return stream.getvalue()
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "schema": "mf.predict/1",
+        "input": 'a "b",\tc\n\r.jpg',
+        "input_b64": None,
+        "member": None,
+        "status": "ok",
+        "model": "caformer_s18",
+        "weights_sha256": "ab" * 32,
+        "run": "0123456789abcdef",
+        "width": 640,
+        "height": 480,
+        "predictions": [
+            {
+                "rank": 1,
+                "class_index": 281,
+                "wnid": "n02123045",
+                "label": "tabby, tabby cat",
+                "prob": 0.30000000000000004,
+            },
+            {"rank": 2, "class_index": 0, "wnid": None, "label": "\u00e9t\u00e9", "prob": 1e-20},
+        ],
+        "error": None,
+    },
+    {
+        "schema": "mf.predict/1",
+        "input": "caf\ufffd",
+        "input_b64": "Y2Fm6Q==",
+        "member": None,
+        "status": "error",
+        "model": "caformer_s18",
+        "weights_sha256": "ab" * 32,
+        "run": "0123456789abcdef",
+        "width": None,
+        "height": None,
+        "predictions": [],
+        "error": {"code": "decode", "message": 'broken "here"'},
+    },
+]
+
+
+def test_jsonl() -> None:
+    lines = written(FormatName.JSONL, OK, BAD).split("\n")
+    assert lines.pop() == ""
+    assert [json.loads(line) for line in lines] == ROWS
+    assert [list(json.loads(line)) for line in lines] == [list(row) for row in ROWS]
+
+
+def test_json() -> None:
+    document = json.loads(written(FormatName.JSON, OK, BAD))
+    assert list(document) == ["schema", "run", "results", "summary"]
+    assert document["results"] == ROWS
+    assert document["run"] == {
+        "model": "caformer_s18",
+        "weights_sha256": "ab" * 32,
+        "run": "0123456789abcdef",
+        "engine": "onnxruntime",
+        "precision": "fp32",
+        "top_k": 2,
+    }
+    assert document["summary"] == {"inputs": 2, "ok": 1, "failed": 1}
+    assert json.loads(written(FormatName.JSON))["results"] == []
+
+
+HEADER = [
+    "input",
+    "member",
+    "status",
+    "model",
+    "width",
+    "height",
+    "label_1",
+    "wnid_1",
+    "class_index_1",
+    "prob_1",
+    "label_2",
+    "wnid_2",
+    "class_index_2",
+    "prob_2",
+    "error_code",
+    "error_message",
+]
+CELLS = [
+    'a "b",\tc\n\r.jpg||ok|caformer_s18|640|480|tabby, tabby cat|n02123045|281|0.30000000000000004'
+    "|\u00e9t\u00e9||0|1e-20||",
+    'caf\ufffd||error|caformer_s18|||||||||||decode|broken "here"',
+]
+
+
+@pytest.mark.parametrize(("name", "separator"), [(FormatName.CSV, ","), (FormatName.TSV, "\t")])
+def test_csv_and_tsv_are_read_back(name: FormatName, separator: str) -> None:
+    text = written(name, OK, BAD)
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    assert rows == [HEADER, *(cells.split("|") for cells in CELLS)]
+    assert text.endswith("\n")
+
+
+def test_csv_quotes_only_what_needs_it() -> None:
+    plain = PictureResult("a.jpg", None, None, 1, 2, (Prediction(1, 5, "n1", "cat", 0.5),), None)
+    row = written(FormatName.CSV, plain).splitlines()[1]
+    assert row == "a.jpg,,ok,caformer_s18,1,2,cat,n1,5,0.5,,,,,,"
+
+
+def test_table() -> None:
+    assert written(FormatName.TABLE, OK, BAD) == (
+        'a "b",\\tc\\n\\r.jpg  640x480\n'
+        "╭───┬──────────────────┬───────┬──────────────────────╮\n"
+        "│ # │ label            │  prob │                      │\n"
+        "├───┼──────────────────┼───────┼──────────────────────┤\n"
+        "│ 1 │ tabby, tabby cat │ 30.0% │ ██████               │\n"
+        "│ 2 │ été              │  0.0% │                      │\n"
+        "╰───┴──────────────────┴───────┴──────────────────────╯\n"
+        'caf\ufffd: broken "here"\n'
+        "2 pictures: 1 classified, 1 failed\n"
+    )
+
+
+def test_one_is_no_plural() -> None:
+    assert Summary(1, 1, 0).in_words() == "1 picture: 1 classified"
+    assert Summary(2, 0, 2).in_words() == "2 pictures: 0 classified, 2 failed"
+
+
+def test_a_name_cannot_steer_the_terminal() -> None:
+    evil = PictureResult("\x1b[31mred\x07[bold].jpg", None, None, 1, 1, (), Failure(FailureCode.DECODE, "\x1b]0;x\x07"))
+    assert written(FormatName.TABLE, evil) == "\\x1b[31mred\\x07[bold].jpg: \\x1b]0;x\\x07\n"
+
+
+def test_a_pipe_gets_every_character() -> None:
+    long = PictureResult("x" * 300, None, None, 1, 1, (Prediction(1, 0, None, "y" * 200, 1.0),), None)
+    text = written(FormatName.TABLE, long)
+    assert "x" * 300 + "  1x1\n" in text
+    assert "y" * 200 + " │ 100.0% │ ████████████████████ │\n" in text
+    predictions = tuple(Prediction(rank, rank, None, "y" * 200, 0.0) for rank in range(1, 1001))
+    stream = io.StringIO()
+    open_writer(FormatName.TABLE, stream, compact=True).write(replace(long, predictions=predictions))
+    assert len(stream.getvalue()) > 200_000
+    assert stream.getvalue().count("\n") == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal so wide, without colours."""
+    for name, value in (("COLUMNS", str(columns)), ("NO_COLOR", "1"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    return Terminal()
+
+
+@pytest.mark.parametrize("columns", [1, 12, 20, 40, 63, 64, 80])
+def test_a_narrow_terminal_loses_nothing(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(columns, monkeypatch)
+    writer = open_writer(FormatName.TABLE, stream)
+    writer.begin(RUN)
+    label = "cougar, puma, catamount, mountain lion, painter, panther"
+    writer.write(
+        PictureResult("some/long/path/of/a/picture.jpg", None, None, 9, 9, (Prediction(1, 0, None, label, 0.5),), None)
+    )
+    lines = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
+    assert max(map(len, lines)) <= max(columns, 20)
+    shown = "".join(line.split("│")[2].strip().replace(" ", "") for line in lines if line.count("│") >= 4)
+    assert label.replace(" ", "") in shown
+
+
+@pytest.mark.parametrize(("columns", "width"), [(20, 20), (50, 50), (0, 80)])
+def test_one_line_a_picture_is_cut_at_the_edge(columns: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(columns, monkeypatch)
+    writer = open_writer(FormatName.TABLE, stream, compact=True)
+    writer.begin(RUN)
+    predictions = tuple(Prediction(rank, rank, None, "bell pepper", 0.25) for rank in range(1, 8))
+    for _ in range(2):
+        writer.write(PictureResult("a picture.jpg", None, None, 9, 9, predictions, None))
+    lines = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
+    name = "a picture.jpg" if width > 30 else "…cture.jpg"
+    assert [(len(line), line[: len(name)], line[-1]) for line in lines] == [(width, name, "…")] * 2
+
+
+@pytest.mark.parametrize("letter", ["x", "写"])
+def test_a_long_name_leaves_room_for_the_answer(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(50, monkeypatch)
+    writer = open_writer(FormatName.TABLE, stream, compact=True)
+    result = PictureResult(f"{letter * 300}/7.jpg", None, None, 9, 9, (Prediction(1, 0, None, "pear", 0.25),), None)
+    writer.write(result)
+    writer.write(replace(result, predictions=(*result.predictions, Prediction(2, 1, None, "plum", 0.125))))
+    writer.write(replace(result, predictions=(), error=Failure(FailureCode.DECODE, "cannot be decoded")))
+    ok, two, failed = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
+    assert ok.startswith(f"…{letter}")
+    assert ok.endswith(f"{letter}/7.jpg  pear 25.0%")
+    assert two.endswith(f"{letter}/7.jpg  pear 25.0%…")
+    assert failed.endswith("/7.jpg  cannot be decoded")
+    assert {cell_len(line) for line in (ok, two, failed)} <= {49, 50}
+
+
+def test_records_keep_their_types_in_json() -> None:
+    stream = io.StringIO()
+    write_records(FormatName.JSONL, stream, [{"depths": (3, 9), "params": 12}])
+    write_records(FormatName.CSV, stream, [{"depths": (3, 9), "params": 12}])
+    assert stream.getvalue() == '{"depths":[3,9],"params":12}\ndepths,params\n3 9,12\n'
+
+
+def test_records() -> None:
+    records: list[dict[str, Any]] = [{"name": "a", "value": 1.5}, {"name": "[b],c", "value": None}]
+
+    def text(name: FormatName, rows: list[Any]) -> str:
+        stream = io.StringIO()
+        write_records(name, stream, rows)
+        return stream.getvalue()
+
+    assert json.loads(text(FormatName.JSON, records)) == records
+    assert [json.loads(line) for line in text(FormatName.JSONL, records).splitlines()] == records
+    assert text(FormatName.CSV, records) == 'name,value\na,1.5\n"[b],c",\n'
+    assert text(FormatName.TSV, records) == "name\tvalue\na\t1.5\n[b],c\t\n"
+    assert text(FormatName.CSV, []) == ""
+    assert all(line == line.rstrip() for line in text(FormatName.TABLE, records).splitlines())
+    assert [line.split() for line in text(FormatName.TABLE, records).splitlines()] == [
+        ["name", "value"],
+        ["a", "1.5"],
+        ["[b],c"],
+    ]

@@ -1,0 +1,260 @@
+"""Output files: whole or as they were, and journals that go on after any cut."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mfcli.errors import MfError, OutputError
+from mfcli.outputs.journal import Journal, State, appearing, refuse_existing
+from mfcli.results import PREDICT_SCHEMA
+
+RUN = "0123456789abcdef"
+
+
+def row(name: str, status: str = "ok", run: str = RUN, **more: Any) -> str:
+    fields = {"schema": PREDICT_SCHEMA, "input": name, "input_b64": None, "member": None, "status": status, "run": run}
+    return json.dumps(fields | more, separators=(",", ":")) + "\n"
+
+
+def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with appearing(path) as stream:
+        stream.write("a\r\nb\n")
+        assert not path.exists()
+    assert path.read_bytes() == b"a\r\nb\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_what_was_written_before_an_interrupt_appears(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with appearing(tmp_path / "out.csv") as stream:
+            stream.write("a\n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "out.csv").read_text() == "a\n"
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text("old")
+    with pytest.raises(OutputError, match="No space left"), appearing(path):
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_link_stays_a_link_and_the_mode_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "real.csv").chmod(0o600)
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    with appearing(tmp_path / "link.csv") as stream:
+        stream.write("new")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == "new"
+    assert (tmp_path / "real.csv").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_came_into_being_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def both() -> None:
+        with appearing(tmp_path / "out.csv", replace=False) as stream:
+            stream.write("mine")
+            (tmp_path / "out.csv").write_text("theirs")
+
+    with pytest.raises(OutputError, match="meanwhile") as caught:
+        both()
+    assert (tmp_path / "out.csv").read_text() == "theirs"
+    (kept,) = set(tmp_path.iterdir()) - {tmp_path / "out.csv"}
+    assert kept.read_text() == "mine"
+    assert str(kept) in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["字" * 83 + ".csv", "a" * 251 + ".csv"])
+def test_the_longest_names_are_written(name: str, tmp_path: Path) -> None:
+    with appearing(tmp_path / name) as stream:
+        stream.write("x")
+    assert (tmp_path / name).read_text() == "x"
+
+
+def test_a_name_that_cannot_be_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write .*: File name too long"):
+        refuse_existing(tmp_path / ("a" * 252 + ".csv"))
+
+
+def test_a_device_is_written_directly() -> None:
+    with appearing(Path("/dev/null")) as stream:
+        stream.write("x")
+    assert not Path("/dev/null").is_file()
+
+
+@pytest.mark.parametrize(("name", "message"), [("there.csv", "exists"), (".", "folder"), ("no/x.csv", "no folder")])
+def test_what_cannot_be_written_is_refused_at_once(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "there.csv").write_text("x")
+    with pytest.raises(OutputError, match=message):
+        refuse_existing(tmp_path / name)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 10**6), statuses=st.lists(st.sampled_from(["ok", "error"]), min_size=1, max_size=8))
+def test_a_journal_cut_anywhere_goes_on_to_the_same_bytes(cut: int, statuses: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    rows = [row(f"{number}é.jpg", status) for number, status in enumerate(statuses)]
+    whole = "".join(rows).encode()
+    path.write_bytes(whole[: cut % (len(whole) + 1)])
+    journal = Journal(path, RUN)
+    for number, line in enumerate(rows):
+        if journal.state_of(f"{number}é.jpg".encode(), None) is State.NEW:
+            journal.rows.write(line)
+    journal.close()
+    assert path.read_bytes() == whole
+
+
+def test_the_same_input_twice_is_finished_twice(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("a.jpg") + row("a.jpg") + row("b.zip", member="a.jpg") + row("x", input_b64="/w=="))
+    journal = Journal(path, RUN)
+    assert [journal.state_of(b"a.jpg", None) for _ in range(3)] == [State.OK, State.OK, State.NEW]
+    assert journal.state_of(b"b.zip", None) is State.NEW
+    assert journal.state_of(b"b.zip", "a.jpg") is State.OK
+    assert journal.state_of(b"\xff", None) is State.OK
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (row("a", run="ffffffffffffffff"), "is of another run: a reason"),
+        ("hello\nworld\n", "line 1 of .* is no row"),
+        (row("a") + '{"schema":"other/1"}\n' + row("b"), "line 2 of .* is no row"),
+        ("[1]\n" + row("b"), "line 1 of .* is no row"),
+        ("my precious notes\n", "line 1 of .* is no row"),
+        ('{"a":1}', "line 1 of .* is no row"),
+        (row("a") + row("b").replace('"input":"b"', '"input":5'), "line 2 of .* is no row"),
+        (row("a", input_b64="!!!") + row("b"), "line 1 of .* is no row"),
+        (row("a", member=3), "line 1 of .* is no row"),
+        (row("a", status=[]), "line 1 of .* is no row"),
+        ("[" * 100_000 + "\n", "line 1 of .* is no row"),
+    ],
+)
+def test_a_foreign_journal_is_refused_and_left_alone(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(text)
+    with pytest.raises(OutputError, match=message):
+        Journal(path, RUN, difference=lambda _: "a reason")
+    assert path.read_text() == text
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.jsonl", RUN)
+    with pytest.raises(OutputError, match="being written by another"):
+        Journal(tmp_path / "out.jsonl", RUN)
+    journal.close()
+    Journal(tmp_path / "out.jsonl", RUN).close()
+
+
+def test_retried_rows_take_the_failed_ones_places(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("a") + row("b", "error") + row("c") + row("b", "error") + row("d", "error"))
+    journal = Journal(path, RUN, retry_failed=True)
+    assert journal.state_of(b"b", None) is State.FAILED
+    assert journal.retries is not None
+    journal.retries.write(row("b", "ok", n=1))
+    journal.retries.write(row("b", "error", n=2))
+    journal.rows.write(row("e"))
+    journal.close()
+    assert path.read_text() == row("a") + row("b", n=1) + row("c") + row("b", "error", n=2) + row("d", "error") + row(
+        "e"
+    )
+    assert os.listdir(tmp_path) == ["out.jsonl"]
+
+
+def test_retried_rows_of_a_killed_run_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("a", "error") + row("b", "error"))
+    (tmp_path / ".out.jsonl.retry").write_text(row("a", "ok") + row("b", "ok")[:30])
+    journal = Journal(path, RUN)
+    assert journal.state_of(b"a", None) is State.OK
+    assert journal.state_of(b"b", None) is State.FAILED
+    journal.close()
+    assert path.read_text() == row("a") + row("b", "error")
+
+
+def test_another_runs_first_good_row_tells_the_difference(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("a", "error", run="f" * 16) + row("b", run="f" * 16, predictions=[1, 2]))
+    with pytest.raises(OutputError, match="of another run: 2 predictions"):
+        Journal(path, RUN, difference=lambda fields: f"{len(fields['predictions'])} predictions")
+
+
+def test_an_old_journal_is_kept_until_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("old"))
+    journal = Journal(path, RUN, overwrite=True)
+    journal.close()
+    assert path.read_text() == row("old")
+    journal = Journal(path, RUN, overwrite=True)
+    journal.begin()
+    journal.rows.write(row("new"))
+    journal.close()
+    assert path.read_text() == row("new")
+
+
+def test_an_old_file_is_kept_where_nothing_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text("old")
+
+    def fail(error: BaseException, text: str) -> None:
+        with appearing(path) as stream:
+            stream.write(text)
+            raise error
+
+    for error, text in ((MfError("none"), ""), (KeyboardInterrupt(), ""), (ZeroDivisionError(), "half")):
+        with pytest.raises(type(error)):
+            fail(error, text)
+        assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out.csv"]
+
+
+def test_a_merge_keeps_link_and_mode_and_minds_no_left_over(tmp_path: Path) -> None:
+    path = tmp_path / "link.jsonl"
+    path.symlink_to("real.jsonl")
+    (tmp_path / "real.jsonl").write_text(row("a", "error"))
+    (tmp_path / "real.jsonl").chmod(0o600)
+    (tmp_path / f".real.jsonl.{os.getpid()}.part").write_text("left over")
+    journal = Journal(path, RUN, retry_failed=True)
+    assert journal.retries is not None
+    journal.retries.write(row("a"))
+    journal.close()
+    assert path.is_symlink()
+    assert (tmp_path / "real.jsonl").read_text() == row("a")
+    assert (tmp_path / "real.jsonl").stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(tmp_path)) == ["link.jsonl", "real.jsonl"]
+
+
+def test_a_file_that_was_replaced_before_its_lock_was_had_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("old"))
+    flock, calls = fcntl.flock, []
+
+    def replace_first(file: Any, operation: int) -> None:
+        if not calls:
+            (tmp_path / "new").write_text(row("new"))
+            (tmp_path / "new").replace(path)
+        calls.append(operation)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", replace_first)
+    journal = Journal(path, RUN)
+    journal.rows.write(row("more"))
+    journal.close()
+    assert len(calls) == 2
+    assert path.read_text() == row("new") + row("more")
