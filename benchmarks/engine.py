@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from mfcli import create_model
-from mfcli.artifact.build import Artifact, ensure
+from mfcli.artifact.ensure import ensure
+from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision

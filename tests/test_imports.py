@@ -34,7 +34,7 @@ def test_predict_imports_neither_torch_nor_timm(format: str, coffee: Path) -> No
 
 
 def test_a_cached_artifact_needs_no_torch(coffee: Path, small_weights: Path) -> None:
-    from mfcli.artifact.build import ensure
+    from mfcli.artifact.ensure import ensure
     from mfcli.models.registry import find_variant
     from mfcli.settings import Settings
 

@@ -42,7 +42,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answers(path: Path, tmp_path: Path) -> None:
     """`path` on PYTHONPATH makes a package that answers, with its own files and nothing of the checkout's."""
     program = (
-        "import sys, mfcli; from mfcli.hub.cache import bundled_file; from mfcli.cli import main;"
+        "import sys, mfcli; from mfcli.hub.bundled import bundled_file; from mfcli.cli import main;"
         "print(mfcli.__file__, bundled_file('convformer_t8_64.onnx'), sep='\\n', file=sys.stderr);"
         "sys.exit(main(sys.argv[1:]))"
     )
@@ -84,7 +84,7 @@ def test_an_editable_installation_finds_the_checkouts_weights(tmp_path: Path) ->
         archive.extractall(tmp_path / "site")
     program = (
         "import site, sys; sys.path.pop(0); site.addsitedir(sys.argv[1]); sys.path.reverse();"
-        "from mfcli.hub.cache import bundled_file; print(bundled_file('convformer_t8_64.onnx'))"
+        "from mfcli.hub.bundled import bundled_file; print(bundled_file('convformer_t8_64.onnx'))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "site")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -73,7 +73,7 @@ def test_bilinear_and_bicubic_answers_are_those_of_the_table() -> None:
     from PIL import Image
     from timm.data import create_transform
 
-    from mfcli.artifact.build import ensure
+    from mfcli.artifact.ensure import ensure
     from mfcli.models.checkpoint import load_checkpoint
     from mfcli.models.registry import find_variant
     from mfcli.settings import Settings

@@ -7,9 +7,11 @@ import json
 import os
 import shlex
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from mfcli.errors import ModelError, OutputError
+from mfcli.results import Progress
 
 ELSEWHERE = "name another folder: MF_CACHE_DIR=DIR"
 """What to do about a cache that cannot be written."""
@@ -121,3 +123,28 @@ def listed(folder: Path, pattern: str) -> list[Path]:
     with contextlib.suppress(OSError):
         return sorted(folder.glob(pattern))
     return []
+
+
+@contextlib.contextmanager
+def lock(path: Path, who: str, progress: Progress) -> Iterator[None]:
+    """Hold a lock file among processes; says who is waited for.
+
+    Raises:
+        OutputError: the lock file cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            progress(f"waiting for {who}")
+            held.acquire()
+    except OSError as error:
+        raise unwritable(path.parent, error) from error
+    try:
+        yield
+    finally:
+        held.release()

@@ -14,11 +14,15 @@ import torch
 
 from deterministic import fill, pixels
 from mfcli import create_model
-from mfcli.artifact import build as artifact_module
-from mfcli.artifact.build import build, cache_key, ensure, open_artifact
+from mfcli.artifact import build as building
+from mfcli.artifact import ensure as ensuring
+from mfcli.artifact import file as artifact_file
+from mfcli.artifact.build import build
+from mfcli.artifact.ensure import ensure
+from mfcli.artifact.file import cache_key, open_artifact
 from mfcli.errors import ModelError, OutputError
 from mfcli.files import sha256_of
-from mfcli.hub.cache import bundled_file
+from mfcli.hub.bundled import bundled_file
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import EngineName
 from mfcli.models.labels import numbered_labels
@@ -51,7 +55,7 @@ def forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*_: Any, **__: Any) -> None:
         raise AssertionError("it was built again")
 
-    monkeypatch.setattr(artifact_module, "build", no)
+    monkeypatch.setattr(ensuring, "build", no)
 
 
 def test_a_second_start_builds_nothing(cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +102,7 @@ def test_what_the_file_says_of_itself(cache: Path) -> None:
             "check",
         ]
     }
-    assert str(Path(artifact_module.__file__).parent).encode() not in path.read_bytes()
+    assert str(Path(artifact_file.__file__).parent).encode() not in path.read_bytes()
 
 
 def test_logits_equal_torch_at_any_batch_size(cache: Path, small_weights: Path) -> None:
@@ -200,25 +204,25 @@ def test_a_touched_artifact_is_hashed_once(
         hashed.append(path)
         return sha256_of(path)
 
-    monkeypatch.setattr(artifact_module, "sha256_of", counted)
+    monkeypatch.setattr(artifact_file, "sha256_of", counted)
     for _ in range(2):
         ensure(BUNDLED, small_weights, kept_in(cache))
     assert hashed == [path]
 
 
 def test_damage_of_the_bundled_artifact_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert artifact_module.bundled_is_intact(BUNDLED)
+    assert artifact_file.bundled_is_intact(BUNDLED)
     for suffix in ("onnx", "json"):
         shutil.copy(bundled_file(f"{BUNDLED.name}.{suffix}"), tmp_path)
-    monkeypatch.setattr(artifact_module, "bundled_file", lambda name: tmp_path / name)
-    assert artifact_module.bundled_is_intact(BUNDLED)
+    monkeypatch.setattr(artifact_file, "bundled_file", lambda name: tmp_path / name)
+    assert artifact_file.bundled_is_intact(BUNDLED)
     change_one_byte(tmp_path / f"{BUNDLED.name}.onnx")
-    assert not artifact_module.bundled_is_intact(BUNDLED)
+    assert not artifact_file.bundled_is_intact(BUNDLED)
     (tmp_path / f"{BUNDLED.name}.json").unlink()
     (tmp_path / f"{BUNDLED.name}.onnx").unlink()
     for _ in range(2):
         with pytest.raises(ModelError, match="cannot be read") as caught:
-            artifact_module.bundled_is_intact(BUNDLED)
+            artifact_file.bundled_is_intact(BUNDLED)
         assert caught.value.hint == "install it again, in the checkout: pip install --force-reinstall --no-deps ."
         shutil.copy(bundled_file(f"{BUNDLED.name}.onnx"), tmp_path)  # the other file is still missing
 
@@ -249,7 +253,7 @@ def test_a_bad_artifact_is_built_again(
         for name in (path.name, path.with_suffix(".json").name):
             shutil.copy(built / "artifacts" / name, path.parent / name)
 
-    monkeypatch.setattr(artifact_module, "build", rebuild)
+    monkeypatch.setattr(ensuring, "build", rebuild)
     assert ensure(BUNDLED, small_weights, kept_in(cache), told.append).key in path.read_bytes().decode(errors="ignore")
     assert told == ["preparing convformer_t8_64 (once for these weights)"]
 
@@ -306,7 +310,7 @@ def test_weights_with_infinities_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_is_wrong_is_refused(small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export = artifact_module._export
+    export = building._export
 
     def wrong(*arguments: Any) -> onnx.ModelProto:
         proto = export(*arguments)
@@ -314,7 +318,7 @@ def test_a_graph_that_is_wrong_is_refused(small_weights: Path, tmp_path: Path, m
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
         return proto
 
-    monkeypatch.setattr(artifact_module, "_export", wrong)
+    monkeypatch.setattr(building, "_export", wrong)
     with pytest.raises(ModelError, match="differs from torch by 0\\.0"):
         build(BUNDLED, small_weights, sha256_of(small_weights), tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()

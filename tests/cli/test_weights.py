@@ -96,7 +96,7 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path, monkeyp
     assert rows[0]["size_bytes"] == len(hub.files[PATH])
     assert mf("cache", "verify").code == 0
     with monkeypatch.context() as later:
-        later.setattr("mfcli.artifact.build.FORMAT_VERSION", 999)
+        later.setattr("mfcli.artifact.file.FORMAT_VERSION", 999)
         stale = mf("cache", "verify", "--format", "json")
         assert (stale.code, [row["status"] for row in json.loads(stale.out)]) == (0, ["good", "stale"])
     before = mf("predict", coffee, "-m", NAME, "--format", "csv", "--offline").out

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from deterministic import fill
 from hub_server import Behaviour, Hub
 from mfcli import create_model, http
-from mfcli.artifact.build import ensure
+from mfcli.artifact.ensure import ensure
 from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.hub import acquire
 from mfcli.hub.acquire import PLAIN_WISH, Wish, obtain
-from mfcli.hub.cache import State, bundled_file, place_by_hand, read_sidecar, state_of, stored
+from mfcli.hub.bundled import bundled_file
+from mfcli.hub.cache import State, place_by_hand, read_sidecar, state_of, stored
 from mfcli.models.registry import HUB, Pretraining, Variant, WeightsSource, find_variant
 from mfcli.settings import Settings
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mfcli.errors import MfError, OutputError
-from mfcli.outputs.journal import Journal, State, appearing, refuse_existing
+from mfcli.outputs.files import appearing, refuse_existing
+from mfcli.outputs.journal import Journal, State
 from mfcli.results import PREDICT_SCHEMA
 
 RUN = "0123456789abcdef"

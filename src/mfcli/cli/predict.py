@@ -222,7 +222,7 @@ def predict(
     from mfcli.inference.predictor import load_predictor
     from mfcli.inputs.sources import Selection, from_arguments
     from mfcli.models.labels import read_labels
-    from mfcli.outputs.journal import refuse_existing
+    from mfcli.outputs.files import refuse_existing
     from mfcli.tasks import predict as task
 
     resume = resume or retry_failed
@@ -412,7 +412,8 @@ def _writers(
 ) -> Iterator[tuple["Writer", "Journal | None", "Writer | None"]]:
     """Where results go: a writer, and, for a .jsonl file, what is finished in it and where retried rows go."""
     from mfcli.outputs import open_writer
-    from mfcli.outputs.journal import Journal, appearing, refuse_existing, writing
+    from mfcli.outputs.files import appearing, refuse_existing, writing
+    from mfcli.outputs.journal import Journal
 
     if output is None:
         with standard_output() as stream:

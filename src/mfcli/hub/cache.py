@@ -7,39 +7,15 @@ digest is; the sidecar stays when the checkpoint is pruned. How a checkpoint get
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 
 from mfcli.errors import ModelError
-from mfcli.files import is_folder, listed, sha256_of, unwritable, write_atomically
+from mfcli.files import is_folder, listed, sha256_of, write_atomically
 from mfcli.models.registry import Variant
-from mfcli.results import Progress
 from mfcli.settings import Settings
-
-REINSTALL = "install it again, in the checkout: pip install --force-reinstall --no-deps ."
-"""What to do about what ships with the package; everything else is made or fetched again."""
-
-_PACKAGE_DIR = Path(__file__).parent.parent
-_BUNDLED_DIRS = (_PACKAGE_DIR / "bundled", _PACKAGE_DIR.parent.parent / "weights")
-
-
-def is_bundled(path: Path) -> bool:
-    """Whether a file is one that ships with the package."""
-    return path.parent in _BUNDLED_DIRS
-
-
-def bundled_file(name: str) -> Path:
-    """Return the path of a file that ships with the package: in the package, or in a checkout's weights/ folder.
-
-    Raises:
-        ModelError: it is in neither place, so the installation is incomplete.
-    """
-    for folder in _BUNDLED_DIRS:
-        if (folder / name).is_file():
-            return folder / name
-    raise ModelError(f"the bundled file {name} is missing from this installation", REINSTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,28 +177,3 @@ def write_sidecar(kept: StoredWeights) -> None:
     """
     sidecar = {name: value for name, value in asdict(kept).items() if name != "path"}
     write_atomically(sidecar_of(kept.path), json.dumps(sidecar).encode())
-
-
-@contextlib.contextmanager
-def lock(path: Path, who: str, progress: Progress) -> Iterator[None]:
-    """Hold a lock file among processes; says who is waited for.
-
-    Raises:
-        OutputError: the lock file cannot be made.
-    """
-    from filelock import FileLock, Timeout
-
-    held = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            held.acquire(timeout=0)
-        except Timeout:
-            progress(f"waiting for {who}")
-            held.acquire()
-    except OSError as error:
-        raise unwritable(path.parent, error) from error
-    try:
-        yield
-    finally:
-        held.release()

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.artifact.build import FORMAT_VERSION, Artifact, ensure
+from mfcli.artifact.ensure import ensure
+from mfcli.artifact.file import FORMAT_VERSION, Artifact
 from mfcli.errors import EngineError, FailureCode, PictureError, UsageError
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision

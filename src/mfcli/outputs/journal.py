@@ -1,18 +1,14 @@
-"""Files that results go to: whole ones that appear when they are complete, and lines that are there at once.
+"""A JSON Lines file of results that a later run can continue, after any interruption, a kill included.
 
-Every format but JSON Lines is written beside its target and renamed at the end. JSON Lines is appended to and flushed
-row by row, so that `Journal` can go on with it after any interruption, a kill included.
+Rows are appended and flushed one by one; the file is locked, checked and repaired when it is opened.
 """
 
 import base64
 import contextlib
-import errno
 import fcntl
-import io
 import itertools
 import json
 import os
-import shlex
 import stat
 from array import array
 from collections.abc import Callable, Iterator
@@ -23,13 +19,13 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from mfcli.errors import MfError, OutputError
+from mfcli.errors import OutputError
+from mfcli.outputs.files import check_folder, open_beside, open_text, writing
 from mfcli.results import PREDICT_SCHEMA
-from mfcli.signals import ImpatientInterrupt, uninterrupted
+from mfcli.signals import uninterrupted
 
 MAX_ROW_BYTES = 2**26
 """No row is longer: one with all of 21,841 classes has 3 MB."""
-
 _ROW_BEGINS = json.dumps({"schema": PREDICT_SCHEMA}, separators=(",", ":")).encode()[:-1]
 
 
@@ -39,113 +35,6 @@ class State(Enum):
     NEW = "new"
     OK = "ok"
     FAILED = "failed"
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise where a file may not be written because it is there, or cannot be because its folder is not.
-
-    Raises:
-        OutputError: it exists and is a file or a folder, its folder does not exist, or nobody may look there.
-    """
-    with writing(path):
-        _need_folder(path)
-        exists = path.is_file() and path.stat().st_size > 0
-    if exists:
-        raise OutputError(f"{path} exists", "--overwrite replaces it; --resume goes on with a .jsonl file")
-
-
-def _need_folder(path: Path) -> None:
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder", "name a file: -o results.jsonl")
-    if not path.parent.is_dir():
-        raise OutputError(
-            f"{path} cannot be written: there is no folder {path.parent}", f"mkdir -p {shlex.quote(str(path.parent))}"
-        )
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk says of writing `path` into an OutputError; a reader that left stays a BrokenPipeError."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        go_on = "; --resume goes on" if path.suffix == ".jsonl" else ""
-        hint = f"free some space{go_on}, or name another file with -o" if full else "name another file with -o"
-        raise OutputError(f"cannot write {path}: {error.strerror or error}", hint) from error
-
-
-@contextlib.contextmanager
-def appearing(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
-    """Give a text stream whose file appears at `path` at the end, whole.
-
-    What was written before an interrupt, or before an MfError, appears too; after anything else, in the middle of a
-    row, and where nothing was written, the old file stays. What is no regular file, a terminal or a pipe, is written
-    directly.
-
-    Args:
-        path: the file.
-        replace: whether a file that is there at the end may be replaced; else what was written is kept beside it.
-
-    Raises:
-        OutputError: the file cannot be written, or may not be replaced.
-    """
-    with writing(path):
-        _need_folder(path)
-        if path.exists() and not path.is_file():
-            with _text(path.open("wb")) as stream:
-                yield stream
-            return
-        with _beside(path, replace) as (file, publish):
-            stream = _text(file)
-            try:
-                yield stream
-            except ImpatientInterrupt:
-                raise
-            except (KeyboardInterrupt, MfError):
-                stream.flush()
-                if file.tell():
-                    publish()
-                raise
-            stream.flush()
-            publish()
-
-
-@contextlib.contextmanager
-def _beside(path: Path, replace: bool = True) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
-    """Give a file beside `path` and what puts it into its place, with the mode of the file that is replaced.
-
-    Where that was not called the file is deleted. A link stays a link.
-    """
-    target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name[:50]}.{os.getpid()}.part")  # 50 characters may be 200 bytes
-    file = partial.open("w+b")  # one of this name is left from a process that was killed
-
-    def publish() -> None:
-        with uninterrupted():
-            file.flush()
-            os.fsync(file.fileno())
-            with contextlib.suppress(OSError):
-                partial.chmod(stat.S_IMODE(target.stat().st_mode))
-            if not replace and target.is_file() and target.stat().st_size:
-                spare = target.with_name(f"{target.stem[:50]}.{os.getpid()}{target.suffix}")
-                partial.replace(spare)
-                raise OutputError(f"{path} has come into being meanwhile", f"what was done is in {spare}")
-            partial.replace(target)
-
-    try:
-        yield file, publish
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # what it still held is of no use
-            file.close()
-
-
-def _text(file: BinaryIO) -> TextIO:
-    return io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
 
 
 class Counted:
@@ -210,7 +99,7 @@ class Journal:
         Raises:
             OutputError: it is of another run, is no such file, is in use, or cannot be written.
         """
-        _need_folder(path)
+        check_folder(path)
         self._shown = path
         self._path = Path(os.path.realpath(path))
         self._run = run
@@ -227,8 +116,8 @@ class Journal:
                 found = _no_rows() if overwrite else self._scan(self._file)
                 self._counted = {state: Counted(digests) for state, digests in found.items()}
                 self._file.seek(0, os.SEEK_END)
-                self.rows: TextIO = _text(self._file)
-                self.retries: TextIO | None = _text(self._side.open("wb")) if retry_failed else None
+                self.rows: TextIO = open_text(self._file)
+                self.retries: TextIO | None = open_text(self._side.open("wb")) if retry_failed else None
             except BaseException:
                 self._file.close()
                 raise
@@ -306,7 +195,7 @@ class Journal:
     def _merge(self) -> None:
         """Put the rows of the side file into the places of the failed rows of the same inputs; see `drop_failed`."""
         places: dict[int, list[tuple[int, int]]] = {}  # where the new rows of an input lie in the side file
-        with self._side.open("r+b") as side, _beside(self._path) as (merged, publish):
+        with self._side.open("r+b") as side, open_beside(self._path) as (merged, publish):
             self._scan(side)
             side.seek(0)
             start = 0

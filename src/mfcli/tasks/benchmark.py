@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mfcli.artifact.build import ensure
+from mfcli.artifact.ensure import ensure
 from mfcli.errors import EngineError, ExitCode, MfError, OutputError, UsageError
 from mfcli.inference.engines import chosen_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision

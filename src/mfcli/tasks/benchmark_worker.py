@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.artifact.build import ensure
+from mfcli.artifact.ensure import ensure
 from mfcli.errors import EngineError, MfError, UsageError
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision

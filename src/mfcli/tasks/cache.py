@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from mfcli.artifact.build import artifact_path, cache_key, open_artifact
+from mfcli.artifact.file import artifact_path, cache_key, open_artifact
 from mfcli.errors import ModelError, OutputError
 from mfcli.files import ELSEWHERE, exists, is_folder, listed, sha256_of, undeletable
 from mfcli.hub.cache import artifact_files, checkpoint_files, is_intact, is_untouched, read_sidecar, sidecar_of

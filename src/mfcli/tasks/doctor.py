@@ -27,10 +27,12 @@ from typing import Any
 import numpy as np
 
 from mfcli import __version__
-from mfcli.artifact.build import bundled_is_intact, ensure
+from mfcli.artifact.ensure import ensure
+from mfcli.artifact.file import bundled_is_intact
 from mfcli.errors import MfError
 from mfcli.files import exists, is_folder
-from mfcli.hub.cache import REINSTALL, artifact_files, bundled_file, checkpoint_files
+from mfcli.hub.bundled import REINSTALL, bundled_file
+from mfcli.hub.cache import artifact_files, checkpoint_files
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions
 from mfcli.models.registry import default_variant, find_variant

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from mfcli.artifact.build import ensure
+from mfcli.artifact.ensure import ensure
 from mfcli.errors import MfError, ModelError, OutputError, UsageError
 from mfcli.files import remembered_sha256
 from mfcli.hub.acquire import Wish, candidates, check_digest, is_address, not_here, sources_of, waits_by_hand
-from mfcli.hub.cache import StoredWeights, bundled_file, is_intact, place_by_hand, stored
+from mfcli.hub.bundled import bundled_file
+from mfcli.hub.cache import StoredWeights, is_intact, place_by_hand, stored
 from mfcli.models.registry import Variant, find_variant, is_glob, list_variants
 from mfcli.results import Progress
 from mfcli.settings import Settings

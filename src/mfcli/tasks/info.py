@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from mfcli.artifact.build import Artifact, prepared_artifacts
+from mfcli.artifact.file import Artifact, prepared_artifacts
 from mfcli.hub.cache import StoredWeights, place_by_hand, stored
 from mfcli.models.registry import Variant
 from mfcli.settings import Settings

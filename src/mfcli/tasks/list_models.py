@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from mfcli.errors import ModelError, UsageError
 from mfcli.files import is_file
-from mfcli.hub.cache import bundled_file, stored
+from mfcli.hub.bundled import bundled_file
+from mfcli.hub.cache import stored
 from mfcli.models.registry import Family, Pretraining, Variant, is_glob, list_variants
 from mfcli.settings import Settings
 
@@ -78,9 +79,7 @@ def _sizes_on_disk(settings: Settings) -> dict[str, int]:
         if variant.pretraining is Pretraining.BUNDLED:
             sizes[variant.name] = bundled_file(f"{variant.name}.onnx").stat().st_size
         elif cache and (have := stored(variant, cache)):
-            from mfcli.artifact.build import (
-                artifact_path,  # reads plans with NumPy: only where something was downloaded
-            )
+            from mfcli.artifact.file import artifact_path  # imports NumPy: only where something was downloaded
 
             paths = (have.path, artifact_path(variant, have.sha256, cache))
             sizes[variant.name] = sum(path.stat().st_size for path in paths if is_file(path))

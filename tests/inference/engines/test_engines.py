@@ -14,7 +14,8 @@ import pytest
 
 from conftest import Ran, only_threads
 from deterministic import pixels
-from mfcli.artifact.build import Artifact, ensure
+from mfcli.artifact.ensure import ensure
+from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError, ExitCode, UsageError
 from mfcli.inference.engines import chosen_engine, load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size, pictures_per_run
@@ -120,7 +121,7 @@ def hook(event, arguments):
         spoken.append((event, arguments))
 sys.addaudithook(hook)
 import numpy
-from mfcli.artifact.build import ensure
+from mfcli.artifact.ensure import ensure
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions
 from mfcli.settings import Settings

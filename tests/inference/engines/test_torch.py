@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from deterministic import pixels
-from mfcli.artifact.build import Artifact, ensure
+from mfcli.artifact.ensure import ensure
+from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError, ExitCode, ModelError
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision

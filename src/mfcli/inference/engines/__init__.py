@@ -10,7 +10,7 @@ from mfcli.settings import usable_cores
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mfcli.artifact.build import Artifact
+    from mfcli.artifact.file import Artifact
 
 _DEVICES = re.compile(r"auto|cpu|cuda(:\d{1,4})?|mps")
 

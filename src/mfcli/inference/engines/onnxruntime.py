@@ -16,9 +16,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from mfcli.artifact.build import Artifact
+from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError, first_line
-from mfcli.hub.cache import is_bundled
+from mfcli.hub.bundled import is_bundled
 from mfcli.inference.engines.base import (
     EngineName,
     EngineOptions,

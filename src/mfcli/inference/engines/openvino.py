@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.artifact.build import Artifact
+from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError, first_line
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size
 from mfcli.settings import usable_cores

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mfcli.artifact.build import Artifact
+from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError, ModelError, first_line
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size
 from mfcli.models.checkpoint import load_checkpoint

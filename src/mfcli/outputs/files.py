@@ -1,0 +1,127 @@
+"""Output files that appear whole or not at all: written beside their target and renamed."""
+
+import contextlib
+import errno
+import io
+import os
+import shlex
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from mfcli.errors import MfError, OutputError
+from mfcli.signals import ImpatientInterrupt, uninterrupted
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise where a file may not be written because it is there, or cannot be because its folder is not.
+
+    Raises:
+        OutputError: it exists and is a file or a folder, its folder does not exist, or nobody may look there.
+    """
+    with writing(path):
+        check_folder(path)
+        exists = path.is_file() and path.stat().st_size > 0
+    if exists:
+        raise OutputError(f"{path} exists", "--overwrite replaces it; --resume goes on with a .jsonl file")
+
+
+def check_folder(path: Path) -> None:
+    """Check that `path` can name a file: it is not a folder, and its folder exists.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "name a file: -o results.jsonl")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path} cannot be written: there is no folder {path.parent}", f"mkdir -p {shlex.quote(str(path.parent))}"
+        )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk says of writing `path` into an OutputError; a reader that left stays a BrokenPipeError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        go_on = "; --resume goes on" if path.suffix == ".jsonl" else ""
+        hint = f"free some space{go_on}, or name another file with -o" if full else "name another file with -o"
+        raise OutputError(f"cannot write {path}: {error.strerror or error}", hint) from error
+
+
+@contextlib.contextmanager
+def appearing(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
+    """Give a text stream whose file appears at `path` at the end, whole.
+
+    What was written before an interrupt, or before an MfError, appears too; after anything else, in the middle of a
+    row, and where nothing was written, the old file stays. What is no regular file, a terminal or a pipe, is written
+    directly.
+
+    Args:
+        path: the file.
+        replace: whether a file that is there at the end may be replaced; else what was written is kept beside it.
+
+    Raises:
+        OutputError: the file cannot be written, or may not be replaced.
+    """
+    with writing(path):
+        check_folder(path)
+        if path.exists() and not path.is_file():
+            with open_text(path.open("wb")) as stream:
+                yield stream
+            return
+        with open_beside(path, replace) as (file, publish):
+            stream = open_text(file)
+            try:
+                yield stream
+            except ImpatientInterrupt:
+                raise
+            except (KeyboardInterrupt, MfError):
+                stream.flush()
+                if file.tell():
+                    publish()
+                raise
+            stream.flush()
+            publish()
+
+
+@contextlib.contextmanager
+def open_beside(path: Path, replace: bool = True) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+    """Give a file beside `path` and what puts it into its place, with the mode of the file that is replaced.
+
+    Where that was not called the file is deleted. A link stays a link.
+    """
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name[:50]}.{os.getpid()}.part")  # 50 characters may be 200 bytes
+    file = partial.open("w+b")  # one of this name is left from a process that was killed
+
+    def publish() -> None:
+        with uninterrupted():
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(OSError):
+                partial.chmod(stat.S_IMODE(target.stat().st_mode))
+            if not replace and target.is_file() and target.stat().st_size:
+                spare = target.with_name(f"{target.stem[:50]}.{os.getpid()}{target.suffix}")
+                partial.replace(spare)
+                raise OutputError(f"{path} has come into being meanwhile", f"what was done is in {spare}")
+            partial.replace(target)
+
+    try:
+        yield file, publish
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what it still held is of no use
+            file.close()
+
+
+def open_text(file: BinaryIO) -> TextIO:
+    """Return a UTF-8 text stream on a binary one, without newline translation; surrogates become `?`."""
+    return io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
