@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from mfcli import create_model
-from mfcli.artifact.ensure import ensure
+from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError
 from mfcli.inference.engines import load_engine
@@ -181,7 +181,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     if not plain.is_file():
         plain_export(model, variant, plain)
     torch.save(model.state_dict(), weights)
-    artifact = ensure(variant, weights, Settings(model=variant.name, named_cache_dir=folder, debug=False))
+    artifact = ensure_artifact(variant, weights, Settings(model=variant.name, named_cache_dir=folder, debug=False))
     batch = np.random.default_rng(0).standard_normal((arguments.batch_size, *variant.input_size), np.float32)
     if arguments.profile:
         for title, path in (("plain export", plain), ("artifact", artifact.path)):

@@ -9,7 +9,7 @@ import pytest
 
 from mfcli import files
 from mfcli.errors import ModelError
-from mfcli.files import remembered_sha256, sha256_of, write_atomically
+from mfcli.files import cached_sha256, sha256_of, write_atomically
 
 HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 
@@ -17,44 +17,44 @@ HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, index = tmp_path / "w.pth", tmp_path / "index"
     path.write_bytes(b"hello")
-    assert remembered_sha256(path, index) == HELLO
+    assert cached_sha256(path, index) == HELLO
     with monkeypatch.context() as patch:
         patch.setattr(files, "sha256_of", lambda _: pytest.fail("hashed again"))
-        assert remembered_sha256(path, index) == HELLO
+        assert cached_sha256(path, index) == HELLO
     status = path.stat()
     path.write_bytes(b"HELLO")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
-    assert remembered_sha256(path, index) == sha256_of(path) != HELLO
+    assert cached_sha256(path, index) == sha256_of(path) != HELLO
 
 
 def test_what_to_do_about_a_cache_depends_on_what_is_wrong(tmp_path: Path) -> None:
-    full = files.unwritable(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
+    full = files.cache_write_error(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
     assert (full.message, full.hint) == (
         f"cannot write to the cache {tmp_path}: No space left on device",
         "free some space (mf cache rm MODEL), or name another folder: MF_CACHE_DIR=DIR",
     )
-    assert files.unwritable(tmp_path, PermissionError(13, "x")).hint == "name another folder: MF_CACHE_DIR=DIR"
+    assert files.cache_write_error(tmp_path, PermissionError(13, "x")).hint == "name another folder: MF_CACHE_DIR=DIR"
 
 
 def test_a_damaged_memory_is_not_trusted(tmp_path: Path) -> None:
     path, index = tmp_path / "w.pth", tmp_path / "index"
     path.write_bytes(b"hello")
-    remembered_sha256(path, index)
+    cached_sha256(path, index)
     (entry,) = index.iterdir()
     for damage in ("", "[]", json.dumps({"identity": None})):
         entry.write_text(damage)
-        assert remembered_sha256(path, index) == HELLO
+        assert cached_sha256(path, index) == HELLO
 
 
 def test_a_memory_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     path.write_bytes(b"hello")
-    assert remembered_sha256(path, path / "index") == HELLO
+    assert cached_sha256(path, path / "index") == HELLO
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot read weights from .*: No such file"):
-        remembered_sha256(tmp_path / "none.pth", tmp_path)
+        cached_sha256(tmp_path / "none.pth", tmp_path)
     with pytest.raises(ModelError, match="cannot read weights from .*: No such file"):
         sha256_of(tmp_path / "none.pth")
 

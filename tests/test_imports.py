@@ -34,11 +34,11 @@ def test_predict_imports_neither_torch_nor_timm(format: str, coffee: Path) -> No
 
 
 def test_a_cached_artifact_needs_no_torch(coffee: Path, small_weights: Path) -> None:
-    from mfcli.artifact.ensure import ensure
+    from mfcli.artifact.ensure import ensure_artifact
     from mfcli.models.registry import find_variant
     from mfcli.settings import Settings
 
-    ensure(find_variant("bundled"), small_weights, Settings.from_environ())
+    ensure_artifact(find_variant("bundled"), small_weights, Settings.from_environ())
     command = ("predict", str(coffee), "-m", "bundled", "--weights", str(small_weights), "-q", "-k", "7")
     assert not modules_after(*command) & set(HEAVY)
 

@@ -73,13 +73,13 @@ def test_bilinear_and_bicubic_answers_are_those_of_the_table() -> None:
     from PIL import Image
     from timm.data import create_transform
 
-    from mfcli.artifact.ensure import ensure
+    from mfcli.artifact.ensure import ensure_artifact
     from mfcli.models.checkpoint import load_checkpoint
     from mfcli.models.registry import find_variant
     from mfcli.settings import Settings
 
     variant = find_variant("bundled")
-    artifact = ensure(variant, None, Settings.from_environ())
+    artifact = ensure_artifact(variant, None, Settings.from_environ())
     assert artifact.checkpoint is not None
     model = load_checkpoint(artifact.checkpoint, variant).model
     rows = re.findall(r"^\| .*create_transform.*\| orange ([\d.]+) % \| lemon ([\d.]+) % \|$", README, re.MULTILINE)

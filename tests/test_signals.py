@@ -12,7 +12,7 @@ import mfcli
 from mfcli import signals
 from mfcli.inputs.sources import Source
 from mfcli.results import PictureResult, RunInfo, Summary
-from mfcli.signals import ImpatientInterrupt, uninterrupted
+from mfcli.signals import ForcedInterrupt, defer_signals
 from mfcli.tasks.predict import predict
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -22,10 +22,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def installed() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signals.install()
-    signals._State.raised_at = None
+    signals._SignalState.raised_at = None
     yield
-    signals._State.seen = None
-    signals._State.raised_at = None
+    signals._SignalState.seen = None
+    signals._SignalState.raised_at = None
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -55,18 +55,18 @@ def test_within_it_waits_for_the_end() -> None:
     done = []
 
     def work() -> None:
-        with uninterrupted():
+        with defer_signals():
             interrupt()
             interrupt()
-            with uninterrupted():
+            with defer_signals():
                 interrupt()
             done.append("all of it")
 
     with pytest.raises(KeyboardInterrupt) as caught:
         work()
-    assert not isinstance(caught.value, ImpatientInterrupt)
+    assert not isinstance(caught.value, ForcedInterrupt)
     assert done == ["all of it"]
-    with uninterrupted():  # it came once
+    with defer_signals():  # it came once
         pass
 
 
@@ -74,13 +74,13 @@ def test_a_later_one_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(signals, "_PATIENCE_S", 0.05)
 
     def work() -> None:
-        with uninterrupted():
+        with defer_signals():
             interrupt()
             time.sleep(0.1)
             interrupt()
             raise AssertionError("not reached")
 
-    with pytest.raises(ImpatientInterrupt):
+    with pytest.raises(ForcedInterrupt):
         work()
 
 

@@ -6,7 +6,7 @@ of each head index) from this folder and writes convformer_t8_64.onnx and its si
 
 from pathlib import Path
 
-from mfcli.artifact.build import build
+from mfcli.artifact.build import build_artifact
 from mfcli.files import sha256_of
 from mfcli.models.labels import labels_of_wnids
 from mfcli.models.registry import find_variant
@@ -19,7 +19,9 @@ def main() -> None:
     variant = find_variant("bundled")
     checkpoint = HERE / f"{variant.name}.safetensors"
     labels = labels_of_wnids((HERE / "classes.txt").read_text().split())
-    build(variant, checkpoint, sha256_of(checkpoint), HERE / f"{variant.name}.onnx", labels=labels, half_weights=True)
+    build_artifact(
+        variant, checkpoint, sha256_of(checkpoint), HERE / f"{variant.name}.onnx", labels=labels, half_weights=True
+    )
 
 
 if __name__ == "__main__":

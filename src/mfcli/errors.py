@@ -106,9 +106,14 @@ class PictureError(MfError):
         self.code = code
 
 
-def printable(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """Return `text` with control characters escaped, so that a file's name cannot steer a terminal or break a row."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an exception says as one line; its type's name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: Exception) -> str:
@@ -116,7 +121,7 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def unusable(package: str, error: Exception) -> EngineError:
+def package_error(package: str, error: Exception) -> EngineError:
     """Return the error of a package that is not installed, or cannot be loaded."""
     if isinstance(error, ModuleNotFoundError) and error.name == package:
         return EngineError(f"{package} is not installed", f"pip install {package}")

@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all, and their digests."""
+"""What a name means (a URL, a glob, a file), files that appear whole or not at all, their digests, and a lock."""
 
 import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shlex
 import stat
 from collections.abc import Iterator
@@ -17,6 +18,25 @@ ELSEWHERE = "name another folder: MF_CACHE_DIR=DIR"
 """What to do about a cache that cannot be written."""
 MAKE_ROOM = f"free some space (mf cache rm MODEL), or {ELSEWHERE}"
 """What to do about a cache that is full."""
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_WILDCARD = re.compile(r"[*?[]")
+
+
+def url_scheme(name: str) -> str | None:
+    """Return the scheme of a URL in lower case, None for the name of a file."""
+    match = _SCHEME.match(name)
+    return match[1].lower() if match else None
+
+
+def is_url(name: str) -> bool:
+    """Return whether a name is a URL, of whatever scheme, and not a file's."""
+    return url_scheme(name) is not None
+
+
+def is_glob(text: str) -> bool:
+    """Return whether a text has wildcards."""
+    return _WILDCARD.search(text) is not None
 
 
 def sha256_of(path: Path) -> str:
@@ -36,7 +56,7 @@ def _unreadable(path: Path, reason: str | None) -> ModelError:
     return ModelError(f"cannot read weights from {path}: {reason}", "expected a .pth or .safetensors file")
 
 
-def remembered_sha256(path: Path, index_dir: Path) -> str:
+def cached_sha256(path: Path, index_dir: Path) -> str:
     """Return the SHA-256 of a checkpoint, hashed only when the file is new or has changed.
 
     A small file a path in `index_dir` remembers the digest together with device, inode, size and both times of the
@@ -81,7 +101,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def unwritable(folder: Path, error: OSError) -> OutputError:
+def cache_write_error(folder: Path, error: OSError) -> OutputError:
     """Return the error that says that the cache cannot be written."""
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return OutputError(
@@ -89,7 +109,7 @@ def unwritable(folder: Path, error: OSError) -> OutputError:
     )
 
 
-def undeletable(path: Path, error: OSError) -> OutputError:
+def cache_delete_error(path: Path, error: OSError) -> OutputError:
     """Return the error that says that a file of the cache cannot be deleted."""
     return OutputError(
         f"cannot delete {path}: {error.strerror or error}",
@@ -118,7 +138,7 @@ def is_folder(path: Path) -> bool:
     return False
 
 
-def listed(folder: Path, pattern: str) -> list[Path]:
+def list_files(folder: Path, pattern: str) -> list[Path]:
     """Return what matches in a folder, sorted; nothing where it is not there or may not be entered."""
     with contextlib.suppress(OSError):
         return sorted(folder.glob(pattern))
@@ -143,7 +163,7 @@ def lock(path: Path, who: str, progress: Progress) -> Iterator[None]:
             progress(f"waiting for {who}")
             held.acquire()
     except OSError as error:
-        raise unwritable(path.parent, error) from error
+        raise cache_write_error(path.parent, error) from error
     try:
         yield
     finally:

@@ -47,11 +47,11 @@ class RefusedError(SourceError):
     """The server says no: 401, 403, 404 and their like."""
 
     def __init__(self, url: str, status: int) -> None:
-        super().__init__(f"{shown(url)} answers {status}")
+        super().__init__(f"{redact_url(url)} answers {status}")
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
+class RemoteFileInfo:
     """What a server says of a file before any byte of it is read.
 
     Attributes:
@@ -72,7 +72,7 @@ class Remote:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class RetryReason:
     """Why a try brought nothing, how long the server wants to be left alone, and whether it will be so again."""
 
     reason: str
@@ -83,12 +83,12 @@ class Trouble:
 class TryLaterError(Exception):
     """The server is busy."""
 
-    def __init__(self, trouble: Trouble) -> None:
+    def __init__(self, trouble: RetryReason) -> None:
         super().__init__(trouble.reason)
         self.trouble = trouble
 
 
-class Patience:
+class Backoff:
     """Waits between tries, longer each time, and gives up after MAX_TRIES of them."""
 
     def __init__(self, url: str, progress: Progress) -> None:
@@ -100,7 +100,7 @@ class Patience:
         """Count from zero again: the last try brought something."""
         self._tries = 0
 
-    def wait(self, trouble: Trouble) -> None:
+    def wait(self, trouble: RetryReason) -> None:
         """Wait after a try that failed.
 
         Raises:
@@ -108,32 +108,34 @@ class Patience:
         """
         self._tries += 1
         if trouble.is_final:
-            raise UnreachableError(f"{shown(self._url)} cannot be asked: {trouble.reason}", "see mf doctor, network")
+            raise UnreachableError(
+                f"{redact_url(self._url)} cannot be asked: {trouble.reason}", "see mf doctor, network"
+            )
         if self._tries >= MAX_TRIES:
-            raise UnreachableError(f"gave up on {shown(self._url)} after {self._tries} tries: {trouble.reason}")
+            raise UnreachableError(f"gave up on {redact_url(self._url)} after {self._tries} tries: {trouble.reason}")
         backoff_s = BACKOFF_S * 2 ** (self._tries - 1) * random.uniform(0.5, 1.5)
         wait_s = min(MAX_WAIT_S, max(backoff_s, trouble.wait_s or 0))
         self._progress(f"{urlsplit(self._url).hostname}: {trouble.reason}; trying again in {wait_s:.1f} s")
         time.sleep(wait_s)
 
 
-def resolve(session: requests.Session, url: str, progress: Progress) -> Remote:
+def resolve_url(session: requests.Session, url: str, progress: Progress) -> RemoteFileInfo:
     """Ask a server what it has under an address, without fetching it.
 
     Raises:
         SourceError: the server says no, cannot be reached, or redirects from https to http.
     """
-    patience = Patience(url, progress)
+    patience = Backoff(url, progress)
     while True:
         try:
             return _resolve_once(session, url)
         except TryLaterError as later:
             patience.wait(later.trouble)
         except requests.RequestException as error:
-            patience.wait(trouble_of(error))
+            patience.wait(retry_reason(error))
 
 
-def _resolve_once(session: requests.Session, url: str) -> Remote:
+def _resolve_once(session: requests.Session, url: str) -> RemoteFileInfo:
     location = url
     for _ in range(_MAX_REDIRECTS):
         response = _one_request(session, "HEAD", location, {})
@@ -144,21 +146,21 @@ def _resolve_once(session: requests.Session, url: str) -> Remote:
             raise RefusedError(url, response.status_code)
         if not response.is_redirect:
             return _remote(url, location, response.headers, response.headers.get("Content-Length"))
-        location = redirected(location, response)
+        location = redirect_target(location, response)
         if "X-Linked-Etag" in response.headers:  # the hub has said all; what is behind may be signed for GET alone
             return _remote(url, location, response.headers, response.headers.get("X-Linked-Size"))
-    raise SourceError(f"{shown(url)} redirects without end")
+    raise SourceError(f"{redact_url(url)} redirects without end")
 
 
-def _remote(url: str, location: str, headers: Mapping[str, str], size: str | None) -> Remote:
+def _remote(url: str, location: str, headers: Mapping[str, str], size: str | None) -> RemoteFileInfo:
     etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
     linked = (headers.get("X-Linked-Etag") or "").strip('"').lower()
-    return Remote(
+    return RemoteFileInfo(
         url=url,
         location=location,
         etag=etag or None,
         sha256=linked if _SHA256.fullmatch(linked) else None,
-        size_bytes=size_of(size) or None,
+        size_bytes=parse_size(size) or None,
         commit=headers.get("X-Repo-Commit"),
     )
 
@@ -169,9 +171,9 @@ def get(session: requests.Session, url: str, headers: Mapping[str, str]) -> requ
         response = _one_request(session, "GET", url, headers)
         if not response.is_redirect:
             return response
-        url = redirected(url, response)
+        url = redirect_target(url, response)
         response.close()
-    raise SourceError(f"{shown(url)} redirects without end")
+    raise SourceError(f"{redact_url(url)} redirects without end")
 
 
 def _one_request(session: requests.Session, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
@@ -185,19 +187,19 @@ def _one_request(session: requests.Session, method: str, url: str, headers: Mapp
             timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
         )
     except ValueError as error:  # requests' InvalidURL and its kin, and what urllib3 and the codec of host names raise
-        raise SourceError(f"{shown(url)} cannot be asked: {malformed(url, error)}") from error
+        raise SourceError(f"{redact_url(url)} cannot be asked: {describe_malformed_url(url, error)}") from error
     except OSError as error:
         if isinstance(error, requests.RequestException):
             raise
-        raise ModelError(*no_certificates(error)) from error
+        raise ModelError(*describe_missing_certificates(error)) from error
     if response.status_code in _TRY_AGAIN:
         response.close()
-        trouble = Trouble(f"the server answers {response.status_code}", _retry_after_s(response))
+        trouble = RetryReason(f"the server answers {response.status_code}", _retry_after_s(response))
         raise TryLaterError(trouble)
     return response
 
 
-def redirected(url: str, response: requests.Response) -> str:
+def redirect_target(url: str, response: requests.Response) -> str:
     """Return where an answer redirects to.
 
     Raises:
@@ -207,18 +209,18 @@ def redirected(url: str, response: requests.Response) -> str:
         target = urljoin(url, response.headers["Location"])
         scheme = urlsplit(target).scheme
     except ValueError as error:
-        raise SourceError(f"{shown(url)} redirects to what is no web address") from error
+        raise SourceError(f"{redact_url(url)} redirects to what is no web address") from error
     if scheme not in ("http", "https"):
-        raise SourceError(f"{shown(url)} redirects to {shown(target)}, which is no web address")
+        raise SourceError(f"{redact_url(url)} redirects to {redact_url(target)}, which is no web address")
     if urlsplit(url).scheme == "https" and scheme != "https":
-        raise SourceError(f"{shown(url)} redirects from https to http, which is not followed")
+        raise SourceError(f"{redact_url(url)} redirects from https to http, which is not followed")
     return target
 
 
 def _retry_after_s(response: requests.Response) -> float | None:
     """The Retry-After header in seconds from now; it is a number or a date."""
     value = response.headers.get("Retry-After", "")
-    if (seconds := size_of(value)) is not None:
+    if (seconds := parse_size(value)) is not None:
         return float(seconds)
     try:
         return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
@@ -226,18 +228,18 @@ def _retry_after_s(response: requests.Response) -> float | None:
         return None
 
 
-def size_of(value: str | None) -> int | None:
+def parse_size(value: str | None) -> int | None:
     """Return the number that a header says, None where it says none."""
     return int(value) if value and value.isascii() and value.isdigit() and len(value) < 19 else None
 
 
-def strong_etag(response: requests.Response) -> str | None:
+def get_strong_etag(response: requests.Response) -> str | None:
     """Return the entity tag that If-Range takes, None where there is only a weak one or none."""
     etag = response.headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else None
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """The address without credentials and signature."""
     try:
         parts = urlsplit(url)
@@ -248,7 +250,7 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
 
 
-def reason_of(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return what an exception of requests means, in a few words."""
     match error:
         case requests.exceptions.SSLError() if re.search("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE", str(error)):
@@ -271,14 +273,14 @@ def reason_of(error: Exception) -> str:
             return f"{type(error).__name__}: {error}"
 
 
-def trouble_of(error: Exception) -> Trouble:
+def retry_reason(error: Exception) -> RetryReason:
     """Return what an exception of requests means; certificates do not become right by asking again."""
     _, _, cause = str(error).rpartition("Caused by")  # before it is the address
     is_final = isinstance(error, requests.exceptions.SSLError) and bool(_FINAL.search(cause))
-    return Trouble(reason_of(error), is_final=is_final)
+    return RetryReason(describe_error(error), is_final=is_final)
 
 
-def malformed(url: str, error: ValueError) -> str:
+def describe_malformed_url(url: str, error: ValueError) -> str:
     """Return why an address cannot even be asked; the text of such an exception may hold a password."""
     if isinstance(error, requests.exceptions.InvalidSchema) and "dependencies for SOCKS" in str(error):
         return "a SOCKS proxy is set, and what speaks to one is not installed (pip install pysocks)"
@@ -290,7 +292,7 @@ def malformed(url: str, error: ValueError) -> str:
     return "the address is malformed"
 
 
-def no_certificates(error: OSError) -> tuple[str, str]:
+def describe_missing_certificates(error: OSError) -> tuple[str, str]:
     """Return what is wrong where requests finds no certificates, which is no error of its own kind, and what to do."""
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if (bundle := os.environ.get(name)) and bundle in str(error):
@@ -302,7 +304,7 @@ class Session(requests.Session):
     """A session that never looks where an answer redirects to, as requests does even where it need not follow."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002
-        """Nowhere: `redirected` says where."""
+        """Nowhere: `redirect_target` says where."""
         return
 
 

@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP: they end a run between two rows, not within one.
 
 `install` is for programs; in a program that has not called it, Python's own handling of SIGINT stays, and
-`uninterrupted` does nothing.
+`defer_signals` does nothing.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ _PATIENCE_S = 1.0
 """How long after a signal another one still means the same."""
 
 
-class ImpatientInterrupt(KeyboardInterrupt):
+class ForcedInterrupt(KeyboardInterrupt):
     """A signal that was not put off: what was being written is torn."""
 
 
-class _State:
+class _SignalState:
     depth = 0
     pending_since: float | None = None
     raised_at: float | None = None
@@ -26,22 +26,22 @@ class _State:
 
 
 def _on_signal(number: int, _: object) -> None:
-    _State.seen = number
+    _SignalState.seen = number
     now = time.monotonic()
-    if not _State.depth:
-        if _State.raised_at is None or now - _State.raised_at > _PATIENCE_S:
-            _State.raised_at = now
+    if not _SignalState.depth:
+        if _SignalState.raised_at is None or now - _SignalState.raised_at > _PATIENCE_S:
+            _SignalState.raised_at = now
             raise KeyboardInterrupt
         return  # the run is ending because of the one before
-    if _State.pending_since is None:
-        _State.pending_since = now
-    elif now - _State.pending_since > _PATIENCE_S:  # whatever is being written may never end
-        _State.pending_since = None
-        raise ImpatientInterrupt
+    if _SignalState.pending_since is None:
+        _SignalState.pending_since = now
+    elif now - _SignalState.pending_since > _PATIENCE_S:  # whatever is being written may never end
+        _SignalState.pending_since = None
+        raise ForcedInterrupt
 
 
 def install() -> None:
-    """Let signals raise KeyboardInterrupt outside of `uninterrupted`.
+    """Let signals raise KeyboardInterrupt outside of `defer_signals`.
 
     SIGINT is Ctrl-C, SIGTERM is what schedulers send, SIGHUP comes when the terminal goes away.
     """
@@ -52,12 +52,12 @@ def install() -> None:
 
 def was_interrupted() -> bool:
     """Whether a signal has come: libraries turn a KeyboardInterrupt into errors of their own."""
-    return _State.seen is not None
+    return _SignalState.seen is not None
 
 
-def end_a_loop() -> None:
+def end_by_sigint() -> None:
     """After Ctrl-C in a terminal, end by that signal, and not with its exit code: a shell ends its loop only then."""
-    if _State.seen == signal.SIGINT and _is_in_foreground():
+    if _SignalState.seen == signal.SIGINT and _is_in_foreground():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -77,19 +77,19 @@ def _is_in_foreground() -> bool:
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Put signals off to the end of the body; one that comes a second after the first is not put off any more.
 
     Raises:
         KeyboardInterrupt: at the end, where a signal has come.
         ImpatientInterrupt: within the body.
     """
-    _State.depth += 1
+    _SignalState.depth += 1
     try:
         yield
     finally:
-        _State.depth -= 1
-    if _State.pending_since is not None and not _State.depth:
-        _State.pending_since = None
-        _State.raised_at = time.monotonic()
+        _SignalState.depth -= 1
+    if _SignalState.pending_since is not None and not _SignalState.depth:
+        _SignalState.pending_since = None
+        _SignalState.raised_at = time.monotonic()
         raise KeyboardInterrupt

@@ -17,9 +17,9 @@ from mfcli import create_model
 from mfcli.artifact import build as building
 from mfcli.artifact import ensure as ensuring
 from mfcli.artifact import file as artifact_file
-from mfcli.artifact.build import build
-from mfcli.artifact.ensure import ensure
-from mfcli.artifact.file import cache_key, open_artifact
+from mfcli.artifact.build import build_artifact
+from mfcli.artifact.ensure import ensure_artifact
+from mfcli.artifact.file import artifact_key, open_artifact
 from mfcli.errors import ModelError, OutputError
 from mfcli.files import sha256_of
 from mfcli.hub.bundled import bundled_file
@@ -41,7 +41,7 @@ def kept_in(cache: Path) -> Settings:
 def built(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that holds the artifact of the small weights."""
     cache = tmp_path_factory.mktemp("built")
-    ensure(BUNDLED, small_weights, kept_in(cache))
+    ensure_artifact(BUNDLED, small_weights, kept_in(cache))
     return cache
 
 
@@ -55,19 +55,19 @@ def forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*_: Any, **__: Any) -> None:
         raise AssertionError("it was built again")
 
-    monkeypatch.setattr(ensuring, "build", no)
+    monkeypatch.setattr(ensuring, "build_artifact", no)
 
 
 def test_a_second_start_builds_nothing(cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_building(monkeypatch)
     told: list[str] = []
-    artifact = ensure(BUNDLED, small_weights, kept_in(cache), told.append)
+    artifact = ensure_artifact(BUNDLED, small_weights, kept_in(cache), told.append)
     assert not told
     assert artifact.variant == "convformer_t8_64"
     assert artifact.weights_sha256 == sha256_of(small_weights)
     assert artifact.labels == numbered_labels(7)
     assert artifact.checkpoint == small_weights
-    assert artifact.key == cache_key(BUNDLED, artifact.weights_sha256)
+    assert artifact.key == artifact_key(BUNDLED, artifact.weights_sha256)
     assert artifact.plan.crop_size == (64, 64)
     assert set(artifact.check) == {"batch_1", "batch_3"}
     assert max(artifact.check.values()) < 1e-4
@@ -106,7 +106,7 @@ def test_what_the_file_says_of_itself(cache: Path) -> None:
 
 
 def test_logits_equal_torch_at_any_batch_size(cache: Path, small_weights: Path) -> None:
-    artifact = ensure(BUNDLED, small_weights, kept_in(cache))
+    artifact = ensure_artifact(BUNDLED, small_weights, kept_in(cache))
     batch = pixels(5, 64).numpy()
     runtime = load_engine(EngineName.ONNXRUNTIME, artifact)
     expected = load_engine(EngineName.TORCH, artifact).logits(batch)
@@ -117,9 +117,9 @@ def test_logits_equal_torch_at_any_batch_size(cache: Path, small_weights: Path) 
 
 
 def test_the_bundled_artifact_is_small_and_true() -> None:
-    artifact = ensure(BUNDLED, None, kept_in(Path("never touched")))
+    artifact = ensure_artifact(BUNDLED, None, kept_in(Path("never touched")))
     assert artifact.size_bytes <= 12_000_000
-    assert artifact.key == cache_key(BUNDLED, artifact.weights_sha256, half_weights=True)
+    assert artifact.key == artifact_key(BUNDLED, artifact.weights_sha256, half_weights=True)
     assert artifact.checkpoint is not None
     assert sha256_of(artifact.checkpoint) == artifact.weights_sha256
     assert sha256_of(artifact.path) == json.loads(artifact.path.with_suffix(".json").read_text())["sha256"]
@@ -133,7 +133,7 @@ def test_the_bundled_artifact_is_small_and_true() -> None:
 
 
 def test_every_class_of_the_bundled_model_has_a_name() -> None:
-    labels = ensure(BUNDLED, None, kept_in(Path("never touched"))).labels
+    labels = ensure_artifact(BUNDLED, None, kept_in(Path("never touched"))).labels
     assert len(labels) == len({label.wnid for label in labels}) == 200
     assert all(label.name and label.name != label.wnid for label in labels)
     assert labels[0].name == "goldfish, Carassius auratus"
@@ -206,7 +206,7 @@ def test_a_touched_artifact_is_hashed_once(
 
     monkeypatch.setattr(artifact_file, "sha256_of", counted)
     for _ in range(2):
-        ensure(BUNDLED, small_weights, kept_in(cache))
+        ensure_artifact(BUNDLED, small_weights, kept_in(cache))
     assert hashed == [path]
 
 
@@ -246,15 +246,17 @@ def test_a_bad_artifact_is_built_again(
     (path,) = (cache / "artifacts").glob("*.onnx")
     damage(path)
     with pytest.raises(ModelError):
-        open_artifact(path, BUNDLED, cache_key(BUNDLED, sha256_of(small_weights)), None)
+        open_artifact(path, BUNDLED, artifact_key(BUNDLED, sha256_of(small_weights)), None)
     told: list[str] = []
 
     def rebuild(*_: Any) -> None:
         for name in (path.name, path.with_suffix(".json").name):
             shutil.copy(built / "artifacts" / name, path.parent / name)
 
-    monkeypatch.setattr(ensuring, "build", rebuild)
-    assert ensure(BUNDLED, small_weights, kept_in(cache), told.append).key in path.read_bytes().decode(errors="ignore")
+    monkeypatch.setattr(ensuring, "build_artifact", rebuild)
+    assert ensure_artifact(BUNDLED, small_weights, kept_in(cache), told.append).key in path.read_bytes().decode(
+        errors="ignore"
+    )
     assert told == ["preparing convformer_t8_64 (once for these weights)"]
 
 
@@ -262,18 +264,18 @@ def test_heads_of_one_class_and_of_equal_logits(tmp_path: Path) -> None:
     model = create_model("bundled", num_classes=1)
     torch.nn.init.zeros_(model.head.weight)
     torch.save(model.state_dict(), tmp_path / "x.pth")
-    assert ensure(BUNDLED, tmp_path / "x.pth", kept_in(tmp_path)).labels == numbered_labels(1)
+    assert ensure_artifact(BUNDLED, tmp_path / "x.pth", kept_in(tmp_path)).labels == numbered_labels(1)
     torch.manual_seed(0)
     torch.save(create_model("bundled", num_classes=1).state_dict(), tmp_path / "y.pth")
-    assert ensure(BUNDLED, tmp_path / "y.pth", kept_in(tmp_path)).check["batch_1"] < 1e-4
+    assert ensure_artifact(BUNDLED, tmp_path / "y.pth", kept_in(tmp_path)).check["batch_1"] < 1e-4
 
 
 def test_changed_weights_at_the_same_path_make_another_artifact(cache: Path, tmp_path: Path) -> None:
     weights = tmp_path / "mine.pth"
     torch.save(fill(create_model("bundled", num_classes=3)).state_dict(), weights)
-    first = ensure(BUNDLED, weights, kept_in(cache))
+    first = ensure_artifact(BUNDLED, weights, kept_in(cache))
     torch.save(create_model("bundled", num_classes=4).state_dict(), weights)
-    second = ensure(BUNDLED, weights, kept_in(cache))
+    second = ensure_artifact(BUNDLED, weights, kept_in(cache))
     assert first.key != second.key
     assert (len(first.labels), len(second.labels)) == (3, 4)
 
@@ -284,18 +286,18 @@ def test_weights_that_are_replaced_while_they_are_prepared(cache: Path, tmp_path
         torch.save(fill(create_model("bundled", num_classes=classes)).state_dict(), path)
     before = {path.name for path in (cache / "artifacts").glob("*.onnx")}
     with pytest.raises(ModelError, match="changed while it was read"):
-        ensure(BUNDLED, weights, kept_in(cache), lambda _: newer.replace(weights))
+        ensure_artifact(BUNDLED, weights, kept_in(cache), lambda _: newer.replace(weights))
     assert {path.name for path in (cache / "artifacts").glob("*.onnx")} == before
-    assert len(ensure(BUNDLED, weights, kept_in(cache)).labels) == 4
+    assert len(ensure_artifact(BUNDLED, weights, kept_in(cache)).labels) == 4
 
 
 def test_the_key_covers_what_shapes_the_graph() -> None:
     keys = {
-        cache_key(BUNDLED, "0" * 64),
-        cache_key(BUNDLED, "1" * 64),
-        cache_key(BUNDLED, "0" * 64, half_weights=True),
-        cache_key(find_variant("caformer_s18"), "0" * 64),
-        cache_key(find_variant("caformer_s18_384"), "0" * 64),
+        artifact_key(BUNDLED, "0" * 64),
+        artifact_key(BUNDLED, "1" * 64),
+        artifact_key(BUNDLED, "0" * 64, half_weights=True),
+        artifact_key(find_variant("caformer_s18"), "0" * 64),
+        artifact_key(find_variant("caformer_s18_384"), "0" * 64),
     }
     assert len(keys) == 5
 
@@ -305,7 +307,7 @@ def test_weights_with_infinities_are_refused(tmp_path: Path) -> None:
     state["head.bias"][0] = float("nan")
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(ModelError, match="computes infinities or what is no number"):
-        ensure(BUNDLED, tmp_path / "x.pth", kept_in(tmp_path / "cache"))
+        ensure_artifact(BUNDLED, tmp_path / "x.pth", kept_in(tmp_path / "cache"))
     assert not list((tmp_path / "cache").rglob("*.onnx"))
 
 
@@ -320,7 +322,7 @@ def test_a_graph_that_is_wrong_is_refused(small_weights: Path, tmp_path: Path, m
 
     monkeypatch.setattr(building, "_export", wrong)
     with pytest.raises(ModelError, match="differs from torch by 0\\.0"):
-        build(BUNDLED, small_weights, sha256_of(small_weights), tmp_path / "x.onnx")
+        build_artifact(BUNDLED, small_weights, sha256_of(small_weights), tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
 
 
@@ -332,7 +334,7 @@ def test_every_family_exports(family: Family, tmp_path: Path) -> None:
     row = dataclasses.replace(row, architecture=small)
     state = fill(build_model(small, num_classes=1000)).state_dict()
     torch.save(state, tmp_path / "x.pth")
-    artifact = ensure(row, tmp_path / "x.pth", kept_in(tmp_path))
+    artifact = ensure_artifact(row, tmp_path / "x.pth", kept_in(tmp_path))
     assert max(artifact.check.values()) <= 1e-4
     assert artifact.labels[0].wnid == "n01440764"
     logits = load_engine(EngineName.ONNXRUNTIME, artifact).logits(pixels(2, 224).numpy())
@@ -344,6 +346,6 @@ def test_a_cache_that_cannot_be_written(small_weights: Path, tmp_path: Path) -> 
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     with pytest.raises(OutputError, match="cannot write to the cache") as caught:
-        ensure(BUNDLED, small_weights, kept_in(in_the_way))
+        ensure_artifact(BUNDLED, small_weights, kept_in(in_the_way))
     assert "MF_CACHE_DIR=DIR" in (caught.value.hint or "")
     assert caught.value.exit_code == 8

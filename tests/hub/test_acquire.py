@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from deterministic import fill
 from hub_server import Behaviour, Hub
 from mfcli import create_model, http
-from mfcli.artifact.ensure import ensure
+from mfcli.artifact.ensure import ensure_artifact
 from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.hub import acquire
-from mfcli.hub.acquire import PLAIN_WISH, Wish, obtain
+from mfcli.hub.acquire import DEFAULT_FETCH, FetchOptions, fetch_checkpoint
 from mfcli.hub.bundled import bundled_file
-from mfcli.hub.cache import State, place_by_hand, read_sidecar, state_of, stored
+from mfcli.hub.cache import CheckpointStatus, check_stored_weights, find_stored_weights, manual_path, read_sidecar
 from mfcli.models.registry import HUB, Pretraining, Variant, WeightsSource, find_variant
 from mfcli.settings import Settings
 
@@ -66,13 +66,15 @@ def settings(hub: Hub, tmp_path: Path) -> Settings:
 
 def get(
     settings: Settings,
-    wish: Wish = PLAIN_WISH,
+    fetch: FetchOptions = DEFAULT_FETCH,
     *,
     row: Variant = TINY,
     told: list[Any] | None = None,
     check: Callable[[Path], object] | None = None,
 ) -> Any:
-    return obtain(row, settings, (lambda _: None) if told is None else told.append, check or (lambda _: None), wish)
+    return fetch_checkpoint(
+        row, settings, (lambda _: None) if told is None else told.append, check or (lambda _: None), fetch
+    )
 
 
 def test_bundled_files_are_found() -> None:
@@ -87,7 +89,7 @@ def test_the_papers_host_comes_first_and_once(hub: Hub, settings: Settings, tmp_
     assert have.path.read_bytes() == ONE
     assert (have.sha256, have.size_bytes, have.commit) == (sha256(ONE), len(ONE), "c0ffee")
     assert have.url == hub.endpoint + PAPER
-    assert read_sidecar(have.path.with_name("tiny.pth.json")) == have == stored(TINY, settings)
+    assert read_sidecar(have.path.with_name("tiny.pth.json")) == have == find_stored_weights(TINY, settings)
     assert get(settings) == have
     assert len(hub.gets) == 1
 
@@ -115,7 +117,7 @@ def test_a_server_that_lies_about_the_digest(hub: Hub, settings: Settings) -> No
     with pytest.raises(ModelError, match="no source delivers tiny: .*X-Linked-Etag says 000.*; .*X-Linked") as caught:
         get(settings)
     assert caught.value.hint == "carry the file by hand: mf download tiny --from FILE"
-    assert stored(TINY, settings) is None
+    assert find_stored_weights(TINY, settings) is None
 
 
 def test_without_anybody_who_vouches_the_first_digest_counts(hub: Hub, settings: Settings) -> None:
@@ -123,42 +125,42 @@ def test_without_anybody_who_vouches_the_first_digest_counts(hub: Hub, settings:
     get(settings)
     hub.files[PAPER] = b"changed" * 30_000
     told: list[Any] = []
-    have = get(settings, Wish(force=True), told=told)
+    have = get(settings, FetchOptions(force=True), told=told)
     assert have.path.read_bytes() == OTHER
     assert any("but the first download says" in event for event in told if isinstance(event, str))
-    accepted = get(settings, Wish(force=True, expect_sha256=sha256(hub.files[PAPER])))
+    accepted = get(settings, FetchOptions(force=True, expect_sha256=sha256(hub.files[PAPER])))
     assert accepted.path.read_bytes() == hub.files[PAPER]
 
 
 def test_the_digest_that_was_asked_for(hub: Hub, settings: Settings) -> None:
     with pytest.raises(ModelError, match="but --expect-sha256 says 111"):
-        get(settings, Wish(expect_sha256="1" * 64))
+        get(settings, FetchOptions(expect_sha256="1" * 64))
     assert hub.sent == 0
-    assert get(settings, Wish(expect_sha256=sha256(OTHER).upper())).path.read_bytes() == OTHER
+    assert get(settings, FetchOptions(expect_sha256=sha256(OTHER).upper())).path.read_bytes() == OTHER
     with pytest.raises(ModelError, match="but --expect-sha256 says 111") as caught:
-        get(settings, Wish(expect_sha256="1" * 64))
+        get(settings, FetchOptions(expect_sha256="1" * 64))
     assert caught.value.hint == "fetch it again: add --force"
 
 
 def test_force_fetches_again(hub: Hub, settings: Settings) -> None:
     get(settings)
-    get(settings, Wish(force=True))
+    get(settings, FetchOptions(force=True))
     assert len(hub.gets) == 2
 
 
 def test_a_file_or_a_mirror_instead(hub: Hub, settings: Settings, tmp_path: Path) -> None:
     carried = tmp_path / "carried.bin"
     carried.write_bytes(OTHER)
-    have = get(settings, Wish(origin=str(carried)))
+    have = get(settings, FetchOptions(origin=str(carried)))
     assert (have.path.name, have.url, have.sha256) == ("tiny.pth", None, sha256(OTHER))
     carried.unlink()
     assert get(settings).path.read_bytes() == OTHER
     hub.files["/mirror/.x;y.pth"] = ONE
-    mirrored = get(settings, Wish(origin=f"{hub.endpoint}/mirror/.x;y.pth"))
+    mirrored = get(settings, FetchOptions(origin=f"{hub.endpoint}/mirror/.x;y.pth"))
     assert mirrored.path.parent == have.path.parent
     assert mirrored.path.read_bytes() == ONE
     with pytest.raises(ModelError, match="cannot read weights from"):
-        get(settings, Wish(origin=str(carried)))
+        get(settings, FetchOptions(origin=str(carried)))
 
 
 def test_offline_opens_no_socket(hub: Hub, settings: Settings) -> None:
@@ -166,7 +168,7 @@ def test_offline_opens_no_socket(hub: Hub, settings: Settings) -> None:
     with pytest.raises(ModelError) as caught:
         get(offline)
     assert caught.value.message == "the weights of tiny are not on this machine, and offline none are fetched"
-    place = place_by_hand(TINY, settings)
+    place = manual_path(TINY, settings)
     assert caught.value.hint == f"with a network: mf download tiny; or place the file at {place}"
     assert not hub.log
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +207,7 @@ def refuse(path: Path) -> None:
 
 
 def test_a_wrong_file_that_was_placed_by_hand_stays_beside_what_is_fetched(hub: Hub, settings: Settings) -> None:
-    place = place_by_hand(TINY, settings)
+    place = manual_path(TINY, settings)
     place.parent.mkdir(parents=True)
     place.write_bytes(b"wrong, but dear to somebody")
     (place.parent / ".tiny.pth.123").write_bytes(b"what a copy left that was killed")
@@ -215,9 +217,9 @@ def test_a_wrong_file_that_was_placed_by_hand_stays_beside_what_is_fetched(hub: 
     assert have.path.read_bytes() == OTHER
     assert place.read_bytes() == b"wrong, but dear to somebody"
     assert not (place.parent / ".tiny.pth.123").exists()
-    assert not acquire.waits_by_hand(TINY, settings)  # it was tried
+    assert not acquire.has_new_manual_file(TINY, settings)  # it was tried
     hub.files[PAPER] = ONE
-    assert get(settings, Wish(force=True)).path == place
+    assert get(settings, FetchOptions(force=True)).path == place
     assert not have.path.exists()
 
 
@@ -245,14 +247,14 @@ def test_a_bad_mirror_leaves_the_good_checkpoint(hub: Hub, settings: Settings) -
     have = get(settings)
     hub.files["/x"] = b"wrong"
     with pytest.raises(ModelError, match="is not the checkpoint"):
-        get(settings, Wish(origin=f"{hub.endpoint}/x"), check=refuse)
-    assert stored(TINY, settings) == have
+        get(settings, FetchOptions(origin=f"{hub.endpoint}/x"), check=refuse)
+    assert find_stored_weights(TINY, settings) == have
     assert have.is_here
 
 
 def test_a_checkpoint_that_was_still_being_copied(hub: Hub, settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
-    place = place_by_hand(TINY, settings)
+    place = manual_path(TINY, settings)
     place.parent.mkdir(parents=True)
     place.write_bytes(b"wrong, half")
     with pytest.raises(ModelError, match="what is on this machine is not the weights of tiny: .* is not a checkpoint"):
@@ -266,13 +268,15 @@ def test_a_checkpoint_that_was_still_being_copied(hub: Hub, settings: Settings) 
 
 def test_a_file_that_is_swapped_by_hand_for_one_as_long(settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
-    place = place_by_hand(TINY, settings)
+    place = manual_path(TINY, settings)
     place.parent.mkdir(parents=True)
     found = []
     for seed in range(2):
         torch.manual_seed(seed)
         torch.save(create_model("bundled", num_classes=1000).state_dict(), place)
-        found.append((place.stat().st_size, ensure(TINY, None, offline).weights_sha256, sha256(place.read_bytes())))
+        found.append(
+            (place.stat().st_size, ensure_artifact(TINY, None, offline).weights_sha256, sha256(place.read_bytes()))
+        )
     assert found[0][0] == found[1][0]
     assert [used == there for _, used, there in found] == [True, True]
     assert found[0][1] != found[1][1]
@@ -290,7 +294,7 @@ def test_a_checkpoint_that_was_touched_is_hashed_once(settings: Settings, monkey
 
 def test_a_file_as_long_and_as_old_is_another_one(settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
-    place = place_by_hand(TINY, settings)
+    place = manual_path(TINY, settings)
     place.parent.mkdir(parents=True)
     for data in ONE, ONE[::-1]:
         time.sleep(0.02)  # clocks of file systems are coarse
@@ -300,7 +304,7 @@ def test_a_file_as_long_and_as_old_is_another_one(settings: Settings) -> None:
 
 
 def test_a_file_that_changes_while_it_is_prepared(settings: Settings) -> None:
-    place = place_by_hand(TINY, settings)
+    place = manual_path(TINY, settings)
     place.parent.mkdir(parents=True)
     place.write_bytes(ONE)
 
@@ -310,32 +314,32 @@ def test_a_file_that_changes_while_it_is_prepared(settings: Settings) -> None:
 
     with pytest.raises(ModelError, match="changed while it was prepared"):
         get(dataclasses.replace(settings, offline=True), check=change)
-    assert stored(TINY, settings) is None
+    assert find_stored_weights(TINY, settings) is None
 
 
 @pytest.mark.parametrize("is_pruned", [False, True])
 def test_a_file_that_is_placed_by_hand_beside_another(is_pruned: bool, settings: Settings, tmp_path: Path) -> None:
     offline = dataclasses.replace(settings, offline=True)
     (tmp_path / "x.safetensors").write_bytes(OTHER)
-    have = get(offline, Wish(origin=str(tmp_path / "x.safetensors")))
+    have = get(offline, FetchOptions(origin=str(tmp_path / "x.safetensors")))
     assert have.path.name == "model.safetensors"
-    place = place_by_hand(TINY, settings)
+    place = manual_path(TINY, settings)
     place.write_bytes(b"wrong")
     told: list[Any] = []
     for _ in range(2):
-        if acquire.waits_by_hand(TINY, offline):
-            acquire.take_by_hand(TINY, offline, told.append, refuse)
-        assert stored(TINY, offline) == have
+        if acquire.has_new_manual_file(TINY, offline):
+            acquire.adopt_manual_file(TINY, offline, told.append, refuse)
+        assert find_stored_weights(TINY, offline) == have
     assert told == [f"not used: {place} is not a checkpoint"]
     assert place.read_bytes() == b"wrong"
     if is_pruned:
         have.path.unlink()
     time.sleep(0.02)  # clocks of file systems are coarse
     place.write_bytes(b"right")
-    assert acquire.waits_by_hand(TINY, offline)
-    acquire.take_by_hand(TINY, offline, told.append, refuse)
+    assert acquire.has_new_manual_file(TINY, offline)
+    acquire.adopt_manual_file(TINY, offline, told.append, refuse)
     assert get(offline).sha256 == sha256(b"right")
-    assert not acquire.waits_by_hand(TINY, offline)
+    assert not acquire.has_new_manual_file(TINY, offline)
 
 
 def test_what_is_known_of_a_file_is_not_written_over_what_came_after_it(settings: Settings) -> None:
@@ -343,7 +347,7 @@ def test_what_is_known_of_a_file_is_not_written_over_what_came_after_it(settings
     os.utime(have.path, (0, 0))
     sidecar = have.path.with_name("tiny.pth.json")
     sidecar.write_text(sidecar.read_text().replace(have.sha256, "1" * 64))
-    assert state_of(have) is State.INTACT
+    assert check_stored_weights(have) is CheckpointStatus.INTACT
     assert "1" * 64 in sidecar.read_text()
 
 
@@ -351,15 +355,15 @@ def test_a_file_by_hand_that_is_wrong_costs_no_model_that_is_ready(settings: Set
     offline = dataclasses.replace(settings, offline=True)
     state = fill(create_model("bundled", num_classes=1000)).state_dict()
     save_file(state, tmp_path / "x.safetensors")
-    ready = ensure(TINY, None, offline, wish=Wish(origin=str(tmp_path / "x.safetensors")))
-    place_by_hand(TINY, settings).write_bytes(b"half of")
+    ready = ensure_artifact(TINY, None, offline, fetch=FetchOptions(origin=str(tmp_path / "x.safetensors")))
+    manual_path(TINY, settings).write_bytes(b"half of")
     told: list[Any] = []
-    assert ensure(TINY, None, offline, told.append) == ready
+    assert ensure_artifact(TINY, None, offline, told.append) == ready
     assert [str(note)[:8] for note in told if "preparing" not in str(note)] == ["not used"]
     assert ready.checkpoint is not None
     ready.checkpoint.unlink()
     for _ in range(2):
-        assert ensure(TINY, None, offline, told.append).weights_sha256 == ready.weights_sha256
+        assert ensure_artifact(TINY, None, offline, told.append).weights_sha256 == ready.weights_sha256
     assert [str(note)[:8] for note in told if "preparing" not in str(note)] == ["not used"]
 
 
@@ -374,7 +378,7 @@ def test_a_copied_cache_that_cannot_be_written_is_not_hashed_each_time(
     copy.replace(have.path)
     monkeypatch.setattr("mfcli.hub.cache.sha256_of", None)
     monkeypatch.setattr("mfcli.hub.cache.is_writable", lambda _: False)
-    assert state_of(have) is State.INTACT
+    assert check_stored_weights(have) is CheckpointStatus.INTACT
 
 
 def test_sidecars_of_other_versions(settings: Settings) -> None:
@@ -383,24 +387,24 @@ def test_sidecars_of_other_versions(settings: Settings) -> None:
     known = json.loads(sidecar.read_text())
     del known["identity"]
     sidecar.write_text(json.dumps({**known, "mtime_ns": 1}))
-    assert stored(TINY, settings) == dataclasses.replace(have, identity=[])
+    assert find_stored_weights(TINY, settings) == dataclasses.replace(have, identity=[])
     sidecar.write_text(json.dumps({**known, "identity": None}))
     assert get(settings) == dataclasses.replace(have, identity=[])
     sidecar.write_text("[]")
-    assert stored(TINY, settings) is None
+    assert find_stored_weights(TINY, settings) is None
 
 
 def test_states(settings: Settings, tmp_path: Path) -> None:
     have = get(settings)
-    assert state_of(have) is State.INTACT
+    assert check_stored_weights(have) is CheckpointStatus.INTACT
     have.path.rename(tmp_path / "elsewhere")
     have.path.symlink_to(tmp_path / "elsewhere")
-    assert state_of(have) is State.INTACT
+    assert check_stored_weights(have) is CheckpointStatus.INTACT
     (tmp_path / "elsewhere").unlink()
-    assert state_of(have) is State.GONE
+    assert check_stored_weights(have) is CheckpointStatus.GONE
     have.path.unlink()
     have.path.write_bytes(have.size_bytes * b"x")
-    assert state_of(have) is State.OTHER
+    assert check_stored_weights(have) is CheckpointStatus.OTHER
 
 
 def test_another_file_in_a_cache_that_cannot_be_written(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,8 +428,8 @@ def test_another_file_in_a_cache_that_cannot_be_written(settings: Settings, monk
 def test_what_is_ready_needs_no_lock(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     have = get(settings)
     monkeypatch.setattr(acquire, "lock", None)  # on a cache that cannot be written it fails
-    assert get(settings, Wish(keep=True)) == have
-    assert get(settings, Wish(keep=True, expect_sha256=have.sha256)) == have
+    assert get(settings, FetchOptions(keep=True)) == have
+    assert get(settings, FetchOptions(keep=True, expect_sha256=have.sha256)) == have
 
 
 def test_offline_it_says_why_what_is_here_is_not_used(settings: Settings) -> None:
@@ -450,9 +454,9 @@ def test_addresses_that_differ_in_their_query_have_each_their_first_digest(hub: 
     hub.behaviour = Behaviour(linked=False)
     for version, data in ("1", ONE), ("2", OTHER):
         hub.files["/x.pth"] = data
-        get(settings, Wish(origin=f"{hub.endpoint}/x.pth?version={version}"))
+        get(settings, FetchOptions(origin=f"{hub.endpoint}/x.pth?version={version}"))
     with pytest.raises(ModelError, match="but the first download says") as caught:
-        get(settings, Wish(origin=f"{hub.endpoint}/x.pth?version=1"))
+        get(settings, FetchOptions(origin=f"{hub.endpoint}/x.pth?version=1"))
     assert caught.value.hint == (f"if the new file is the right one: mf download tiny --expect-sha256 {sha256(OTHER)}")
 
 
@@ -461,7 +465,7 @@ def test_addresses_that_differ_in_their_query_have_each_their_first_digest(hub: 
 )
 def test_addresses_that_are_none(address: str, settings: Settings) -> None:
     with pytest.raises(UsageError, match="is not a web address"):
-        get(settings, Wish(origin=address))
+        get(settings, FetchOptions(origin=address))
     with pytest.raises(UsageError, match="is not a web address"):
         get(dataclasses.replace(settings, endpoint="mirror.example"))
 
@@ -469,7 +473,7 @@ def test_addresses_that_are_none(address: str, settings: Settings) -> None:
 def test_secrets_in_an_address_are_not_kept(hub: Hub, settings: Settings) -> None:
     hub.files["/x.pth"] = ONE
     address = hub.endpoint.replace("//", "//joe:secret@") + "/x.pth?token=" + "s" * 400
-    assert get(settings, Wish(origin=address)).url == f"{hub.endpoint}/x.pth"
+    assert get(settings, FetchOptions(origin=address)).url == f"{hub.endpoint}/x.pth"
     kept = list(settings.cache_dir.rglob("*.json"))
     assert not [path for path in kept if "secret" in path.read_text() or "ssss" in path.read_text()]
 
@@ -485,21 +489,21 @@ def test_a_downloaded_checkpoint_becomes_an_artifact_that_outlives_it(
 ) -> None:
     torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
     hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()
-    artifact = ensure(TINY, None, settings)
+    artifact = ensure_artifact(TINY, None, settings)
     assert artifact.source_url == HUB + PAPER
     assert artifact.labels[0].wnid == "n01440764"
-    have = stored(TINY, settings)
+    have = find_stored_weights(TINY, settings)
     assert have is not None
     assert artifact.checkpoint == have.path
     requests = len(hub.log)
-    assert ensure(TINY, None, settings) == artifact
+    assert ensure_artifact(TINY, None, settings) == artifact
     have.path.unlink()
-    assert ensure(TINY, None, settings) == dataclasses.replace(artifact, checkpoint=None)
+    assert ensure_artifact(TINY, None, settings) == dataclasses.replace(artifact, checkpoint=None)
     assert len(hub.log) == requests
     sidecar = json.loads(have.path.with_name("tiny.pth.json").read_text())
     assert sidecar["sha256"] == artifact.weights_sha256
     artifact.path.unlink()
-    assert ensure(TINY, None, settings) == artifact
+    assert ensure_artifact(TINY, None, settings) == artifact
     assert len(hub.log) > requests
 
 
@@ -510,7 +514,7 @@ def test_a_checkpoint_that_was_changed_is_not_used(hub: Hub, settings: Settings,
     data = bytearray(hub.files[PAPER])
     data[len(data) // 2] ^= 255
     have.path.write_bytes(data)
-    artifact = ensure(TINY, None, settings)
+    artifact = ensure_artifact(TINY, None, settings)
     assert artifact.weights_sha256 == sha256(hub.files[PAPER])
     assert have.path.read_bytes() == hub.files[PAPER]
 
@@ -524,4 +528,4 @@ def test_a_damaged_checkpoint_is_fetched_again_with_the_digest_that_was_asked_fo
     have.path.write_bytes(good[:-1] + b"x")
     hub.files[PAPER] = ONE  # another version by now
     with pytest.raises(ModelError, match="but --expect-sha256 says"):
-        ensure(TINY, None, settings, wish=Wish(expect_sha256=sha256(good)))
+        ensure_artifact(TINY, None, settings, fetch=FetchOptions(expect_sha256=sha256(good)))

@@ -16,7 +16,7 @@ from mfcli import http
 from mfcli.errors import ModelError, OutputError
 from mfcli.http import SourceError, UnreachableError
 from mfcli.hub import download
-from mfcli.hub.download import Fetched, fetch
+from mfcli.hub.download import DownloadedFile, download_file
 from mfcli.results import Transfer
 
 DATA = (uniform("download", 300_000) * 256).astype("uint8").tobytes()
@@ -36,13 +36,13 @@ def hub() -> Iterator[Hub]:
         yield server
 
 
-def get(hub: Hub, folder: Path, *, path: str = PATH, told: list[Any] | None = None, **options: Any) -> Fetched:
+def get(hub: Hub, folder: Path, *, path: str = PATH, told: list[Any] | None = None, **options: Any) -> DownloadedFile:
     options = {"expected_sha256": {}, "max_bytes": 10**6, "name": "x", **options}
     progress = (lambda _: None) if told is None else told.append
-    return fetch(hub.endpoint + path, folder, progress=progress, **options)
+    return download_file(hub.endpoint + path, folder, progress=progress, **options)
 
 
-def assert_arrived(fetched: Fetched) -> None:
+def assert_arrived(fetched: DownloadedFile) -> None:
     assert fetched.path.read_bytes() == DATA
     assert (fetched.sha256, fetched.size_bytes) == (DIGEST, len(DATA))
 
@@ -113,7 +113,9 @@ def test_an_expired_address_is_asked_for_again_and_the_download_goes_on(hub: Hub
         if isinstance(event, str):  # between the cut and the next try the signed address dies
             hub.tokens += 1
 
-    fetched = fetch(hub.endpoint + PATH, tmp_path, expected_sha256={}, max_bytes=10**6, name="x", progress=expire)
+    fetched = download_file(
+        hub.endpoint + PATH, tmp_path, expected_sha256={}, max_bytes=10**6, name="x", progress=expire
+    )
     assert_arrived(fetched)
     assert [entry[2] for entry in hub.log] == [302, 200, 403, 302, 206]
 
@@ -227,19 +229,21 @@ def test_odd_numbers_in_headers(value: str, hub: Hub, tmp_path: Path) -> None:
 
 
 def test_an_address_is_shown_without_its_secrets() -> None:
-    assert http.shown("http://me:secret@[::1]:45/x?token=1") == "http://[::1]:45/x"
-    assert http.shown("https://me@example.org/x?token=1") == "https://example.org/x"
+    assert http.redact_url("http://me:secret@[::1]:45/x?token=1") == "http://[::1]:45/x"
+    assert http.redact_url("https://me@example.org/x?token=1") == "https://example.org/x"
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="after 5 tries: no connection"):
-        fetch("http://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
+        download_file(
+            "http://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None
+        )
 
 
 def test_an_address_that_is_none(tmp_path: Path) -> None:
     for url in ("nonsense", "http://", "ftp://127.0.0.1/x", "file:///etc/passwd"):
         with pytest.raises(SourceError):
-            fetch(url, tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
+            download_file(url, tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
 
 
 def test_https_never_becomes_http() -> None:
@@ -248,7 +252,7 @@ def test_https_never_becomes_http() -> None:
     response = Response()
     response.status_code, response.headers["Location"] = 302, "http://127.0.0.1/x"
     with pytest.raises(SourceError, match="from https to http"):
-        http.redirected("https://127.0.0.1/x", response)
+        http.redirect_target("https://127.0.0.1/x", response)
 
 
 def test_a_redirect_to_a_file(hub: Hub, tmp_path: Path) -> None:
@@ -300,7 +304,9 @@ def test_certificates_that_are_not_there(name: str, tmp_path: Path, monkeypatch:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
     monkeypatch.setenv(name, "/nonexistent/ca.pem")
     with pytest.raises(ModelError, match=f"{name} names /nonexistent/ca.pem, which cannot be read") as caught:
-        fetch("https://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
+        download_file(
+            "https://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None
+        )
     assert caught.value.hint == f"unset {name}, or let it name a PEM file"
 
 
@@ -312,7 +318,7 @@ def test_certificates_that_are_none_are_not_tried_again(
     told: list[Any] = []
     url = hub.endpoint.replace("http:", "https:") + "/x"
     with pytest.raises(UnreachableError, match="has to name a PEM file"):
-        fetch(url, tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=told.append)
+        download_file(url, tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=told.append)
     assert told == []
 
 
@@ -321,12 +327,12 @@ def test_an_address_does_not_look_like_an_error() -> None:
         "HTTPSConnectionPool(host='h', port=443): Max retries exceeded with url: /x?sig=aPEMX509 (Caused by"
         " SSLError(SSLEOFError(8, 'EOF occurred in violation of protocol')))"
     )
-    assert not http.trouble_of(error).is_final
+    assert not http.retry_reason(error).is_final
 
 
 def test_a_login_that_cannot_be_sent(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="the login for it, from the address or .netrc, has letters"):
-        fetch(
+        download_file(
             hub.endpoint.replace("//", "//joe:%E2%82%AC@") + PATH,
             tmp_path,
             expected_sha256={},
@@ -342,9 +348,9 @@ def test_credentials_stay_with_their_host(hub: Hub, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("NETRC", str(netrc))
     hub.behaviour = Behaviour(redirect_scheme="http")
     cdn = f"http://localhost:{hub.cdn.server_port}"
-    original = http.redirected
+    original = http.redirect_target
     monkeypatch.setattr(
-        http, "redirected", lambda url, response: cdn + original(url, response).split(str(hub.cdn.server_port))[1]
+        http, "redirect_target", lambda url, response: cdn + original(url, response).split(str(hub.cdn.server_port))[1]
     )
     assert_arrived(get(hub, tmp_path))
     assert ["Authorization" in headers for headers in hub.headers] == [True, False]
@@ -378,7 +384,7 @@ def interrupted(hub: Hub, folder: Path) -> Path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch(hub.endpoint + PATH, folder, expected_sha256={}, max_bytes=10**6, name="x", progress=interrupt)
+        download_file(hub.endpoint + PATH, folder, expected_sha256={}, max_bytes=10**6, name="x", progress=interrupt)
     (partial,) = folder.glob("*.part")
     assert 150_000 < partial.stat().st_size < len(DATA)
     return partial

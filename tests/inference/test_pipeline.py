@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from conftest import only_threads
 from mfcli.errors import EngineError
-from mfcli.inference.pipeline import Done, Shape, ordered
+from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
 
-SHAPES = st.builds(Shape, st.integers(1, 5), st.integers(1, 3), st.integers(1, 7))
+SHAPES = st.builds(PipelineConfig, st.integers(1, 5), st.integers(1, 3), st.integers(1, 7))
 ITEMS = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.0, 0.0, 0.001])), max_size=60)
 
 
 @settings(max_examples=150, deadline=None)
 @given(items=ITEMS, shape=SHAPES)
-def test_results_match_items_in_order(items: list[tuple[bool, float]], shape: Shape) -> None:
+def test_results_match_items_in_order(items: list[tuple[bool, float]], shape: PipelineConfig) -> None:
     sizes = []
 
     def prepare(item: tuple[int, tuple[bool, float]]) -> int | Done[str]:
@@ -31,7 +31,7 @@ def test_results_match_items_in_order(items: list[tuple[bool, float]], shape: Sh
         sizes.append(len(batch))
         return [f"computed {number}" for number in batch]
 
-    found = list(ordered(enumerate(items), prepare, compute, shape))
+    found = list(run_pipeline(enumerate(items), prepare, compute, shape))
     assert found == [f"failed {i}" if fails else f"computed {i}" for i, (fails, _) in enumerate(items)]
     assert all(1 <= size <= shape.batch_size for size in sizes)
     assert sum(sizes) == sum(not fails for fails, _ in items)
@@ -60,7 +60,7 @@ def test_an_error_comes_in_its_place(count: int, at: int, where: str) -> None:
 
     found = []
     with pytest.raises(LookupError):
-        found.extend(iter_into(found, ordered(items(), prepare, compute, Shape(3, 2, 1))))
+        found.extend(iter_into(found, run_pipeline(items(), prepare, compute, PipelineConfig(3, 2, 1))))
     assert found == list(range(at))
 
 
@@ -71,7 +71,7 @@ def iter_into(found: list[int], results: Iterator[int]) -> Iterator[int]:
 
 
 def test_no_items() -> None:
-    assert list(ordered([], lambda item: item, lambda batch: list(batch), Shape(2, 2, 4))) == []
+    assert list(run_pipeline([], lambda item: item, lambda batch: list(batch), PipelineConfig(2, 2, 4))) == []
 
 
 def test_a_result_does_not_wait_for_items_that_are_not_there_yet() -> None:
@@ -82,7 +82,7 @@ def test_a_result_does_not_wait_for_items_that_are_not_there_yet() -> None:
         assert more.wait(20)
         yield 3
 
-    results = ordered(items(), lambda item: item, lambda batch: list(batch), Shape(2, 1, 8))
+    results = run_pipeline(items(), lambda item: item, lambda batch: list(batch), PipelineConfig(2, 1, 8))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     more.set()
     assert list(results) == [3]
@@ -97,8 +97,8 @@ def test_items_are_read_only_a_window_ahead() -> None:
             taken += 1
             yield taken
 
-    shape = Shape(2, 2, 4)
-    results = ordered(items(), lambda item: item, lambda batch: list(batch), shape)
+    shape = PipelineConfig(2, 2, 4)
+    results = run_pipeline(items(), lambda item: item, lambda batch: list(batch), shape)
     for expected in range(1, 50):
         assert next(results) == expected
     time.sleep(0.1)
@@ -108,7 +108,7 @@ def test_items_are_read_only_a_window_ahead() -> None:
 
 def test_the_threads_end_with_the_results() -> None:
     before = set(threading.enumerate())
-    results = ordered(range(1000), lambda item: item, lambda batch: list(batch), Shape(4, 2, 4))
+    results = run_pipeline(range(1000), lambda item: item, lambda batch: list(batch), PipelineConfig(4, 2, 4))
     next(results)
     started = set(threading.enumerate()) - before
     results.close()  # type: ignore[attr-defined]
@@ -127,7 +127,7 @@ def test_batches_are_full_while_there_is_enough() -> None:
         time.sleep(0.005)  # longer than it takes to prepare a batch
         return list(batch)
 
-    assert len(list(ordered(range(400), lambda item: item, compute, Shape(2, 1, 8)))) == 400
+    assert len(list(run_pipeline(range(400), lambda item: item, compute, PipelineConfig(2, 1, 8)))) == 400
     assert sizes.count(8) > 40
 
 
@@ -150,7 +150,7 @@ def test_what_waits_for_being_prepared_is_bounded_by_the_workers() -> None:
         assert go.wait(20)
         return item
 
-    results = ordered(items(), prepare, lambda batch: list(batch), Shape(2, 2, 128))
+    results = run_pipeline(items(), prepare, lambda batch: list(batch), PipelineConfig(2, 2, 128))
     threading.Timer(0.3, look).start()
     assert next(results) == 1
     assert taken_then[0] <= 2 + 2 * 2 + 1  # being prepared, waiting, and in the feeder's hand
@@ -160,7 +160,7 @@ def test_what_waits_for_being_prepared_is_bounded_by_the_workers() -> None:
 def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     started = only_threads(2, monkeypatch)
     with pytest.raises(EngineError, match="not so many threads can be started here: can't start new thread"):
-        list(ordered(range(9), lambda item: item, lambda batch: list(batch), Shape(4, 2, 4)))
+        list(run_pipeline(range(9), lambda item: item, lambda batch: list(batch), PipelineConfig(4, 2, 4)))
     for thread in started:
         thread.join(10)
     assert not any(thread.is_alive() for thread in started)

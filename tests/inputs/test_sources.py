@@ -14,7 +14,7 @@ from typing import BinaryIO
 import pytest
 
 from mfcli.errors import FailureCode, NoInputsError, PictureError, UsageError
-from mfcli.inputs.sources import Selection, Source, from_arguments
+from mfcli.inputs.sources import Selection, Source, iter_sources
 from mfcli.inputs.walk import open_file
 
 
@@ -63,7 +63,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_order_and_names_are_kept() -> None:
-    sources = list(from_arguments(["b.jpg", "./a.jpg", "-", "b.jpg"], io.BytesIO(b"bytes")))
+    sources = list(iter_sources(["b.jpg", "./a.jpg", "-", "b.jpg"], io.BytesIO(b"bytes")))
     assert [source.input for source in sources] == ["b.jpg", "./a.jpg", "-", "b.jpg"]
     assert [source.input_b64 for source in sources] == [None] * 4
     assert sources[2].open().read() == b"bytes"
@@ -101,19 +101,19 @@ def test_a_name_that_is_not_utf8() -> None:
 )
 @pytest.mark.usefixtures("here")
 def test_arguments(arguments: list[str], wanted: list[str]) -> None:
-    assert shown(from_arguments(arguments, None)) == wanted
+    assert shown(iter_sources(arguments, None)) == wanted
 
 
 def test_the_address_of_a_file(here: Path) -> None:
     (here / "a b.jpg").write_bytes(b"spaced")
-    (source,) = from_arguments([f"file://{here}/a%20b.jpg"], None)
+    (source,) = iter_sources([f"file://{here}/a%20b.jpg"], None)
     assert source.input.endswith("a%20b.jpg")
     assert source.open().read() == b"spaced"
 
 
 def test_a_name_that_looks_like_a_glob(here: Path) -> None:
     (here / "[x]*.jpg").touch()
-    assert shown(from_arguments(["[x]*.jpg"], None)) == ["[x]*.jpg"]
+    assert shown(iter_sources(["[x]*.jpg"], None)) == ["[x]*.jpg"]
 
 
 def test_odd_names(here: Path) -> None:
@@ -121,24 +121,24 @@ def test_odd_names(here: Path) -> None:
     (here / "odd").mkdir()
     for name in names:
         (here / "odd" / os.fsdecode(name)).touch()
-    sources = list(from_arguments(["odd"], None))
+    sources = list(iter_sources(["odd"], None))
     assert {os.fsencode(source.argument) for source in sources} == {b"odd/" + name for name in names}
     assert [source.open().read() for source in sources] == [b""] * len(names)
 
 
 def test_archives_in_folders_are_not_opened(here: Path) -> None:
     (here / "p.zip").rename(here / "f" / "p.zip")
-    assert "p.zip" not in " ".join(shown(from_arguments(["f"], None)))
+    assert "p.zip" not in " ".join(shown(iter_sources(["f"], None)))
 
 
 def test_a_file_that_vanishes(here: Path) -> None:
-    sources = list(from_arguments(["f"], None))
+    sources = list(iter_sources(["f"], None))
     (here / "f" / "2.jpg").unlink()
     assert [source.input for source in sources if source.input == "f/2.jpg" and code_of(source) == "not_found"]
 
 
 def test_lazy(here: Path) -> None:
-    sources = from_arguments(["a.jpg", "f", "late"], None)
+    sources = iter_sources(["a.jpg", "f", "late"], None)
     assert [source.input for source in islice(sources, 3)] == ["a.jpg", "f/1.jpg", "f/2.jpg"]
     (here / "late").mkdir()
     (here / "late" / "l.jpg").touch()
@@ -148,19 +148,19 @@ def test_lazy(here: Path) -> None:
 @pytest.mark.usefixtures("here")
 def test_empty_folders() -> None:
     with pytest.raises(NoInputsError, match="no pictures in empty$") as caught:
-        list(from_arguments(["empty"], None))
+        list(iter_sources(["empty"], None))
     assert "hidden" in str(caught.value.hint)
     notices: list[str] = []
-    assert len(list(from_arguments(["empty", "f", "empty"], None, notice=notices.append))) == 4
+    assert len(list(iter_sources(["empty", "f", "empty"], None, notice=notices.append))) == 4
     assert notices == ["no pictures in empty"] * 2
     with pytest.raises(NoInputsError, match="no pictures in f, p.zip") as caught:
-        list(from_arguments(["f", "p.zip"], None, selection=Selection(exclude=("*",))))
+        list(iter_sources(["f", "p.zip"], None, selection=Selection(exclude=("*",))))
     assert "--exclude" in str(caught.value.hint)
 
 
 def test_no_inputs() -> None:
     with pytest.raises(NoInputsError):
-        from_arguments([], io.BytesIO())
+        iter_sources([], io.BytesIO())
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_no_inputs() -> None:
 @pytest.mark.usefixtures("here")
 def test_usage(arguments: list[str], options: dict[str, object], stdin: io.BytesIO | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        from_arguments(arguments, stdin, **options)  # type: ignore[arg-type]
+        iter_sources(arguments, stdin, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_usage(arguments: list[str], options: dict[str, object], stdin: io.Bytes
 )
 def test_lists(here: Path, listed: bytes, nul: bool, wanted: list[str] | None) -> None:
     (here / "list").write_bytes(listed)
-    found = shown(from_arguments([], None, files_from="list", nul=nul))
-    assert shown(from_arguments([], io.BytesIO(listed), files_from="-", nul=nul)) == found
-    assert shown(from_arguments(["a.jpg"], None, files_from="list", nul=nul)) == ["a.jpg", *found]
+    found = shown(iter_sources([], None, files_from="list", nul=nul))
+    assert shown(iter_sources([], io.BytesIO(listed), files_from="-", nul=nul)) == found
+    assert shown(iter_sources(["a.jpg"], None, files_from="list", nul=nul)) == ["a.jpg", *found]
     members = ["p.zip ! 3.jpg", "p.zip ! in/1.jpg", "p.zip ! in/2.jpg", "p.zip ! 3.jpg"]
     assert found == (wanted or ["f/1.jpg", "f/2.jpg", "f/10.jpg", "f/g/3.png", *members, "- = not_found"])
 
@@ -212,13 +212,13 @@ def test_lists(here: Path, listed: bytes, nul: bool, wanted: list[str] | None) -
 def test_an_empty_list() -> None:
     for listed in (b"", b"\n\r\n"):
         with pytest.raises(NoInputsError, match="no pictures in the list on standard input"):
-            list(from_arguments([], io.BytesIO(listed), files_from="-"))
+            list(iter_sources([], io.BytesIO(listed), files_from="-"))
 
 
 @pytest.mark.usefixtures("here")
 def test_long_lines() -> None:
     listed = b"a.jpg\n" + b"x" * 500_000 + b"\na.jpg\n" + b"y" * 70_000
-    found = list(from_arguments([], io.BytesIO(listed), files_from="-"))
+    found = list(iter_sources([], io.BytesIO(listed), files_from="-"))
     assert [source.argument[:9] for source in found] == ["a.jpg", "xxxxxxxxx", "a.jpg", "yyyyyyyyy"]
     assert max(len(source.argument) for source in found) < 300
     assert [code_of(source) for source in found if source.argument != "a.jpg"] == ["too_large"] * 2
@@ -232,7 +232,7 @@ def test_a_list_that_comes_in_pieces(size: int) -> None:
             return super().read1(size)
 
     listed = b"a.jpg\r\n\r\nf/1.jpg\r\nlast"
-    assert [s.input for s in from_arguments([], Pieces(listed), files_from="-")] == ["a.jpg", "f/1.jpg", "last"]
+    assert [s.input for s in iter_sources([], Pieces(listed), files_from="-")] == ["a.jpg", "f/1.jpg", "last"]
 
 
 @pytest.mark.usefixtures("here")
@@ -240,7 +240,7 @@ def test_a_list_that_is_still_being_written() -> None:
     """With find -print0 | mf predict --files-from - -0: the first picture does not wait for the last."""
     reading, writing = os.pipe()
     with open(reading, "rb") as stdin, open(writing, "wb", buffering=0) as find:
-        sources = from_arguments([], stdin, files_from="-", nul=True)
+        sources = iter_sources([], stdin, files_from="-", nul=True)
         find.write(b"a.jpg\0f/1.")
         assert next(sources).input == "a.jpg"
         find.write(b"jpg\0")
@@ -254,13 +254,13 @@ def test_a_list_in_a_pipe_of_its_own() -> None:
     os.mkfifo("list")
     writer = threading.Thread(target=Path("list").write_bytes, args=(b"a.jpg\n",))
     writer.start()
-    assert shown(from_arguments([], None, files_from="list")) == ["a.jpg"]
+    assert shown(iter_sources([], None, files_from="list")) == ["a.jpg"]
     writer.join()
 
 
 @pytest.mark.usefixtures("here")
 def test_a_list_that_cannot_be_read_to_its_end() -> None:
-    found = list(from_arguments(["a.jpg"], Failing(), files_from="-"))
+    found = list(iter_sources(["a.jpg"], Failing(), files_from="-"))
     assert [source.input for source in found] == ["a.jpg", "-"]
     with pytest.raises(PictureError, match="as a list, cannot be read: Input/output error"):
         found[1].open()
@@ -272,7 +272,7 @@ def test_lists_are_filtered() -> None:
 
     def found(**options: tuple[str, ...]) -> list[str]:
         selection = Selection(offline=True, **options)  # type: ignore[arg-type]
-        return [s.input for s in from_arguments([], io.BytesIO(listed), files_from="-", selection=selection)]
+        return [s.input for s in iter_sources([], io.BytesIO(listed), files_from="-", selection=selection)]
 
     assert found(include=("a.*",)) == ["a.jpg", "http://h/x/a.jpg?b.png"]
     assert found(exclude=("f", "f/**")) == ["a.jpg", "http://h/x/a.jpg?b.png", "b.png"]
@@ -284,7 +284,7 @@ def test_lists_are_filtered_in_archives() -> None:
     listed = b"p.zip/in\np.zip/3.jpg\np.zip/in/1.jpg\np.zip/none.jpg\np.zip/*.jpg\n"
 
     def found(**options: tuple[str, ...]) -> list[str]:
-        return shown(from_arguments([], io.BytesIO(listed), files_from="-", selection=Selection(**options)))  # type: ignore[arg-type]
+        return shown(iter_sources([], io.BytesIO(listed), files_from="-", selection=Selection(**options)))  # type: ignore[arg-type]
 
     folder = ["p.zip ! in/1.jpg", "p.zip ! in/2.jpg"]
     missing = ["p.zip ! none.jpg = not_found", "p.zip ! *.jpg = not_found"]
@@ -317,7 +317,7 @@ def test_a_list_reads_an_archive_once(name: str, here: Path, monkeypatch: pytest
         opened.clear()
         listed = "".join(f"{name}/{member}\n" for member in members)
         return [
-            line.partition(" ! ")[2] for line in shown(from_arguments([], io.BytesIO(listed.encode()), files_from="-"))
+            line.partition(" ! ")[2] for line in shown(iter_sources([], io.BytesIO(listed.encode()), files_from="-"))
         ]
 
     in_order = ["3.jpg", "in/1.jpg", "in/2.jpg"]
@@ -333,7 +333,7 @@ def test_a_name_that_is_in_a_tar_twice_is_found_twice(here: Path) -> None:
         for member in ("a.jpg", "b.jpg", "a.jpg"):
             file.add(here / "a.jpg", member)
     for listed, wanted in ((b"t.tar/a.jpg\n", "aa"), (b"t.tar/b.jpg\nt.tar/a.jpg\n", "baa")):
-        found = shown(from_arguments([], io.BytesIO(listed), files_from="-"))
+        found = shown(iter_sources([], io.BytesIO(listed), files_from="-"))
         assert found == [f"t.tar ! {letter}.jpg" for letter in wanted]
 
 
@@ -347,8 +347,8 @@ def test_a_glob_in_an_archive_takes_what_it_takes_in_a_folder(tmp_path: Path, mo
             (tmp_path / "mac" / name).touch()
     globs = "**/*.jpg ** */* */*.txt trip/*.jpg trip/.* .git/* .*/*.jpg */._a.jpg **/.*.jpg"
     for glob in globs.split():
-        found = {source.member for source in from_arguments([f"mac.zip/{glob}"], None)}
-        wanted = {source.input.removeprefix("mac/") for source in from_arguments([f"mac/{glob}"], None)}
+        found = {source.member for source in iter_sources([f"mac.zip/{glob}"], None)}
+        wanted = {source.input.removeprefix("mac/") for source in iter_sources([f"mac/{glob}"], None)}
         assert found == wanted, glob
 
 
@@ -360,24 +360,24 @@ def test_a_member_whose_name_looks_like_a_glob(tmp_path: Path, monkeypatch: pyte
             file.writestr(name, "x")
             tar.addfile(tarfile.TarInfo(f"./{name}"))
     for archive, prefix in (("p.zip", ""), ("p.tar", "./")):
-        assert shown(from_arguments([f"{archive}/a[1].jpg"], None)) == [f"{archive} ! {prefix}a[1].jpg"]
-        assert shown(from_arguments([f"{archive}/a[12].jpg"], None)) == [f"{archive} ! {prefix}a1.jpg"]
-        assert shown(from_arguments([f"{archive}/./s/b.jpg"], None)) == [f"{archive} ! {prefix}s/b.jpg"]
-        assert len(list(from_arguments([f"{archive}/"], None))) == 3
-    (missing,) = from_arguments([os.fsdecode(b"p.zip/\xff.jpg")], None)
+        assert shown(iter_sources([f"{archive}/a[1].jpg"], None)) == [f"{archive} ! {prefix}a[1].jpg"]
+        assert shown(iter_sources([f"{archive}/a[12].jpg"], None)) == [f"{archive} ! {prefix}a1.jpg"]
+        assert shown(iter_sources([f"{archive}/./s/b.jpg"], None)) == [f"{archive} ! {prefix}s/b.jpg"]
+        assert len(list(iter_sources([f"{archive}/"], None))) == 3
+    (missing,) = iter_sources([os.fsdecode(b"p.zip/\xff.jpg")], None)
     assert missing.member == "\ufffd.jpg"
 
 
 @pytest.mark.usefixtures("here")
 def test_a_folder_in_an_archive_that_is_filtered() -> None:
     with pytest.raises(NoInputsError, match=r"no pictures in p\.zip/in$"):
-        list(from_arguments(["p.zip/in"], None, selection=Selection(include=("*.png",))))
+        list(iter_sources(["p.zip/in"], None, selection=Selection(include=("*.png",))))
 
 
 @pytest.mark.usefixtures("here")
 def test_named_files_are_not_filtered() -> None:
     selection = Selection(include=("*.png",), exclude=("a*",))
-    assert shown(from_arguments(["a.jpg"], None, selection=selection)) == ["a.jpg"]
+    assert shown(iter_sources(["a.jpg"], None, selection=selection)) == ["a.jpg"]
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
 def test_odd_arguments_are_rows(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "p.zip")
     arguments = ["a\0b", "x" * 5000, "", "x*" * 500, "a\0*", "/dev/null", str(tmp_path / "p.zip"), "http://", "://"]
-    found = shown(from_arguments(arguments, None))
+    found = shown(iter_sources(arguments, None))
     assert len(found) == len(arguments)
     assert all(" = " in one for one in found)
 
@@ -420,12 +420,12 @@ def test_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_standard_input_has_an_end() -> None:
     with open("/dev/zero", "rb") as stdin:
-        (source,) = from_arguments(["-"], stdin, selection=Selection(max_bytes=1000))
+        (source,) = iter_sources(["-"], stdin, selection=Selection(max_bytes=1000))
         assert code_of(source) is FailureCode.TOO_LARGE
 
 
 def test_offline() -> None:
-    (source,) = from_arguments(["HTTP://127.0.0.1:9/a.jpg"], None, selection=Selection(offline=True))
+    (source,) = iter_sources(["HTTP://127.0.0.1:9/a.jpg"], None, selection=Selection(offline=True))
     with pytest.raises(PictureError, match="--offline") as caught:
         source.open()
     assert caught.value.code is FailureCode.NETWORK
@@ -444,7 +444,7 @@ def test_web_addresses() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://user:secret@127.0.0.1:{server.server_port}/a%20b.jpg?x=1"
-        (source,) = from_arguments([url], None)
+        (source,) = iter_sources([url], None)
         assert source.input == url
         with source.open() as file:
             assert file.seek(1) == 1

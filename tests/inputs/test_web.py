@@ -14,7 +14,7 @@ import pytest
 from conftest import only_threads
 from mfcli.errors import FailureCode, PictureError
 from mfcli.inputs import web
-from mfcli.inputs.web import fetch
+from mfcli.inputs.web import open_url
 
 PICTURE = b"\x89PNG, let us say" * 100
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -93,13 +93,13 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 def failure(url: str, timeout_s: float = 5, max_bytes: int = 10**6) -> PictureError:
     with pytest.raises(PictureError) as caught:
-        fetch(url, timeout_s, max_bytes)
+        open_url(url, timeout_s, max_bytes)
     return caught.value
 
 
 def test_a_picture(server: Server) -> None:
-    assert fetch(server.url(), 5, 10**6).read() == PICTURE
-    assert fetch(server.url(), 5, len(PICTURE)).read() == PICTURE
+    assert open_url(server.url(), 5, 10**6).read() == PICTURE
+    assert open_url(server.url(), 5, len(PICTURE)).read() == PICTURE
     assert server.connections == 1  # kept
     headers = server.asked[0][1]
     assert headers["User-Agent"].startswith("mfcli/")
@@ -128,7 +128,7 @@ def test_a_web_page(server: Server) -> None:
         assert error.code is FailureCode.UNSUPPORTED
         assert error.message == f"the server sent a web page{called}, not a picture"
     server.says("/a.jpg", body=PICTURE, Content_Type="text/html")
-    assert fetch(server.url(), 5, 10**6).read() == PICTURE
+    assert open_url(server.url(), 5, 10**6).read() == PICTURE
 
 
 def test_too_large(server: Server) -> None:
@@ -197,7 +197,7 @@ def test_a_server_that_drips(server: Server, answer: Answer) -> None:
         error = failure(server.url("/slow"), timeout_s=0.3)
         assert (error.code, error.message) == (FailureCode.TIMEOUT, "no answer within 0.3 s")
         assert time.monotonic() - start < 1.5
-    assert fetch(server.url(), 5, 10**6).read() == PICTURE
+    assert open_url(server.url(), 5, 10**6).read() == PICTURE
 
 
 def test_redirects_share_one_timeout(server: Server) -> None:
@@ -227,9 +227,9 @@ def test_a_server_without_tls(server: Server) -> None:
 def test_what_can_be_wrong_with_a_certificate(cause: str, said: str) -> None:
     import requests
 
-    from mfcli.http import reason_of
+    from mfcli.http import describe_error
 
-    assert said in reason_of(requests.exceptions.SSLError(cause))
+    assert said in describe_error(requests.exceptions.SSLError(cause))
 
 
 def test_nobody_there() -> None:
@@ -261,10 +261,10 @@ def test_no_address(url: str) -> None:
 def test_credentials(server: Server) -> None:
     server.says("/r", 302, Location="/a.jpg")
     url = server.url("/r").replace("//", "//user:secret@")
-    assert fetch(url, 5, 10**6).read() == PICTURE
+    assert open_url(url, 5, 10**6).read() == PICTURE
     assert [headers["Authorization"] for _, headers in server.asked] == ["Basic dXNlcjpzZWNyZXQ="] * 2
     server.says("/r", 302, Location=server.url())
-    assert fetch(url, 5, 10**6).read() == PICTURE
+    assert open_url(url, 5, 10**6).read() == PICTURE
     assert "Authorization" not in server.asked[-1][1]
     server.says("/r", 401)
     assert "secret" not in failure(url).message
@@ -286,14 +286,14 @@ def test_what_is_wrong_with_the_settings_is_not_blamed_on_the_address(
 def test_cookies_are_not_kept(server: Server) -> None:
     server.says("/a.jpg", body=PICTURE, Set_Cookie="a=b")
     for _ in range(2):
-        fetch(server.url(), 5, 10**6)
+        open_url(server.url(), 5, 10**6)
     assert "Cookie" not in server.asked[-1][1]
 
 
 def test_redirects(server: Server) -> None:
     server.says("/r", 301, Location="/r2")
     server.says("/r2", 307, Location=server.url())
-    assert fetch(server.url("/r"), 5, 10**6).read() == PICTURE
+    assert open_url(server.url("/r"), 5, 10**6).read() == PICTURE
     server.says("/loop", 302, Location="/loop")
     assert "redirects more than 5 times" in failure(server.url("/loop")).message
     server.says("/file", 302, Location="file:///etc/passwd")
@@ -340,7 +340,7 @@ def test_a_name_that_changes_its_address(server: Server, hosts: dict[str, list[s
 def test_a_private_server_can_redirect_to_itself_alone(server: Server, hosts: dict[str, list[str]]) -> None:
     hosts["inside.example"] = ["127.0.0.1"]
     server.says("/r", 302, Location=server.url())
-    assert fetch(server.url("/r"), 5, 10**6).read() == PICTURE
+    assert open_url(server.url("/r"), 5, 10**6).read() == PICTURE
     for host in ("localhost", "inside.example", "169.254.169.254"):
         server.says("/r", 302, Location=server.url("/a.jpg", host))
         assert f"{host}, a private address" in failure(server.url("/r")).message
@@ -350,7 +350,7 @@ def test_a_private_server_can_redirect_to_itself_alone(server: Server, hosts: di
 def test_public_redirects_are_followed(server: Server, hosts: dict[str, list[str]]) -> None:
     hosts |= {"public.example": ["127.0.0.1"], "cdn.example": ["127.0.0.1"]}
     server.says("/r", 302, Location=server.url("/a.jpg", "cdn.example"))
-    assert fetch(server.url("/r", "public.example"), 5, 10**6).read() == PICTURE
+    assert open_url(server.url("/r", "public.example"), 5, 10**6).read() == PICTURE
 
 
 @pytest.mark.usefixtures("public")
@@ -361,7 +361,7 @@ def test_a_kept_connection_is_no_way_inside(server: Server, hosts: dict[str, lis
     hosts |= {"evil.example": ["127.0.0.2"], "public.example": ["127.0.0.1"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", connect_on_loopback)
-        assert fetch(server.url("/a.jpg", "evil.example"), 5, 10**6).read() == PICTURE  # the user said so
+        assert open_url(server.url("/a.jpg", "evil.example"), 5, 10**6).read() == PICTURE  # the user said so
         server.says("/r", 302, Location=server.url("/a.jpg", "evil.example"))
         assert "evil.example, a private" in failure(server.url("/r", "public.example")).message
     inside.shutdown()
@@ -404,7 +404,7 @@ def test_behind_a_proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("NO_PROXY", raising=False)
     server.says("http://public.example/r", 302, Location="http://cdn.example/a.jpg")
     server.says("http://cdn.example/a.jpg", body=PICTURE)
-    assert fetch("http://public.example/r", 5, 10**6).read() == PICTURE
+    assert open_url("http://public.example/r", 5, 10**6).read() == PICTURE
     for inside in ("http://10.0.0.1/", "http://intranet/", "http://localhost/", "http://127.1/"):
         server.says("http://public.example/r", 302, Location=inside)
         assert "a private address" in failure("http://public.example/r").message
@@ -418,7 +418,7 @@ def test_many_threads(server: Server) -> None:
 
     def work(number: int) -> None:
         for _ in range(3):
-            found[number] = fetch(server.url(f"/{number}"), 5, 10**6).read()
+            found[number] = open_url(server.url(f"/{number}"), 5, 10**6).read()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -436,4 +436,4 @@ def test_a_limit_on_threads_is_that_pictures_failure(server: Server, monkeypatch
 
 
 def test_a_time_that_no_thread_can_wait(server: Server) -> None:
-    assert fetch(server.url(), 1e300, 10**6).read() == PICTURE
+    assert open_url(server.url(), 1e300, 10**6).read() == PICTURE

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mfcli.errors import MfError, OutputError
-from mfcli.outputs.files import appearing, refuse_existing
-from mfcli.outputs.journal import Journal, State
+from mfcli.outputs.files import atomic_output, refuse_existing
+from mfcli.outputs.journal import Journal, RowStatus
 from mfcli.results import PREDICT_SCHEMA
 
 RUN = "0123456789abcdef"
@@ -25,7 +25,7 @@ def row(name: str, status: str = "ok", run: str = RUN, **more: Any) -> str:
 
 def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
-    with appearing(path) as stream:
+    with atomic_output(path) as stream:
         stream.write("a\r\nb\n")
         assert not path.exists()
     assert path.read_bytes() == b"a\r\nb\n"
@@ -34,7 +34,7 @@ def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
 
 def test_what_was_written_before_an_interrupt_appears(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with appearing(tmp_path / "out.csv") as stream:
+        with atomic_output(tmp_path / "out.csv") as stream:
             stream.write("a\n")
             raise KeyboardInterrupt
 
@@ -46,7 +46,7 @@ def test_what_was_written_before_an_interrupt_appears(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     path.write_text("old")
-    with pytest.raises(OutputError, match="No space left"), appearing(path):
+    with pytest.raises(OutputError, match="No space left"), atomic_output(path):
         raise OSError(28, "No space left on device")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
@@ -56,7 +56,7 @@ def test_a_link_stays_a_link_and_the_mode_is_kept(tmp_path: Path) -> None:
     (tmp_path / "real.csv").write_text("old")
     (tmp_path / "real.csv").chmod(0o600)
     (tmp_path / "link.csv").symlink_to("real.csv")
-    with appearing(tmp_path / "link.csv") as stream:
+    with atomic_output(tmp_path / "link.csv") as stream:
         stream.write("new")
     assert (tmp_path / "link.csv").is_symlink()
     assert (tmp_path / "real.csv").read_text() == "new"
@@ -65,7 +65,7 @@ def test_a_link_stays_a_link_and_the_mode_is_kept(tmp_path: Path) -> None:
 
 def test_a_file_that_came_into_being_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     def both() -> None:
-        with appearing(tmp_path / "out.csv", replace=False) as stream:
+        with atomic_output(tmp_path / "out.csv", replace=False) as stream:
             stream.write("mine")
             (tmp_path / "out.csv").write_text("theirs")
 
@@ -79,7 +79,7 @@ def test_a_file_that_came_into_being_meanwhile_is_not_replaced(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["字" * 83 + ".csv", "a" * 251 + ".csv"])
 def test_the_longest_names_are_written(name: str, tmp_path: Path) -> None:
-    with appearing(tmp_path / name) as stream:
+    with atomic_output(tmp_path / name) as stream:
         stream.write("x")
     assert (tmp_path / name).read_text() == "x"
 
@@ -90,7 +90,7 @@ def test_a_name_that_cannot_be_is_told_before_the_work(tmp_path: Path) -> None:
 
 
 def test_a_device_is_written_directly() -> None:
-    with appearing(Path("/dev/null")) as stream:
+    with atomic_output(Path("/dev/null")) as stream:
         stream.write("x")
     assert not Path("/dev/null").is_file()
 
@@ -111,7 +111,7 @@ def test_a_journal_cut_anywhere_goes_on_to_the_same_bytes(cut: int, statuses: li
     path.write_bytes(whole[: cut % (len(whole) + 1)])
     journal = Journal(path, RUN)
     for number, line in enumerate(rows):
-        if journal.state_of(f"{number}é.jpg".encode(), None) is State.NEW:
+        if journal.state_of(f"{number}é.jpg".encode(), None) is RowStatus.NEW:
             journal.rows.write(line)
     journal.close()
     assert path.read_bytes() == whole
@@ -121,10 +121,10 @@ def test_the_same_input_twice_is_finished_twice(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(row("a.jpg") + row("a.jpg") + row("b.zip", member="a.jpg") + row("x", input_b64="/w=="))
     journal = Journal(path, RUN)
-    assert [journal.state_of(b"a.jpg", None) for _ in range(3)] == [State.OK, State.OK, State.NEW]
-    assert journal.state_of(b"b.zip", None) is State.NEW
-    assert journal.state_of(b"b.zip", "a.jpg") is State.OK
-    assert journal.state_of(b"\xff", None) is State.OK
+    assert [journal.state_of(b"a.jpg", None) for _ in range(3)] == [RowStatus.OK, RowStatus.OK, RowStatus.NEW]
+    assert journal.state_of(b"b.zip", None) is RowStatus.NEW
+    assert journal.state_of(b"b.zip", "a.jpg") is RowStatus.OK
+    assert journal.state_of(b"\xff", None) is RowStatus.OK
     journal.close()
 
 
@@ -164,7 +164,7 @@ def test_retried_rows_take_the_failed_ones_places(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(row("a") + row("b", "error") + row("c") + row("b", "error") + row("d", "error"))
     journal = Journal(path, RUN, retry_failed=True)
-    assert journal.state_of(b"b", None) is State.FAILED
+    assert journal.state_of(b"b", None) is RowStatus.FAILED
     assert journal.retries is not None
     journal.retries.write(row("b", "ok", n=1))
     journal.retries.write(row("b", "error", n=2))
@@ -181,8 +181,8 @@ def test_retried_rows_of_a_killed_run_are_kept(tmp_path: Path) -> None:
     path.write_text(row("a", "error") + row("b", "error"))
     (tmp_path / ".out.jsonl.retry").write_text(row("a", "ok") + row("b", "ok")[:30])
     journal = Journal(path, RUN)
-    assert journal.state_of(b"a", None) is State.OK
-    assert journal.state_of(b"b", None) is State.FAILED
+    assert journal.state_of(b"a", None) is RowStatus.OK
+    assert journal.state_of(b"b", None) is RowStatus.FAILED
     journal.close()
     assert path.read_text() == row("a") + row("b", "error")
 
@@ -212,7 +212,7 @@ def test_an_old_file_is_kept_where_nothing_was_written(tmp_path: Path) -> None:
     path.write_text("old")
 
     def fail(error: BaseException, text: str) -> None:
-        with appearing(path) as stream:
+        with atomic_output(path) as stream:
             stream.write(text)
             raise error
 

@@ -91,7 +91,7 @@ def test_made_up_weights_are_used_and_leave_nothing_behind(
         assert load_checkpoint(weights, variant).num_classes == 200
         assert own.cache_dir.parent == weights.parent
 
-    monkeypatch.setattr(task, "ensure", ready)
+    monkeypatch.setattr(task, "ensure_artifact", ready)
     monkeypatch.setattr(task, "_measured", lambda cases, _: seen.extend(cases) or [])
     assert benchmark(Plan(("bundled",), random_weights=True), settings) == []
     (case,) = seen

@@ -8,7 +8,7 @@ import pytest
 from mfcli.inference.engines.base import EngineName
 from mfcli.settings import Settings
 from mfcli.tasks import doctor as task
-from mfcli.tasks.doctor import Group, Status, default_works, doctor, without_credentials
+from mfcli.tasks.doctor import FindingStatus, Group, default_works, doctor, without_credentials
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def test_a_good_installation() -> None:
     engine = found[Group.ENGINES, "onnxruntime"]
     assert engine.value["difference"] == 0.0
     assert engine.value["picture_ms"] > 0
-    assert found[Group.ENGINES, "torch"].status is Status.ABSENT
+    assert found[Group.ENGINES, "torch"].status is FindingStatus.ABSENT
     assert found[Group.MODELS, "convformer_t8_64"].value["artifact_bytes"] > 1e6
-    assert found[Group.MODELS, "bundled"].status is Status.OK
+    assert found[Group.MODELS, "bundled"].status is FindingStatus.OK
     assert not [f for f in findings if "'mfcli" in (f.hint or "")]  # a package of that name on an index is another's
 
 
@@ -45,7 +45,7 @@ def test_a_damaged_model_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not default_works(findings)
     (model,) = [f for f in findings if f.name == "bundled"]
     assert (model.status, model.hint) == (
-        Status.FAILED,
+        FindingStatus.FAILED,
         "install it again, in the checkout: pip install --force-reinstall --no-deps .",
     )
 
@@ -64,7 +64,7 @@ def test_an_engine_that_does_not_work(code: str, said: str, tmp_path: Path, monk
     findings = list(doctor(Settings.from_environ()))
     assert not default_works(findings)
     (engine,) = [f for f in findings if f.group is Group.ENGINES and f.name == "onnxruntime"]
-    assert (engine.status, engine.value) == (Status.FAILED, said)
+    assert (engine.status, engine.value) == (FindingStatus.FAILED, said)
 
 
 @pytest.mark.parametrize(
@@ -110,16 +110,16 @@ def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path / "x")
     (tmp_path / "x").rmdir()
     found = {f.name: f for f in task._cache(Settings("bundled", Path("rel"), debug=False))}
-    assert found["writable"].status is Status.FAILED
+    assert found["writable"].status is FindingStatus.FAILED
 
 
 def test_an_answer_that_differs_is_a_failure() -> None:
     reference = [0.0, 1.0, 2.0]
-    assert task._judged("x", {}, [0.0, 1.0, 2.001], reference).status is Status.OK
-    assert task._judged("x", {}, [0.0, 1.0, 2.1], reference).status is Status.FAILED
-    assert task._judged("x", {}, [0.0, 1.0, float("nan")], reference).status is Status.FAILED
+    assert task._judged("x", {}, [0.0, 1.0, 2.001], reference).status is FindingStatus.OK
+    assert task._judged("x", {}, [0.0, 1.0, 2.1], reference).status is FindingStatus.FAILED
+    assert task._judged("x", {}, [0.0, 1.0, float("nan")], reference).status is FindingStatus.FAILED
     nan = task._judged("x", {}, [float("nan")] * 3, [float("nan")] * 3)
-    assert (nan.status, "as installed" in str(nan.hint)) == (Status.FAILED, True)
+    assert (nan.status, "as installed" in str(nan.hint)) == (FindingStatus.FAILED, True)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MF_CACHE_DIR", str(tmp_path / "file" / "cache"))
     found = {f.name: f for f in task._cache(Settings.from_environ())}
     assert (found["writable"].status, found["writable"].hint) == (
-        Status.FAILED,
+        FindingStatus.FAILED,
         "name another folder: MF_CACHE_DIR=DIR",
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfcli.errors import ModelError
-from mfcli.files import unwritable
+from mfcli.files import cache_write_error
 from mfcli.hub.bundled import bundled_file
 from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Label
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from mfcli.models.metaformer import MetaFormer
-from mfcli.artifact.file import FORMAT_VERSION, METADATA_PREFIX, cache_key, open_artifact, write_artifact
+from mfcli.artifact.file import FORMAT_VERSION, METADATA_PREFIX, artifact_key, open_artifact, write_artifact
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 """Largest difference to torch that an artifact may have, as a share of the logits' standard deviation."""
 
 
-def build(
+def build_artifact(
     variant: Variant,
     weights_file: Path,
     weights_sha256: str,
@@ -56,7 +56,7 @@ def build(
     fields = {
         "format_version": FORMAT_VERSION,
         "variant": variant.name,
-        "key": cache_key(variant, weights_sha256, half_weights),
+        "key": artifact_key(variant, weights_sha256, half_weights),
         "weights_sha256": weights_sha256,
         "source_url": variant.url,
         "labels": [(label.wnid, label.name) for label in labels or _labels(variant, loaded.num_classes)],
@@ -69,7 +69,7 @@ def build(
     try:
         write_artifact(proto, path)
     except OSError as error:
-        raise unwritable(path.parent, error) from error
+        raise cache_write_error(path.parent, error) from error
 
 
 def _labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:

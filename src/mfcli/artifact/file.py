@@ -17,7 +17,7 @@ from mfcli.artifact.metadata import metadata_props
 from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.files import is_file, sha256_of, write_atomically
 from mfcli.hub.bundled import REINSTALL, bundled_file, is_bundled
-from mfcli.hub.cache import artifact_files
+from mfcli.hub.cache import list_artifacts
 from mfcli.models.preprocess import PreprocessPlan
 from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Label
@@ -39,7 +39,7 @@ class Artifact:
     Attributes:
         path: the ONNX file.
         variant: the variant's name.
-        key: the cache key, see `cache_key`.
+        key: the cache key, see `artifact_key`.
         weights_sha256: digest of the checkpoint it was made from.
         source_url: where that checkpoint is published, None if nowhere.
         checkpoint: the checkpoint's file, for the engine that needs it; None where it is not known.
@@ -70,10 +70,10 @@ class Artifact:
 
 def artifact_path(variant: Variant, weights_sha256: str, settings: Settings) -> Path:
     """Return where the artifact of a checkpoint is kept."""
-    return settings.cache_dir / "artifacts" / f"{variant.name}-{cache_key(variant, weights_sha256)[:16]}.onnx"
+    return settings.cache_dir / "artifacts" / f"{variant.name}-{artifact_key(variant, weights_sha256)[:16]}.onnx"
 
 
-def cache_key(variant: Variant, weights_sha256: str, half_weights: bool = False) -> str:
+def artifact_key(variant: Variant, weights_sha256: str, half_weights: bool = False) -> str:
     """Return 64 hex digits over all that shapes an artifact: weights, format, row, options."""
     recipe = {
         "format_version": FORMAT_VERSION,
@@ -86,12 +86,12 @@ def cache_key(variant: Variant, weights_sha256: str, half_weights: bool = False)
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
-def prepared_artifacts(variant: Variant, settings: Settings) -> list[Artifact]:
+def find_artifacts(variant: Variant, settings: Settings) -> list[Artifact]:
     """Return the good artifacts of a variant on this machine: the bundled one, and those in the cache by name."""
     bundled = variant.pretraining is Pretraining.BUNDLED
     paths = [bundled_file(f"{variant.name}.onnx")] if bundled else []
     with contextlib.suppress(UsageError):  # nobody knows where the cache is
-        paths += [path for name, path in artifact_files(settings) if name == variant.name]
+        paths += [path for name, path in list_artifacts(settings) if name == variant.name]
     found = []
     for path in paths:
         with contextlib.suppress(ModelError):

@@ -72,7 +72,7 @@ def run() -> NoReturn:
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     if code == ExitCode.INTERRUPTED:
-        signals.end_a_loop()
+        signals.end_by_sigint()
     os._exit(code)
 
 

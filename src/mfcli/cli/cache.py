@@ -46,7 +46,7 @@ def ls(format: Format = FormatName.TABLE) -> None:
     """List what is in the cache, with sizes in bytes."""
     from mfcli.tasks import cache as task
 
-    found = task.entries(Settings.from_environ())
+    found = task.list_entries(Settings.from_environ())
     _write(format, [_record(entry) for entry in found], ("kind", "model", "size_bytes", "path"))
     if format is FormatName.TABLE:
         note(f"{len(found)} files, {sum(entry.size_bytes for entry in found) / 1e6:.1f} MB")
@@ -102,7 +102,7 @@ def rm(
     """Delete the checkpoints and artifacts of models."""
     from mfcli.tasks import cache as task
 
-    found = task.matching(Settings.from_environ(), models)
+    found = task.match_entries(Settings.from_environ(), models)
     problem = None
     if not dry_run:
         found, problem = task.remove(found)
@@ -123,7 +123,7 @@ def prune(
     """Delete partial downloads, stale artifacts and left-overs."""
     from mfcli.tasks import cache as task
 
-    found = task.superfluous(Settings.from_environ(), checkpoints)
+    found = task.find_prunable(Settings.from_environ(), checkpoints)
     problem = None
     if not dry_run:
         found, problem = task.remove(found, keep_sidecars=True)

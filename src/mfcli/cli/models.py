@@ -104,7 +104,7 @@ def download(
     What was interrupted goes on from its last byte. Exit code 4: one of the models could not be had.
     """
     from mfcli.cli.progress import StderrProgress
-    from mfcli.hub.acquire import Wish
+    from mfcli.hub.acquire import FetchOptions
     from mfcli.outputs.records import write_records
     from mfcli.tasks import download as task
 
@@ -112,10 +112,10 @@ def download(
         raise UsageError("--from names nothing", "--from FILE, or --from https://...")
     if expect_sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", expect_sha256):
         raise UsageError(f"--expect-sha256 {expect_sha256} is no SHA-256", "64 hexadecimal digits, as sha256sum prints")
-    settings, wish = Settings.from_environ(offline=offline), Wish(force, origin, expect_sha256)
+    settings, fetch = Settings.from_environ(offline=offline), FetchOptions(force, origin, expect_sha256)
     with StderrProgress(note, quiet) as progress:
         work = task.plan if dry_run else task.download
-        results = work(models, settings, wish, progress)
+        results = work(models, settings, fetch, progress)
     with standard_output() as stream:
         records = [
             {

@@ -15,12 +15,12 @@ import typer
 from mfcli.cli.options import MAX_WORKERS, Offline, Quiet, complete_device, complete_model, parse_batch_size
 from mfcli.cli.streams import goes_into_a_file, note, standard_input, standard_output
 from mfcli.errors import ExitCode, MfError, OutputError, UsageError
-from mfcli.files import exists, is_file
+from mfcli.files import exists, is_file, is_glob, is_url
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.codecs import ALL_SUFFIXES, OPTIONAL_FORMATS, formats_with, suffixes_of
-from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, has_magic
+from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
 from mfcli.models.registry import Pretraining, find_variant
-from mfcli.outputs.writer import Announced, FormatName
+from mfcli.outputs.writer import FormatName, NotifyingWriter
 from mfcli.results import Summary
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings
 
@@ -220,7 +220,7 @@ def predict(
     """
     from mfcli.cli.progress import StderrProgress
     from mfcli.inference.predictor import load_predictor
-    from mfcli.inputs.sources import Selection, from_arguments
+    from mfcli.inputs.sources import Selection, iter_sources
     from mfcli.models.labels import read_labels
     from mfcli.outputs.files import refuse_existing
     from mfcli.tasks import predict as task
@@ -256,7 +256,7 @@ def predict(
     stdin = standard_input()
     elsewhere = output is not None or goes_into_a_file(sys.stdout)
     progress = StderrProgress(note, quiet, elsewhere)
-    sources = from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection, notice=progress)
+    sources = iter_sources(inputs, stdin, files_from=files_from, nul=null, selection=selection, notice=progress)
     with StderrProgress(note, quiet) as loading:  # its bars are gone before the first row
         predictor = load_predictor(
             model,
@@ -275,16 +275,14 @@ def predict(
         )
     with progress:
         if progress.draws_runs and many and _can_be_counted(inputs, files_from):
-            _count(
-                progress, lambda: from_arguments(inputs, stdin, files_from=files_from, nul=null, selection=selection)
-            )
+            _count(progress, lambda: iter_sources(inputs, stdin, files_from=files_from, nul=null, selection=selection))
         with (
             _saying_what_is_kept(output, format, quiet),
             _writers(predictor, format, output, many, overwrite, resume, retry_failed) as (writer, journal, retries),
         ):
             if not quiet and (limits := _limits(predictor, weights, labels)):
                 say = cache(partial(progress, limits))  # once, whichever writes the first answer
-                writer, retries = Announced(writer, say), retries and Announced(retries, say)
+                writer, retries = NotifyingWriter(writer, say), retries and NotifyingWriter(retries, say)
             summary = task.predict(
                 predictor,
                 sources,
@@ -384,10 +382,9 @@ def _format(format: FormatName | None, output: Path | None, resume: bool, overwr
 
 def _is_a_set(name: str) -> bool:
     """Whether an argument may stand for many pictures."""
-    from mfcli.inputs.sources import is_address
     from mfcli.inputs.walk import is_archive_name, split_member
 
-    if is_address(name):
+    if is_url(name):
         return False
     with contextlib.suppress(OSError, ValueError):
         path = Path(name)
@@ -395,8 +392,8 @@ def _is_a_set(name: str) -> bool:
             return True
         if (split := split_member(name)) is not None:
             is_folder = Path(split[1]).suffix.lower() not in ALL_SUFFIXES
-            return is_folder or has_magic(split[1])
-        return not path.exists() and has_magic(name)
+            return is_folder or is_glob(split[1])
+        return not path.exists() and is_glob(name)
     return False
 
 
@@ -412,14 +409,14 @@ def _writers(
 ) -> Iterator[tuple["Writer", "Journal | None", "Writer | None"]]:
     """Where results go: a writer, and, for a .jsonl file, what is finished in it and where retried rows go."""
     from mfcli.outputs import open_writer
-    from mfcli.outputs.files import appearing, refuse_existing, writing
+    from mfcli.outputs.files import atomic_output, refuse_existing, translate_write_errors
     from mfcli.outputs.journal import Journal
 
     if output is None:
         with standard_output() as stream:
             yield open_writer(format, stream, compact=many), None, None
     elif format is not FormatName.JSONL or (exists(output) and not is_file(output)):
-        with appearing(output, replace=overwrite) as stream:
+        with atomic_output(output, replace=overwrite) as stream:
             yield open_writer(format, stream, compact=True), None, None
     else:
         if not (overwrite or resume):
@@ -431,7 +428,7 @@ def _writers(
             retry_failed=retry_failed,
             difference=predictor.difference,
         )
-        with contextlib.closing(journal), writing(output):
+        with contextlib.closing(journal), translate_write_errors(output):
             retries = None if journal.retries is None else open_writer(format, journal.retries)
             yield open_writer(format, journal.rows), journal, retries
 

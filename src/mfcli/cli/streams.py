@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO
 
-from mfcli.errors import OutputError, printable
+from mfcli.errors import OutputError, escape_control_characters
 
 _OF_A_STREAM = frozenset(
     {
@@ -112,11 +112,11 @@ def say(line: str) -> None:
 
 def note(message: str) -> None:
     """Write a note to stderr."""
-    say(f"note: {printable(message)}")
+    say(f"note: {escape_control_characters(message)}")
 
 
 def fail(message: str, hint: str | None = None) -> None:
     """Write what went wrong and the next step to stderr."""
-    say(f"error: {printable(message)}")
+    say(f"error: {escape_control_characters(message)}")
     if hint:
-        say(f"hint: {printable(hint)}")
+        say(f"hint: {escape_control_characters(hint)}")

@@ -19,26 +19,27 @@ from urllib.parse import urlsplit
 from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.files import (
     ELSEWHERE,
+    cache_write_error,
+    cached_sha256,
     is_file,
-    listed,
+    is_url,
+    list_files,
     lock,
-    remembered_sha256,
     sha256_of,
-    unwritable,
     write_atomically,
 )
 from mfcli.hub.cache import (
-    State,
+    CheckpointStatus,
     StoredWeights,
-    folder_of,
-    identity_of,
+    check_stored_weights,
+    checkpoint_folder,
+    file_identity,
+    find_stored_weights,
     is_intact,
     is_writable,
-    place_by_hand,
+    manual_path,
     read_sidecar,
-    sidecar_of,
-    state_of,
-    stored,
+    sidecar_path,
     write_sidecar,
 )
 from mfcli.models.registry import HUB, Variant, WeightsSource
@@ -50,7 +51,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class FetchOptions:
     """How a checkpoint is wanted, beyond the row.
 
     Attributes:
@@ -66,20 +67,15 @@ class Wish:
     keep: bool = False
 
 
-PLAIN_WISH = Wish()
-
-
-def is_address(origin: str) -> bool:
-    """Return whether an origin is an address rather than a file."""
-    return "://" in origin
+DEFAULT_FETCH = FetchOptions()
 
 
 Check = Callable[[Path], object]
 """Raises a ModelError for a file that is not the row's checkpoint."""
 
 
-def obtain(
-    variant: Variant, settings: Settings, progress: Progress, check: Check, wish: Wish = PLAIN_WISH
+def fetch_checkpoint(
+    variant: Variant, settings: Settings, progress: Progress, check: Check, fetch: FetchOptions = DEFAULT_FETCH
 ) -> StoredWeights:
     """Return a row's checkpoint, from the cache, from another program's cache, or downloaded and verified.
 
@@ -90,35 +86,35 @@ def obtain(
         EngineError: from `check`.
         ModelError: it is not here and cannot be had: offline, no source has it, or its digest is another.
         OutputError: the cache cannot be written.
-        UsageError: the wish's origin, or the endpoint, is no address.
+        UsageError: the fetch's origin, or the endpoint, is no address.
     """
-    if ready := _ready(variant, settings, wish):
+    if ready := _ready(variant, settings, fetch):
         return ready
-    folder = folder_of(variant, settings)
+    folder = checkpoint_folder(variant, settings)
     try:
         with lock(folder / "lock", f"another process that fetches {variant.name}", progress):
-            return _ready(variant, settings, wish) or _obtain(variant, settings, progress, check, wish)
+            return _ready(variant, settings, fetch) or _obtain(variant, settings, progress, check, fetch)
     except OutputError as error:
-        have = stored(variant, settings)
-        if settings.offline and not wish.origin and next(candidates(variant, settings, wish), None) is None:
-            raise not_here(variant, settings, wish) from error
-        if have and not is_writable(folder) and state_of(have) is State.OTHER:
+        have = find_stored_weights(variant, settings)
+        if settings.offline and not fetch.origin and next(find_candidates(variant, settings, fetch), None) is None:
+            raise missing_weights_error(variant, settings, fetch) from error
+        if have and not is_writable(folder) and check_stored_weights(have) is CheckpointStatus.OTHER:
             raise ModelError(
                 f"{have.path} is not the file that was prepared, and {error.message}", ELSEWHERE
             ) from error
         raise
 
 
-def _ready(variant: Variant, settings: Settings, wish: Wish) -> StoredWeights | None:
+def _ready(variant: Variant, settings: Settings, fetch: FetchOptions) -> StoredWeights | None:
     """The checkpoint that is here, if it is what is wished for."""
-    have = stored(variant, settings)
-    if have is None or wish.force or wish.origin or not is_intact(have):
+    have = find_stored_weights(variant, settings)
+    if have is None or fetch.force or fetch.origin or not is_intact(have):
         return None
-    check_digest(str(have.path), have.sha256, wish, "fetch it again: add --force")
+    check_digest(str(have.path), have.sha256, fetch, "fetch it again: add --force")
     return have
 
 
-def take_by_hand(variant: Variant, settings: Settings, progress: Progress, check: Check) -> None:
+def adopt_manual_file(variant: Variant, settings: Settings, progress: Progress, check: Check) -> None:
     """Take a file that was placed by hand beside another checkpoint of the row, if it proves right.
 
     One that does not is said once, and stays where it is.
@@ -126,9 +122,9 @@ def take_by_hand(variant: Variant, settings: Settings, progress: Progress, check
     Raises:
         OutputError: the cache cannot be written.
     """
-    with lock(folder_of(variant, settings) / "lock", f"another process that fetches {variant.name}", progress):
-        if waits_by_hand(variant, settings):
-            candidate = next(candidates(variant, settings, PLAIN_WISH))
+    with lock(checkpoint_folder(variant, settings) / "lock", f"another process that fetches {variant.name}", progress):
+        if has_new_manual_file(variant, settings):
+            candidate = next(find_candidates(variant, settings, DEFAULT_FETCH))
             try:
                 _adopt(variant, settings, candidate.path, candidate.expected, check, copy=False)
             except ModelError as error:
@@ -138,15 +134,15 @@ def take_by_hand(variant: Variant, settings: Settings, progress: Progress, check
                 progress(f"found the weights of {variant.name} in {candidate.path}")
 
 
-def waits_by_hand(variant: Variant, settings: Settings) -> bool:
+def has_new_manual_file(variant: Variant, settings: Settings) -> bool:
     """Whether a file was placed by hand beside another checkpoint of the row, and has not been tried, but can be."""
-    place = place_by_hand(variant, settings)
-    if not is_file(place) or is_file(sidecar_of(place)) or not is_writable(place.parent):
+    place = manual_path(variant, settings)
+    if not is_file(place) or is_file(sidecar_path(place)) or not is_writable(place.parent):
         return False
     with contextlib.suppress(OSError, ValueError):
-        if json.loads(_refusal_of(place).read_bytes()) == identity_of(place.stat()):
+        if json.loads(_refusal_of(place).read_bytes()) == file_identity(place.stat()):
             return False
-    return stored(variant, settings) is not None
+    return find_stored_weights(variant, settings) is not None
 
 
 def _refusal_of(place: Path) -> Path:
@@ -155,16 +151,16 @@ def _refusal_of(place: Path) -> Path:
 
 def _refuse(place: Path) -> None:
     with contextlib.suppress(OSError):
-        write_atomically(_refusal_of(place), json.dumps(identity_of(place.stat())).encode())
+        write_atomically(_refusal_of(place), json.dumps(file_identity(place.stat())).encode())
 
 
-def check_digest(what: str, sha256: str, wish: Wish, hint: str = "it is another file: see --from") -> None:
+def check_digest(what: str, sha256: str, fetch: FetchOptions, hint: str = "it is another file: see --from") -> None:
     """Compare the digest of a file, or of what an address serves, with the one that is wished for.
 
     Raises:
         ModelError: it is another.
     """
-    _compare(what, sha256, _expected(wish), hint)
+    _compare(what, sha256, _expected(fetch), hint)
 
 
 def _compare(what: str, sha256: str, expected: Mapping[str, str], hint: str) -> None:
@@ -173,12 +169,14 @@ def _compare(what: str, sha256: str, expected: Mapping[str, str], hint: str) -> 
             raise ModelError(f"{what} has SHA-256 {sha256}, but {origin} says {value.lower()}", hint)
 
 
-def _obtain(variant: Variant, settings: Settings, progress: Progress, check: Check, wish: Wish) -> StoredWeights:
-    if wish.origin and not is_address(wish.origin):
-        return _adopt(variant, settings, Path(wish.origin), _expected(wish), check, copy=True)
+def _obtain(
+    variant: Variant, settings: Settings, progress: Progress, check: Check, fetch: FetchOptions
+) -> StoredWeights:
+    if fetch.origin and not is_url(fetch.origin):
+        return _adopt(variant, settings, Path(fetch.origin), _expected(fetch), check, copy=True)
     unfit: list[str] = []
-    if not wish.force and not wish.origin:
-        for candidate in candidates(variant, settings, wish):
+    if not fetch.force and not fetch.origin:
+        for candidate in find_candidates(variant, settings, fetch):
             try:
                 found = _adopt(
                     variant, settings, candidate.path, candidate.expected, check, copy=candidate.is_elsewhere
@@ -186,22 +184,24 @@ def _obtain(variant: Variant, settings: Settings, progress: Progress, check: Che
             except ModelError as error:
                 unfit.append(error.message)
                 progress(f"not used: {error.message}")
-                if candidate.path == place_by_hand(variant, settings):
+                if candidate.path == manual_path(variant, settings):
                     _refuse(candidate.path)
             else:
                 progress(f"found the weights of {variant.name} in {candidate.path}")
                 return found
     if settings.offline:
-        raise not_here(variant, settings, wish, unfit)
-    return _first_that_delivers(variant, settings, progress, check, wish)
+        raise missing_weights_error(variant, settings, fetch, unfit)
+    return _first_that_delivers(variant, settings, progress, check, fetch)
 
 
-def not_here(variant: Variant, settings: Settings, wish: Wish, unfit: Sequence[str] = ()) -> ModelError:
+def missing_weights_error(
+    variant: Variant, settings: Settings, fetch: FetchOptions, unfit: Sequence[str] = ()
+) -> ModelError:
     """Return the error of a checkpoint that is not here, or only in files that are another, and may not be fetched."""
-    if wish.force or wish.origin:
-        option = "--from takes a file" if wish.origin else "without --force, what is here counts"
+    if fetch.force or fetch.origin:
+        option = "--from takes a file" if fetch.origin else "without --force, what is here counts"
         return ModelError(f"offline nothing is fetched: {variant.name} stays as it is", option)
-    place = place_by_hand(variant, settings)
+    place = manual_path(variant, settings)
     if unfit:
         return ModelError(
             f"what is on this machine is not the weights of {variant.name}: {'; '.join(unfit)}",
@@ -213,14 +213,14 @@ def not_here(variant: Variant, settings: Settings, wish: Wish, unfit: Sequence[s
     )
 
 
-def sources_of(variant: Variant, settings: Settings, wish: Wish) -> list[tuple[WeightsSource, str]]:
+def resolve_sources(variant: Variant, settings: Settings, fetch: FetchOptions) -> list[tuple[WeightsSource, str]]:
     """Return where a checkpoint is fetched from, in order, each with the address that is really asked.
 
     Raises:
         UsageError: an address is none.
     """
-    sources = (WeightsSource(wish.origin),) if wish.origin else variant.sources
-    addressed = [(source, at_endpoint(source.url, settings)) for source in sources]
+    sources = (WeightsSource(fetch.origin),) if fetch.origin else variant.sources
+    addressed = [(source, apply_endpoint(source.url, settings)) for source in sources]
     for _, url in addressed:
         try:
             parts = urlsplit(url)
@@ -233,17 +233,17 @@ def sources_of(variant: Variant, settings: Settings, wish: Wish) -> list[tuple[W
 
 
 def _first_that_delivers(
-    variant: Variant, settings: Settings, progress: Progress, check: Check, wish: Wish
+    variant: Variant, settings: Settings, progress: Progress, check: Check, fetch: FetchOptions
 ) -> StoredWeights:
     from mfcli.http import SourceError, UnreachableError
 
     failures: list[SourceError] = []
-    sources = sources_of(variant, settings, wish)
+    sources = resolve_sources(variant, settings, fetch)
     for source, url in sources:
         try:
-            return _download(variant, source, url, settings, progress, check, wish)
+            return _download(variant, source, url, settings, progress, check, fetch)
         except UnreachableError as error:
-            place = place_by_hand(variant, settings)
+            place = manual_path(variant, settings)
             hint = f"the same command again goes on where it stopped; without a network, place the file at {place}"
             raise ModelError(error.message, error.hint or hint) from error
         except SourceError as error:
@@ -257,22 +257,28 @@ def _first_that_delivers(
     )
 
 
-def _expected(wish: Wish, **others: str | None) -> dict[str, str]:
+def _expected(fetch: FetchOptions, **others: str | None) -> dict[str, str]:
     return {
         origin: digest
-        for origin, digest in {"--expect-sha256": wish.expect_sha256, **others}.items()
+        for origin, digest in {"--expect-sha256": fetch.expect_sha256, **others}.items()
         if digest is not None
     }
 
 
 def _download(
-    variant: Variant, source: WeightsSource, url: str, settings: Settings, progress: Progress, check: Check, wish: Wish
+    variant: Variant,
+    source: WeightsSource,
+    url: str,
+    settings: Settings,
+    progress: Progress,
+    check: Check,
+    fetch: FetchOptions,
 ) -> StoredWeights:
-    from mfcli.http import SourceError, shown
-    from mfcli.hub.download import fetch
+    from mfcli.http import SourceError, redact_url
+    from mfcli.hub.download import download_file
 
-    expected = _expected(wish, **{"this release": source.sha256})
-    fetched = fetch(
+    expected = _expected(fetch, **{"this release": source.sha256})
+    fetched = download_file(
         url,
         settings.cache_dir / "partial",
         expected_sha256=expected,
@@ -281,13 +287,18 @@ def _download(
         name=variant.name,
         progress=progress,
     )
-    if wish.origin or not (expected or fetched.remote.sha256):  # nobody vouches for it
+    if fetch.origin or not (expected or fetched.remote.sha256):  # nobody vouches for it
         try:
             check(fetched.path)
         except ModelError as error:
             fetched.path.unlink(missing_ok=True)
-            raise SourceError(f"{shown(url)} is not the checkpoint: {error.message}") from error
-    fields = {"url": shown(url), "etag": fetched.remote.etag, "commit": fetched.remote.commit, "sha256": fetched.sha256}
+            raise SourceError(f"{redact_url(url)} is not the checkpoint: {error.message}") from error
+    fields = {
+        "url": redact_url(url),
+        "etag": fetched.remote.etag,
+        "commit": fetched.remote.commit,
+        "sha256": fetched.sha256,
+    }
     kept = _keep(_place(variant, settings, source.file_name), fetched.path.replace, fields)
     _remember_first(variant, settings, _name_of(source.url), fetched.sha256)
     return kept
@@ -298,15 +309,15 @@ def _place(variant: Variant, settings: Settings, file_name: str) -> Path:
     own = {source.file_name for source in variant.sources}
     if file_name not in own:
         file_name = "model.safetensors" if file_name.endswith(".safetensors") else f"{variant.name}.pth"
-    return folder_of(variant, settings) / file_name
+    return checkpoint_folder(variant, settings) / file_name
 
 
 def _name_of(url: str) -> str:
     """What tells an address from others, without its secrets: its query, which may be one, as a digest."""
-    from mfcli.http import shown
+    from mfcli.http import redact_url
 
     query = url.partition("?")[2]
-    return f"{shown(url)}?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else shown(url)
+    return f"{redact_url(url)}?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else redact_url(url)
 
 
 def _first_digests(variant: Variant, settings: Settings) -> dict[str, str]:
@@ -324,14 +335,14 @@ def _remember_first(variant: Variant, settings: Settings, address: str, digest: 
     try:
         write_atomically(path, json.dumps(known).encode())
     except OSError as error:
-        raise unwritable(path.parent, error) from error
+        raise cache_write_error(path.parent, error) from error
 
 
 def _first_digests_file(variant: Variant, settings: Settings) -> Path:
     return settings.cache_dir / "known" / f"{variant.name}.json"
 
 
-def at_endpoint(url: str, settings: Settings) -> str:
+def apply_endpoint(url: str, settings: Settings) -> str:
     """Return an address on the hub with the endpoint that is set in the hub's place; others stay."""
     if settings.endpoint and url.startswith(f"{HUB}/"):
         return settings.endpoint.rstrip("/") + url.removeprefix(HUB)
@@ -352,18 +363,18 @@ class Candidate:
     is_elsewhere: bool
 
 
-def candidates(variant: Variant, settings: Settings, wish: Wish) -> Iterator[Candidate]:
+def find_candidates(variant: Variant, settings: Settings, fetch: FetchOptions) -> Iterator[Candidate]:
     """What was placed by hand, and what the caches of Hugging Face's client and torch.hub hold."""
     for source in variant.sources:
-        by_hand = folder_of(variant, settings) / source.file_name
+        by_hand = checkpoint_folder(variant, settings) / source.file_name
         for path, digest in (*_placed(by_hand), *_in_other_caches(source, settings)):
-            expected = _expected(wish, **{"this release": source.sha256, "the note beside it": digest})
+            expected = _expected(fetch, **{"this release": source.sha256, "the note beside it": digest})
             yield Candidate(path, expected, is_elsewhere=path != by_hand)
 
 
 def _placed(path: Path) -> list[tuple[Path, str | None]]:
     """A checkpoint in its place, with the digest it had if it was downloaded; one placed by hand may be another now."""
-    sidecar = read_sidecar(sidecar_of(path))
+    sidecar = read_sidecar(sidecar_path(path))
     return [(path, sidecar.sha256 if sidecar and sidecar.url else None)] if is_file(path) else []
 
 
@@ -372,7 +383,7 @@ def _in_other_caches(source: WeightsSource, settings: Settings) -> Iterator[tupl
     match = _HUB_URL.fullmatch(source.url)
     if match and settings.hub_cache_dir:
         repository = "models--" + match["repository"].replace("/", "--")
-        for path in listed(settings.hub_cache_dir, f"{repository}/snapshots/*/{match['path']}"):
+        for path in list_files(settings.hub_cache_dir, f"{repository}/snapshots/*/{match['path']}"):
             blob = Path(os.path.realpath(path)).name  # the hub's client names a large file by its digest
             if _SHA256.fullmatch(blob):
                 yield path, blob
@@ -386,10 +397,10 @@ def _adopt(
     variant: Variant, settings: Settings, path: Path, expected: Mapping[str, str], check: Check, *, copy: bool
 ) -> StoredWeights:
     """Take a file of this machine for a row's checkpoint, after its digest was compared and it was tried."""
-    digest = remembered_sha256(path, settings.cache_dir / "digests")
+    digest = cached_sha256(path, settings.cache_dir / "digests")
     _compare(str(path), digest, expected, "it is another file: fetch it again")
     check(path)
-    if remembered_sha256(path, settings.cache_dir / "digests") != digest:  # the check takes seconds
+    if cached_sha256(path, settings.cache_dir / "digests") != digest:  # the check takes seconds
         raise ModelError(f"{path} changed while it was prepared", "run the same command again")
     fields = {"url": None, "etag": None, "commit": None, "sha256": digest}
     if not copy:
@@ -414,7 +425,7 @@ def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any])
     """Bring a verified checkpoint to its place, write its sidecar, and drop those that it replaces."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        sidecar_file = sidecar_of(target)
+        sidecar_file = sidecar_path(target)
         sidecar_file.unlink(missing_ok=True)  # never the old digest beside the new file
         bring(target)
         status = target.stat()
@@ -422,21 +433,21 @@ def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any])
             path=target,
             size_bytes=status.st_size,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            identity=identity_of(status),
+            identity=file_identity(status),
             **fields,
         )
         write_sidecar(kept)
         _drop_others(target)
     except OSError as error:
-        raise unwritable(target.parent, error) from error
+        raise cache_write_error(target.parent, error) from error
     return kept
 
 
 def _drop_others(kept: Path) -> None:
     """Delete the row's other checkpoints and what a copy left that was killed; a file that was never one stays."""
-    left = listed(kept.parent, ".*")
-    for sidecar in listed(kept.parent, "*.json"):
-        if sidecar != sidecar_of(kept) and read_sidecar(sidecar) is not None:
+    left = list_files(kept.parent, ".*")
+    for sidecar in list_files(kept.parent, "*.json"):
+        if sidecar != sidecar_path(kept) and read_sidecar(sidecar) is not None:
             left += [sidecar.with_suffix(""), sidecar]
     for path in left:
         with contextlib.suppress(OSError):

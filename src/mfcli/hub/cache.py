@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from mfcli.errors import ModelError
-from mfcli.files import is_folder, listed, sha256_of, write_atomically
+from mfcli.files import is_folder, list_files, sha256_of, write_atomically
 from mfcli.models.registry import Variant
 from mfcli.settings import Settings
 
@@ -50,36 +50,36 @@ class StoredWeights:
         return False
 
 
-def folder_of(variant: Variant, settings: Settings) -> Path:
+def checkpoint_folder(variant: Variant, settings: Settings) -> Path:
     """Return the folder of a row's checkpoint."""
     return settings.cache_dir / "checkpoints" / variant.name
 
 
-def place_by_hand(variant: Variant, settings: Settings) -> Path:
+def manual_path(variant: Variant, settings: Settings) -> Path:
     """Return where a checkpoint that was carried by hand is found."""
-    return folder_of(variant, settings) / variant.sources[0].file_name
+    return checkpoint_folder(variant, settings) / variant.sources[0].file_name
 
 
-def stored(variant: Variant, settings: Settings) -> StoredWeights | None:
+def find_stored_weights(variant: Variant, settings: Settings) -> StoredWeights | None:
     """Return what the cache knows of a row's checkpoint, be it there or pruned; the one that is there first."""
-    known = [read_sidecar(path) for path in listed(folder_of(variant, settings), "*.json")]
+    known = [read_sidecar(path) for path in list_files(checkpoint_folder(variant, settings), "*.json")]
     return max((k for k in known if k), key=lambda k: (k.is_here, k.date), default=None)
 
 
-def checkpoint_files(settings: Settings) -> list[Path]:
+def list_checkpoints(settings: Settings) -> list[Path]:
     """Return the checkpoints in the cache; each lies in the folder of its row."""
-    found = listed(settings.cache_dir / "checkpoints", "*/*")
+    found = list_files(settings.cache_dir / "checkpoints", "*/*")
     files = [path for path in found if path.suffix != ".json" and path.name != "lock" and path.name[0] != "."]
     return [path for path in files if not is_folder(path)]
 
 
-def artifact_files(settings: Settings) -> list[tuple[str, Path]]:
+def list_artifacts(settings: Settings) -> list[tuple[str, Path]]:
     """Return what is made of checkpoints in the cache, good or not, with the name of its row."""
-    found = listed(settings.cache_dir / "artifacts", "*.onnx")
+    found = list_files(settings.cache_dir / "artifacts", "*.onnx")
     return [(path.stem.rpartition("-")[0], path) for path in found if path.name[0] != "." and not is_folder(path)]
 
 
-def sidecar_of(path: Path) -> Path:
+def sidecar_path(path: Path) -> Path:
     """Return where the sidecar of a checkpoint lies."""
     return path.with_name(f"{path.name}.json")
 
@@ -102,7 +102,7 @@ def is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-class State(StrEnum):
+class CheckpointStatus(StrEnum):
     """What is in a checkpoint's place: nothing, the file that arrived, another, or one that may not be read."""
 
     GONE = "gone"
@@ -111,37 +111,37 @@ class State(StrEnum):
     UNREADABLE = "unreadable"
 
 
-def state_of(have: StoredWeights) -> State:
+def check_stored_weights(have: StoredWeights) -> CheckpointStatus:
     """Look at what is in a checkpoint's place; it is hashed only when it was touched."""
     try:
         status = have.path.stat()
     except FileNotFoundError:
-        return State.GONE
+        return CheckpointStatus.GONE
     except OSError:
-        return State.UNREADABLE
+        return CheckpointStatus.UNREADABLE
     if status.st_size != have.size_bytes:
-        return State.OTHER
+        return CheckpointStatus.OTHER
     if is_untouched(have) or (_is_copy(status, have) and not is_writable(have.path.parent)):
-        return State.INTACT
+        return CheckpointStatus.INTACT
     try:
         if sha256_of(have.path) != have.sha256:
-            return State.OTHER
+            return CheckpointStatus.OTHER
     except ModelError:
-        return State.UNREADABLE
-    _remember_identity(have, identity_of(status))
-    return State.INTACT
+        return CheckpointStatus.UNREADABLE
+    _remember_identity(have, file_identity(status))
+    return CheckpointStatus.INTACT
 
 
 def is_untouched(have: StoredWeights) -> bool:
     """Return whether nobody has touched the file in a checkpoint's place since its digest was last looked at."""
     with contextlib.suppress(OSError):
-        return identity_of(have.path.stat()) == list(have.identity)
+        return file_identity(have.path.stat()) == list(have.identity)
     return False
 
 
 def is_intact(have: StoredWeights) -> bool:
     """Return whether the file in a checkpoint's place is the one that arrived, and can be read."""
-    return state_of(have) is State.INTACT
+    return check_stored_weights(have) is CheckpointStatus.INTACT
 
 
 def _is_copy(status: os.stat_result, have: StoredWeights) -> bool:
@@ -149,7 +149,7 @@ def _is_copy(status: os.stat_result, have: StoredWeights) -> bool:
     return status.st_mtime_ns in have.identity
 
 
-def identity_of(status: os.stat_result) -> list[int]:
+def file_identity(status: os.stat_result) -> list[int]:
     """Return inode and both times, what another file in the same place has different.
 
     The device is not in it, which each machine numbers anew.
@@ -165,7 +165,7 @@ def _remember_identity(have: StoredWeights, identity: list[int]) -> None:
         contextlib.suppress(OSError, NotImplementedError, Timeout),
         FileLock(have.path.with_name("lock"), timeout=0),
     ):
-        if read_sidecar(sidecar_of(have.path)) == have:
+        if read_sidecar(sidecar_path(have.path)) == have:
             write_sidecar(replace(have, identity=identity))
 
 
@@ -176,4 +176,4 @@ def write_sidecar(kept: StoredWeights) -> None:
         OSError: it cannot be written.
     """
     sidecar = {name: value for name, value in asdict(kept).items() if name != "path"}
-    write_atomically(sidecar_of(kept.path), json.dumps(sidecar).encode())
+    write_atomically(sidecar_path(kept.path), json.dumps(sidecar).encode())

@@ -19,21 +19,21 @@ import requests
 import urllib3
 
 from mfcli.errors import OutputError
-from mfcli.files import MAKE_ROOM, sha256_of, unwritable, write_atomically
+from mfcli.files import MAKE_ROOM, cache_write_error, sha256_of, write_atomically
 from mfcli.http import (
-    Patience,
+    Backoff,
     RefusedError,
-    Remote,
+    RemoteFileInfo,
+    RetryReason,
     SourceError,
-    Trouble,
     TryLaterError,
     get,
+    get_strong_etag,
     open_session,
-    resolve,
-    shown,
-    size_of,
-    strong_etag,
-    trouble_of,
+    parse_size,
+    redact_url,
+    resolve_url,
+    retry_reason,
 )
 from mfcli.results import Progress, Transfer
 
@@ -47,7 +47,7 @@ _PROGRESS_BYTES = 1 << 16  # a try that brought less counts as one that brought 
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class DownloadedFile:
     """A file that arrived whole.
 
     Attributes:
@@ -58,12 +58,12 @@ class Fetched:
     """
 
     path: Path
-    remote: Remote
+    remote: RemoteFileInfo
     sha256: str
     size_bytes: int
 
 
-def fetch(
+def download_file(
     url: str,
     partial_dir: Path,
     *,
@@ -72,7 +72,7 @@ def fetch(
     max_bytes: int,
     name: str,
     progress: Progress,
-) -> Fetched:
+) -> DownloadedFile:
     """Fetch a file into `partial_dir`, going on with what is there of it, and verify it.
 
     Args:
@@ -89,9 +89,9 @@ def fetch(
         OutputError: the disk is full or cannot be written.
     """
     with open_session() as session, _disk_errors(partial_dir):
-        remote = resolve(session, url, progress)
+        remote = resolve_url(session, url, progress)
         if remote.size_bytes is not None and remote.size_bytes > max_bytes:
-            raise SourceError(f"{shown(url)} has {remote.size_bytes} bytes, more than this model can have")
+            raise SourceError(f"{redact_url(url)} has {remote.size_bytes} bytes, more than this model can have")
         _verify(
             remote.sha256, expected_sha256, url, name
         )  # before a byte is fetched, where the server tells the digest
@@ -113,10 +113,12 @@ def fetch(
                 progress(f"what had arrived of {name} before was damaged: starting over")
             else:
                 partial.forget()
-                return Fetched(partial.path, transfer.remote, digest, partial.size_bytes)
+                return DownloadedFile(partial.path, transfer.remote, digest, partial.size_bytes)
 
 
-def _checked(partial: "_Partial", remote: Remote, expected: Mapping[str, str], first: str | None, name: str) -> str:
+def _checked(
+    partial: "_Partial", remote: RemoteFileInfo, expected: Mapping[str, str], first: str | None, name: str
+) -> str:
     """Return the digest of what arrived, if it is the right one; nothing of another file stays."""
     digest = partial.sha256()
     vouched = {"the server's X-Linked-Etag": remote.sha256, **expected}
@@ -132,7 +134,7 @@ def _verify(digest: str | None, expected: Mapping[str, str | None], url: str, na
     for origin, value in expected.items():
         if digest is not None and value is not None and digest != value.lower():
             raise SourceError(
-                f"{shown(url)} has SHA-256 {digest}, but {origin} says {value.lower()}",
+                f"{redact_url(url)} has SHA-256 {digest}, but {origin} says {value.lower()}",
                 f"if the new file is the right one: mf download {name} --expect-sha256 {digest}"
                 if origin == _FIRST
                 else None,
@@ -142,7 +144,7 @@ def _verify(digest: str | None, expected: Mapping[str, str | None], url: str, na
 class _Partial:
     """What has arrived of one version of a file, and what is needed to go on with it."""
 
-    def __init__(self, folder: Path, remote: Remote, name: str) -> None:
+    def __init__(self, folder: Path, remote: RemoteFileInfo, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         url_key = hashlib.sha256(f"{name} {remote.url}".encode()).hexdigest()[:16]
         version_key = hashlib.sha256((remote.etag or "").encode()).hexdigest()[:16]
@@ -176,7 +178,9 @@ class _Partial:
         return value if isinstance(value, str) else None
 
     def remember(self, validator: str | None) -> None:
-        write_atomically(self._notes, json.dumps({"url": shown(self._remote.url), "validator": validator}).encode())
+        write_atomically(
+            self._notes, json.dumps({"url": redact_url(self._remote.url), "validator": validator}).encode()
+        )
 
     def forget(self) -> None:
         """Delete the notes: a file that is whole needs none."""
@@ -209,7 +213,7 @@ class _Transfer:
     def __init__(
         self,
         session: requests.Session,
-        remote: Remote,
+        remote: RemoteFileInfo,
         partial: _Partial,
         max_bytes: int,
         progress: Progress,
@@ -224,18 +228,18 @@ class _Transfer:
         self._resolves_left = MAX_RESOLVES
 
     def run(self) -> None:
-        patience, most = Patience(self.remote.url, self._progress), self._partial.size_bytes
+        patience, most = Backoff(self.remote.url, self._progress), self._partial.size_bytes
         while not self._partial.is_whole:
             try:
                 if self._take_one_response():
                     return
-                trouble = Trouble("the connection ended early")
+                trouble = RetryReason("the connection ended early")
             except _FreshAddressError:
                 continue
             except TryLaterError as later:
                 trouble = later.trouble
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                trouble = trouble_of(error)
+                trouble = retry_reason(error)
             if self._partial.size_bytes - most >= _PROGRESS_BYTES:  # more than ever: not the same bytes once more
                 most = self._partial.size_bytes
                 patience.restart()
@@ -258,7 +262,7 @@ class _Transfer:
                     return True
                 self._partial.discard()
                 if ends_here:
-                    raise SourceError(f"{shown(self.remote.url)} has {offset} bytes, not the announced number")
+                    raise SourceError(f"{redact_url(self.remote.url)} has {offset} bytes, not the announced number")
                 return False
             if response.status_code in (401, 403) and self._resolve_again():
                 raise _FreshAddressError
@@ -270,11 +274,11 @@ class _Transfer:
                 if response.status_code == 206:
                     return False
             if offset == 0:
-                self._partial.remember(strong_etag(response))
+                self._partial.remember(get_strong_etag(response))
             self._append(response)
         if self.remote.size_bytes is not None:
             return self._partial.is_whole
-        announced = size_of(response.headers.get("Content-Length"))
+        announced = parse_size(response.headers.get("Content-Length"))
         return announced is None or self._partial.size_bytes == offset + announced
 
     def _continues(self, response: requests.Response, offset: int) -> bool:
@@ -282,7 +286,7 @@ class _Transfer:
         whole = "*" if self.remote.size_bytes is None else str(self.remote.size_bytes)
         start, _, total = response.headers.get("Content-Range", "").partition("/")
         validator = self._partial.validator
-        same_version = strong_etag(response) == validator if validator else self.remote.sha256 is not None
+        same_version = get_strong_etag(response) == validator if validator else self.remote.sha256 is not None
         return start.startswith(f"bytes {offset}-") and whole in ("*", total) and same_version
 
     def _resolve_again(self) -> bool:
@@ -290,9 +294,11 @@ class _Transfer:
         if self.remote.location == self.remote.url or self._resolves_left == 0:
             return False
         self._resolves_left -= 1
-        fresh = resolve(self._session, self.remote.url, self._progress)
+        fresh = resolve_url(self._session, self.remote.url, self._progress)
         if fresh.etag != self.remote.etag:
-            raise SourceError(f"{shown(self.remote.url)} changed while it was fetched", "run the same command again")
+            raise SourceError(
+                f"{redact_url(self.remote.url)} changed while it was fetched", "run the same command again"
+            )
         self.remote = fresh
         return True
 
@@ -313,7 +319,7 @@ class _Transfer:
                 os.fsync(file.fileno())
         if size > limit:
             self._partial.discard()
-            raise SourceError(f"{shown(self.remote.url)} sends more than {limit} bytes")
+            raise SourceError(f"{redact_url(self.remote.url)} sends more than {limit} bytes")
 
 
 def _as_they_come(response: requests.Response) -> Iterator[bytes]:
@@ -336,4 +342,4 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except requests.RequestException as error:  # an address that is none, for instance
         raise SourceError(str(error)) from error
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise cache_write_error(folder, error) from error

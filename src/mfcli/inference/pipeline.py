@@ -32,7 +32,7 @@ class Done(Generic[Result]):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class PipelineConfig:
     """How wide the pipeline is.
 
     Attributes:
@@ -71,7 +71,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         items: Iterable[Item],
         prepare: Callable[[Item], Prepared | Done[Result]],
         compute: Callable[[Sequence[Prepared]], Sequence[Result]],
-        shape: Shape,
+        shape: PipelineConfig,
     ) -> None:
         self._items = items
         self._prepare = prepare
@@ -209,11 +209,11 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         return None
 
 
-def ordered(
+def run_pipeline(
     items: Iterable[Item],
     prepare: Callable[[Item], Prepared | Done[Result]],
     compute: Callable[[Sequence[Prepared]], Sequence[Result]],
-    shape: Shape,
+    shape: PipelineConfig,
 ) -> Iterator[Result]:
     """Yield one result per item, in the items' order.
 

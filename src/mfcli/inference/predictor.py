@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.artifact.ensure import ensure
+from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import FORMAT_VERSION, Artifact
 from mfcli.errors import EngineError, FailureCode, PictureError, UsageError
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
-from mfcli.inference.pipeline import Done, Shape, ordered
+from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
 from mfcli.inputs.codecs import formats_with
 from mfcli.inputs.decode import DecodedPicture, decode
 from mfcli.inputs.sources import Source
@@ -48,7 +48,7 @@ _ORDINARY_BYTES = 2**26
 
 
 @dataclass(frozen=True, slots=True)
-class _Shaping:
+class RunFingerprint:
     """What shapes the answers beside the artifact."""
 
     labels: tuple[Label, ...]
@@ -58,6 +58,7 @@ class _Shaping:
     exif: bool
 
     def run_of(self, artifact: Artifact) -> str:
+        """Return 16 hex digits over everything that shapes an answer."""
         shaping = {
             "schema": PREDICT_SCHEMA,
             "format_version": FORMAT_VERSION,
@@ -73,7 +74,7 @@ class _Shaping:
         }
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
 
-    def differences(self, other: "_Shaping") -> Iterator[str]:
+    def differences(self, other: "RunFingerprint") -> Iterator[str]:
         """Name what differs, as options."""
         for option, mine, theirs in (
             ("--engine", self.engine, other.engine),
@@ -141,7 +142,7 @@ class Predictor:
         self._exif = exif
         self._max_pixels = max_pixels
         self._formats = formats_with(formats)
-        shaping = _Shaping(self.labels, engine.name, engine.precision, top_k, exif)
+        shaping = RunFingerprint(self.labels, engine.name, engine.precision, top_k, exif)
         self.run = RunInfo(
             model=artifact.variant,
             weights_sha256=artifact.weights_sha256,
@@ -166,7 +167,7 @@ class Predictor:
         for labels, engine, precision, top_k, exif in itertools.product(
             (ours.labels, self.artifact.labels), EngineName, Precision, top_ks, (True, False)
         ):
-            theirs = _Shaping(labels, engine, precision, top_k, exif)
+            theirs = RunFingerprint(labels, engine, precision, top_k, exif)
             if theirs.run_of(self.artifact) == row.get("run"):
                 return ", ".join(theirs.differences(ours))
         return "other labels, another version of mfcli, or several settings"
@@ -186,11 +187,11 @@ class Predictor:
         """
         if workers == 0:
             return map(self.predict_one, sources)
-        return ordered(sources, self._prepared, self._computed, self.shape(batch_size, workers))
+        return run_pipeline(sources, self._prepared, self._computed, self.shape(batch_size, workers))
 
-    def shape(self, batch_size: int | None = None, workers: int | None = None) -> Shape:
+    def shape(self, batch_size: int | None = None, workers: int | None = None) -> PipelineConfig:
         """Return how wide the pipeline of `predict` is with these wishes."""
-        return Shape(workers or usable_cores(), self._engine.streams, batch_size or self._engine.batch_size)
+        return PipelineConfig(workers or usable_cores(), self._engine.streams, batch_size or self._engine.batch_size)
 
     def predict_file(self, path: str | Path) -> PictureResult:
         """Return the result of one picture file."""
@@ -312,7 +313,7 @@ def load_predictor(
         raise UsageError(f"--top-k {top_k} is less than 1", "--top-k 1")
     engine = _one_of(EngineName, engine, "engine")
     options = EngineOptions(device, _one_of(Precision, precision, "precision"), threads)
-    artifact = ensure(variant, Path(weights) if weights else None, settings, progress)
+    artifact = ensure_artifact(variant, Path(weights) if weights else None, settings, progress)
     loaded = load_engine(engine, artifact, options)
     return Predictor(artifact, loaded, labels=labels, top_k=top_k, exif=exif, max_pixels=max_pixels, formats=formats)
 

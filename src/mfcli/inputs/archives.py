@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-from mfcli.errors import FailureCode, PictureError
+from mfcli.errors import FailureCode, PictureError, one_line
 from mfcli.inputs.selection import MAX_NAME, in_natural_order
 from mfcli.inputs.walk import open_file
 from mfcli.results import Failure
@@ -158,18 +158,14 @@ def _archive_errors() -> Iterator[None]:
     except RecursionError as error:  # names of names of names
         raise PictureError(FailureCode.DECODE, "is damaged: its headers are nested too deep") from error
     except RuntimeError as error:  # NotImplementedError among them
-        raise PictureError(FailureCode.UNSUPPORTED, f"cannot be unpacked: {_one_line(error)}") from error
+        raise PictureError(FailureCode.UNSUPPORTED, f"cannot be unpacked: {one_line(error)}") from error
     except tarfile.TarError as error:
-        message = _one_line(error)
+        message = one_line(error)
         cut_off = any(words in message for words in ("unexpected end", "truncated", "empty"))
         code = FailureCode.TRUNCATED if cut_off else FailureCode.DECODE
         raise PictureError(code, f"is damaged: {message}") from error
     except Exception as error:
-        raise PictureError(FailureCode.DECODE, f"is damaged: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise PictureError(FailureCode.DECODE, f"is damaged: {one_line(error)}") from error
 
 
 def relative_name(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mfcli.errors import FailureCode, PictureError
+from mfcli.errors import FailureCode, PictureError, one_line
 from mfcli.inputs.codecs import DEFAULT_FORMATS, OPTIONAL_FORMATS
 from mfcli.inputs.truncation import ends_early
 from mfcli.settings import DEFAULT_MAX_PIXELS
@@ -284,7 +284,7 @@ def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
         elif isinstance(error, UnidentifiedImageError):
             code, message = _unidentified(file)
         else:
-            said = _one_line(error)
+            said = one_line(error)
             cut_off = isinstance(error, EOFError) or any(words in said.lower() for words in _CUT_OFF)
             code, message = FailureCode.TRUNCATED if cut_off else FailureCode.DECODE, f"cannot be decoded: {said}"
         raise PictureError(code, message) from error
@@ -306,10 +306,6 @@ def _unidentified(file: BinaryIO) -> tuple[FailureCode, str]:
 
 def _is_heif(prefix: bytes) -> bool:
     return prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _tiff_levels(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:

@@ -18,7 +18,6 @@ DEFAULT_MAX_BYTES = 256 * 2**20
 MAX_NAME = 4096
 """Characters of a member's name; no longer path can be opened on Linux."""
 
-_MAGIC = re.compile(r"[*?[]")
 _DIGITS = re.compile(r"[0-9]+")
 _ANY_DEPTH = "**"
 _ANY_DIGIT = str.maketrans("123456789", "0" * 9)
@@ -52,11 +51,6 @@ def in_natural_order(names: Iterable[_Name], text: Callable[[_Name], str]) -> It
     if len(alike) > _FEW:
         return iter(sorted(itertools.chain.from_iterable(alike.values()), key=key))
     return heapq.merge(*(sorted(group, key=text) for group in alike.values()), key=key)
-
-
-def has_magic(text: str) -> bool:
-    """Whether a path may be meant as a glob."""
-    return _MAGIC.search(text) is not None
 
 
 @dataclass(frozen=True, slots=True)

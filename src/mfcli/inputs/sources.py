@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from mfcli.errors import FailureCode, NoInputsError, PictureError, UsageError
-from mfcli.inputs.selection import Selection, has_magic
+from mfcli.files import is_glob, is_url, url_scheme
+from mfcli.inputs.selection import Selection
 from mfcli.inputs.walk import (
     Found,
-    failure_of,
+    failure_from_os_error,
     is_archive_name,
     member_glob,
     open_file,
-    os_errors,
     split_member,
+    translate_os_errors,
     walk_folder,
     walk_glob,
 )
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     _Last = Callable[[], LastArchive]
 
-__all__ = ["STDIN", "Selection", "Source", "from_arguments"]
+__all__ = ["STDIN", "Selection", "Source", "iter_sources"]
 
 STDIN = "-"
 """The argument that stands for the bytes of one picture on standard input."""
@@ -47,7 +48,6 @@ _FROM_STDIN = "mf predict - < PICTURE"
 _LIST_FROM_STDIN = "find DIR -name '*.jpg' -print0 | mf predict --files-from - -0"
 _LEFT_OUT = "hidden files, and names without a picture's suffix, are left out: name them, or --include GLOB"
 _FILTERED = "check --include, --exclude and --no-recursive; globs tell capital letters from small ones"
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _MAX_LINE_BYTES = 2**16
 _CHUNK_BYTES = 2**16
 _MAX_NAMED = 10
@@ -103,11 +103,11 @@ class Source:
         """
         if self.failure is not None:
             raise PictureError(self.failure.code, self.failure.message)
-        with os_errors():
+        with translate_os_errors():
             return open_file(self.argument) if self.opener is None else self.opener()
 
 
-def from_arguments(
+def iter_sources(
     arguments: Iterable[str],
     stdin: BinaryIO | None,
     *,
@@ -178,11 +178,6 @@ def _opened_list(path: str) -> BinaryIO:
     return file
 
 
-def is_address(name: str) -> bool:
-    """Return whether a name is a web address, or one of another kind, rather than a file's."""
-    return _ADDRESS.match(name) is not None
-
-
 _Streams = Iterator[tuple[str | None, Iterator[Source]]]
 """What each argument gives, with its name where it is a failure of the whole run if nothing gives anything."""
 
@@ -219,7 +214,7 @@ def _of_argument(argument: str, stdin: BinaryIO | None, selection: Selection) ->
         return None, iter([Source(STDIN, opener=partial(_read_stdin, stdin, selection.max_bytes))])
     if (named := _of_name(argument, selection)) is not None:
         return named
-    if has_magic(argument) and not os.path.lexists(argument):
+    if is_glob(argument) and not os.path.lexists(argument):
         return None, _of_glob(argument, selection)
     return None, iter([Source(argument)])
 
@@ -235,8 +230,8 @@ def _of_name(
     name: str, selection: Selection, last: "_Last | None" = None
 ) -> tuple[str | None, Iterator[Source]] | None:
     """What an address, a folder, an archive or a member of one gives; None for anything else. Lines have a `last`."""
-    if address := _ADDRESS.match(name):
-        return None, iter([_of_address(name, address[1].lower(), selection)])
+    if scheme := url_scheme(name):
+        return None, iter([_of_address(name, scheme, selection)])
     if os.path.isdir(name):
         return Source(name).input, map(_of_found, walk_folder(name, selection))
     bare = name.rstrip("/")
@@ -288,10 +283,10 @@ def _of_member(path: str, wanted: str, selection: Selection, last: "_Last | None
     if last and (found := last().named(path, wanted)):
         yield from [] if is_filtered else (_of_found_member(path, member) for member in found)
         return
-    is_glob = has_magic(wanted) and not last
-    if is_glob and (path.lower().endswith(".zip") or "[" in wanted):  # a tar is read once more: not for most globs
-        is_glob = all(member.name is None for member in members(path, wanted.__eq__, selection.max_bytes))
-    in_glob = member_glob(wanted, selection) if is_glob else None
+    may_be_glob = is_glob(wanted) and not last
+    if may_be_glob and (path.lower().endswith(".zip") or "[" in wanted):  # a tar is read once more: not for most globs
+        may_be_glob = all(member.name is None for member in members(path, wanted.__eq__, selection.max_bytes))
+    in_glob = member_glob(wanted, selection) if may_be_glob else None
     is_there = False
 
     def takes(name: str) -> bool:
@@ -340,9 +335,9 @@ def _of_file_address(url: str) -> Source:
 
 
 def _fetch(url: str, timeout_s: float, max_bytes: int) -> BinaryIO:
-    from mfcli.inputs.web import fetch  # requests takes 100 ms to import
+    from mfcli.inputs.web import open_url  # requests takes 100 ms to import
 
-    return fetch(url, timeout_s, max_bytes)
+    return open_url(url, timeout_s, max_bytes)
 
 
 def _of_lines(file: BinaryIO, nul: bool, files_from: str, selection: Selection) -> _Streams:
@@ -358,7 +353,7 @@ def _of_lines(file: BinaryIO, nul: bool, files_from: str, selection: Selection) 
         with contextlib.nullcontext() if files_from == STDIN else file:
             yield from (_of_line(line, nul, selection, last) for line in lines)
     except OSError as error:  # a folder on standard input, a disk that fails
-        failure = failure_of(error, "read")
+        failure = failure_from_os_error(error, "read")
         yield None, iter([Source(files_from, failure=Failure(failure.code, f"as a list, {failure.message}"))])
 
 
@@ -370,7 +365,7 @@ def _of_line(line: bytes, nul: bool, selection: Selection, last: "_Last") -> tup
         return None, iter([Source(f"{name[:200]}...", failure=Failure(FailureCode.TOO_LARGE, message))])
     if wrong_end:
         return None, iter([Source(name, failure=Failure(FailureCode.NOT_FOUND, f"no such file{wrong_end}"))])
-    named, is_remote = _of_name(name, selection, last), is_address(name)
+    named, is_remote = _of_name(name, selection, last), is_url(name)
     path = re.split(r"[?#]", name)[0] if is_remote else name
     filters_itself = named and not is_remote  # a folder, an archive, or what is in one
     if not (selection.lets_in(path) if filters_itself else selection.passes(path)):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from mfcli.errors import FailureCode, PictureError
-from mfcli.inputs.selection import Selection, glob_of, has_magic, in_natural_order, is_hidden
+from mfcli.files import is_glob
+from mfcli.inputs.selection import Selection, glob_of, in_natural_order, is_hidden
 from mfcli.results import Failure
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -35,7 +36,7 @@ class Found:
     failure: Failure | None = None
 
 
-def failure_of(error: OSError | ValueError, what: str) -> Failure:
+def failure_from_os_error(error: OSError | ValueError, what: str) -> Failure:
     """Return what the operating system's refusal means for a row.
 
     Args:
@@ -53,12 +54,12 @@ def failure_of(error: OSError | ValueError, what: str) -> Failure:
 
 
 @contextmanager
-def os_errors() -> Iterator[None]:
+def translate_os_errors() -> Iterator[None]:
     """Turn the operating system's refusals into a PictureError."""
     try:
         yield
     except (OSError, ValueError) as error:
-        failure = failure_of(error, "opened")
+        failure = failure_from_os_error(error, "opened")
         raise PictureError(failure.code, failure.message) from error
 
 
@@ -68,7 +69,7 @@ def open_file(path: str) -> BinaryIO:
     Raises:
         PictureError: not_found, permission, or unsupported for what is not a regular file.
     """
-    with os_errors():
+    with translate_os_errors():
         _check_regular(os.stat(path).st_mode)
         # what was a file a moment ago may be a pipe by now, for whose writer an ordinary open would wait
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -144,7 +145,7 @@ def walk_glob(pattern: str, selection: Selection) -> Iterator[Found]:
 def member_glob(pattern: str, selection: Selection) -> Callable[[str], bool]:
     """Return what tells whether a glob means a member of an archive, by the rules of `walk_glob`."""
     glob, texts = glob_of(pattern), [part for part in pattern.split("/") if part not in ("", ".")]
-    fixed = next(at for at, text in enumerate(texts) if has_magic(text))
+    fixed = next(at for at, text in enumerate(texts) if is_glob(text))
     any_depth, pictures_only = "**" in texts, _WILDCARDS.issuperset(texts[-1])
 
     def takes(name: str) -> bool:
@@ -161,7 +162,7 @@ def member_glob(pattern: str, selection: Selection) -> Callable[[str], bool]:
 
 
 def _first_magic(pattern: str) -> int:
-    return next(at for at, character in enumerate(pattern) if has_magic(character))
+    return next(at for at, character in enumerate(pattern) if is_glob(character))
 
 
 def _hides(name: str, part: str) -> bool:
@@ -188,7 +189,7 @@ def _walk(
                 folder = _listed(path or ".", entering, takes, enters)
             except (OSError, ValueError) as error:
                 if entering or needed or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                    yield Found(path, failure_of(error, "listed"))
+                    yield Found(path, failure_from_os_error(error, "listed"))
             else:
                 if all(folder.identity != above.identity for above in stack):  # else a link leads back up
                     stack.append(folder)

@@ -27,7 +27,15 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from mfcli.errors import FailureCode, ModelError, PictureError
-from mfcli.http import Session, malformed, no_certificates, reason_of, redirected, shown, size_of
+from mfcli.http import (
+    Session,
+    describe_error,
+    describe_malformed_url,
+    describe_missing_certificates,
+    parse_size,
+    redact_url,
+    redirect_target,
+)
 
 _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 2**16
@@ -39,7 +47,7 @@ _SHOWN = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, ur
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 _thread = threading.local()
-"""`fetch`: the fetch that this thread is at; `sessions`: its own, by whether they connect to public addresses only."""
+"""`fetch`: the one under way in this thread; `sessions`: its own, by whether they connect to public addresses only."""
 
 
 class _PrivateAddressError(Exception):
@@ -177,7 +185,7 @@ def _session(public_only: bool) -> requests.Session:
     return found
 
 
-def fetch(url: str, timeout_s: float, max_bytes: int) -> io.BytesIO:
+def open_url(url: str, timeout_s: float, max_bytes: int) -> io.BytesIO:
     """Return the body that an address serves.
 
     Args:
@@ -215,13 +223,13 @@ def _picture_error(url: str, error: Exception) -> PictureError:
     if isinstance(error, requests.exceptions.InvalidHeader):
         return PictureError(FailureCode.NETWORK, "the server's answer is malformed")
     if isinstance(error, ValueError):
-        reason = malformed(url, error)
+        reason = describe_malformed_url(url, error)
         code = FailureCode.NETWORK if "proxy" in reason else FailureCode.UNSUPPORTED
         return PictureError(code, reason)
     if isinstance(error, _SHOWN):
-        return PictureError(FailureCode.NETWORK, reason_of(error))
+        return PictureError(FailureCode.NETWORK, describe_error(error))
     if type(error) is OSError:  # no kind of requests' own
-        return PictureError(FailureCode.NETWORK, no_certificates(error)[0])
+        return PictureError(FailureCode.NETWORK, describe_missing_certificates(error)[0])
     return PictureError(FailureCode.NETWORK, type(error).__name__)
 
 
@@ -236,12 +244,12 @@ def _followed(url: str, fetching: _Fetch) -> requests.Response:
             return response
         response.close()
         was_public = _was_public(url, fetching)
-        url = redirected(url, response)
+        url = redirect_target(url, response)
         host = urlsplit(url).hostname or ""
         fetching.public_only = fetching.public_only or was_public or host != named
         if fetching.public_only and _is_private_name(host):
             raise _PrivateAddressError(host)
-    raise PictureError(FailureCode.NETWORK, f"{shown(url)} redirects more than {_MAX_REDIRECTS} times")
+    raise PictureError(FailureCode.NETWORK, f"{redact_url(url)} redirects more than {_MAX_REDIRECTS} times")
 
 
 def _was_public(url: str, fetching: _Fetch) -> bool:
@@ -279,7 +287,7 @@ def _body(response: requests.Response, max_bytes: int) -> io.BytesIO:
     if response.status_code not in (HTTPStatus.OK, HTTPStatus.NON_AUTHORITATIVE_INFORMATION):
         raise PictureError(FailureCode.NETWORK, f"the server answers {_status(response.status_code)}")
     too_large = PictureError(FailureCode.TOO_LARGE, f"the server sends over {max_bytes} bytes")
-    if (size_of(response.headers.get("Content-Length")) or 0) > max_bytes:
+    if (parse_size(response.headers.get("Content-Length")) or 0) > max_bytes:
         raise too_large
     data = io.BytesIO()
     for chunk in response.iter_content(_CHUNK_BYTES):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mfcli.errors import ModelError, OutputError, unusable
+from mfcli.errors import ModelError, OutputError, package_error
 from mfcli.files import sha256_of
 from mfcli.models.registry import ARCHITECTURES, VARIANTS, Architecture, Variant
 
@@ -76,7 +76,7 @@ def need_packages(*names: str) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # a broken installation raises anything
-            raise unusable(name, error) from error
+            raise package_error(name, error) from error
 
 
 def load_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> LoadedCheckpoint:

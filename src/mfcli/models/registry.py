@@ -339,11 +339,6 @@ def list_variants() -> tuple[Variant, ...]:
     return tuple(VARIANTS.values())
 
 
-def is_glob(name: str) -> bool:
-    """Return whether a name is a pattern with wildcards."""
-    return any(wildcard in name for wildcard in "*?[")
-
-
 def _plain(name: str) -> str:
     return name.strip().lower().removeprefix("hf-hub:").removeprefix("timm/")
 

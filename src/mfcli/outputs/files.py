@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from mfcli.errors import MfError, OutputError
-from mfcli.signals import ImpatientInterrupt, uninterrupted
+from mfcli.signals import ForcedInterrupt, defer_signals
 
 
 def refuse_existing(path: Path) -> None:
@@ -20,7 +20,7 @@ def refuse_existing(path: Path) -> None:
     Raises:
         OutputError: it exists and is a file or a folder, its folder does not exist, or nobody may look there.
     """
-    with writing(path):
+    with translate_write_errors(path):
         check_folder(path)
         exists = path.is_file() and path.stat().st_size > 0
     if exists:
@@ -42,7 +42,7 @@ def check_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def translate_write_errors(path: Path) -> Iterator[None]:
     """Turn what the disk says of writing `path` into an OutputError; a reader that left stays a BrokenPipeError."""
     try:
         yield
@@ -56,7 +56,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def appearing(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
+def atomic_output(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
     """Give a text stream whose file appears at `path` at the end, whole.
 
     What was written before an interrupt, or before an MfError, appears too; after anything else, in the middle of a
@@ -70,7 +70,7 @@ def appearing(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
     Raises:
         OutputError: the file cannot be written, or may not be replaced.
     """
-    with writing(path):
+    with translate_write_errors(path):
         check_folder(path)
         if path.exists() and not path.is_file():
             with open_text(path.open("wb")) as stream:
@@ -80,7 +80,7 @@ def appearing(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
             stream = open_text(file)
             try:
                 yield stream
-            except ImpatientInterrupt:
+            except ForcedInterrupt:
                 raise
             except (KeyboardInterrupt, MfError):
                 stream.flush()
@@ -102,7 +102,7 @@ def open_beside(path: Path, replace: bool = True) -> Iterator[tuple[BinaryIO, Ca
     file = partial.open("w+b")  # one of this name is left from a process that was killed
 
     def publish() -> None:
-        with uninterrupted():
+        with defer_signals():
             file.flush()
             os.fsync(file.fileno())
             with contextlib.suppress(OSError):

@@ -20,16 +20,16 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from mfcli.errors import OutputError
-from mfcli.outputs.files import check_folder, open_beside, open_text, writing
+from mfcli.outputs.files import check_folder, open_beside, open_text, translate_write_errors
 from mfcli.results import PREDICT_SCHEMA
-from mfcli.signals import uninterrupted
+from mfcli.signals import defer_signals
 
 MAX_ROW_BYTES = 2**26
 """No row is longer: one with all of 21,841 classes has 3 MB."""
 _ROW_BEGINS = json.dumps({"schema": PREDICT_SCHEMA}, separators=(",", ":")).encode()[:-1]
 
 
-class State(Enum):
+class RowStatus(Enum):
     """What a journal knows of an input."""
 
     NEW = "new"
@@ -37,7 +37,7 @@ class State(Enum):
     FAILED = "failed"
 
 
-class Counted:
+class DigestCounter:
     """How often inputs are there, 12 bytes for each different one; 64-bit digests stand for names."""
 
     def __init__(self, digests: "array[int]") -> None:
@@ -106,7 +106,7 @@ class Journal:
         self._overwrite = overwrite
         self._difference = difference
         self._side = self._path.with_name(f".{self._path.name}.retry")  # rows that are to take failed ones' places
-        with writing(path):
+        with translate_write_errors(path):
             self._is_new = not self._path.exists()
             self._holders: set[int] = set()
             self._file = self._locked()
@@ -114,7 +114,7 @@ class Journal:
                 if not overwrite and self._side.exists():
                     self._merge()
                 found = _no_rows() if overwrite else self._scan(self._file)
-                self._counted = {state: Counted(digests) for state, digests in found.items()}
+                self._counted = {state: DigestCounter(digests) for state, digests in found.items()}
                 self._file.seek(0, os.SEEK_END)
                 self.rows: TextIO = open_text(self._file)
                 self.retries: TextIO | None = open_text(self._side.open("wb")) if retry_failed else None
@@ -151,12 +151,12 @@ class Journal:
                 file.close()
                 raise
 
-    def state_of(self, name: bytes, member: str | None) -> State:
+    def state_of(self, name: bytes, member: str | None) -> RowStatus:
         """Return what is known of an input, and take one such row from what is left."""
         digest = digest_of(name, member)
-        if self._counted[State.OK].take(digest):
-            return State.OK
-        return State.FAILED if self._counted[State.FAILED].take(digest) else State.NEW
+        if self._counted[RowStatus.OK].take(digest):
+            return RowStatus.OK
+        return RowStatus.FAILED if self._counted[RowStatus.FAILED].take(digest) else RowStatus.NEW
 
     def drop_failed(self, holders: set[int]) -> None:
         """Let failed rows of these go when retried ones are put into their places, unless they were retried themselves.
@@ -166,7 +166,7 @@ class Journal:
         """
         self._holders = holders
 
-    def _scan(self, file: BinaryIO) -> "dict[State, array[int]]":
+    def _scan(self, file: BinaryIO) -> "dict[RowStatus, array[int]]":
         """Check every row, cut off a torn last one, and return the inputs by state.
 
         Nothing is changed before all rows have been checked.
@@ -188,7 +188,7 @@ class Journal:
                     f"{self._shown} is of another run: {self._difference(_telling(row, file).fields)}",
                     "go on with the settings it was begun with, or name another file with -o",
                 )
-            found[State.OK if row.is_ok else State.FAILED].append(row.digest)
+            found[RowStatus.OK if row.is_ok else RowStatus.FAILED].append(row.digest)
             good += len(line)
         return found
 
@@ -230,7 +230,7 @@ class Journal:
         Raises:
             OutputError: the file cannot be written.
         """
-        with writing(self._shown), uninterrupted():
+        with translate_write_errors(self._shown), defer_signals():
             self.rows.flush()
             if self.retries is not None:
                 self.retries.close()
@@ -246,8 +246,8 @@ class Journal:
                 self._path.unlink()
 
 
-def _no_rows() -> "dict[State, array[int]]":
-    return {State.OK: array("Q"), State.FAILED: array("Q")}
+def _no_rows() -> "dict[RowStatus, array[int]]":
+    return {RowStatus.OK: array("Q"), RowStatus.FAILED: array("Q")}
 
 
 def _lock(file: BinaryIO) -> None:

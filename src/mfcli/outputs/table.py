@@ -10,7 +10,7 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from mfcli.errors import printable
+from mfcli.errors import escape_control_characters
 from mfcli.results import PictureResult, RunInfo, Summary
 
 _PIPE_WIDTH = 100_000  # wider than any row, so that nothing is folded
@@ -50,7 +50,7 @@ class TableWriter:
         """Write the picture's name and its table, or why there is none."""
         name = Text(named(result), style="bold", overflow="fold")
         if result.error:
-            self._console.print(name + Text(f": {printable(result.error.message)}", style="red"))
+            self._console.print(name + Text(f": {escape_control_characters(result.error.message)}", style="red"))
         else:
             size = Text(f"  {result.width}x{result.height}", style="dim")
             self._console.print(name + size)
@@ -65,7 +65,7 @@ class TableWriter:
         if with_bar:
             table.add_column("", no_wrap=True, width=_BAR_CELLS)
         for p in result.predictions:
-            row = [Text(str(p.rank)), Text(printable(p.label)), Text(f"{p.prob:.1%}")]
+            row = [Text(str(p.rank)), Text(escape_control_characters(p.label)), Text(f"{p.prob:.1%}")]
             table.add_row(*row, *([Text(_bar(p.prob), style="cyan")] if with_bar else []))
         return table
 
@@ -89,9 +89,9 @@ class LineWriter:
 
     def write(self, result: PictureResult) -> None:
         """Write one line, flushed."""
-        parts = [Text(f"  {printable(result.error.message)}", "red")] if result.error else []
+        parts = [Text(f"  {escape_control_characters(result.error.message)}", "red")] if result.error else []
         for p in result.predictions:
-            label, prob = f"  {printable(p.label)}", f" {p.prob:.1%}"
+            label, prob = f"  {escape_control_characters(p.label)}", f" {p.prob:.1%}"
             parts.append(Text(label, "" if p.rank == 1 else "dim") + Text(prob, "cyan" if p.rank == 1 else "dim"))
         name = Text(named(result), "bold")
         if self._console.is_terminal:
@@ -119,7 +119,7 @@ def _ending(name: Text, width: int) -> Text:
 
 def named(result: PictureResult) -> str:
     """Return what a result is of, printable: the input, and the member of an archive after a colon."""
-    return printable(result.input if result.member is None else f"{result.input}:{result.member}")
+    return escape_control_characters(result.input if result.member is None else f"{result.input}:{result.member}")
 
 
 def _counts(summary: Summary) -> Text:
@@ -144,7 +144,7 @@ def write_table(stream: TextIO, records: Sequence[Mapping[str, str]]) -> None:
         cells = [record[column] for record in records]
         table.add_column(column, justify="right" if all(map(_is_number, cells)) else "left", overflow="fold")
     for record in records:
-        table.add_row(*(Text(printable(cell)) for cell in record.values()))
+        table.add_row(*(Text(escape_control_characters(cell)) for cell in record.values()))
     console = _make_console(stream, fold=False)
     for line in console.render_lines(table, pad=False):
         console.print(Segments([*_without_padding(line), Segment.line()]))

@@ -33,7 +33,7 @@ class Writer(Protocol):
         ...
 
 
-class Announced:
+class NotifyingWriter:
     """A writer before whose answers, should there be any, something is said."""
 
     def __init__(self, writer: Writer, say: Callable[[], None]) -> None:

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mfcli.artifact.ensure import ensure
+from mfcli.artifact.ensure import ensure_artifact
 from mfcli.errors import EngineError, ExitCode, MfError, OutputError, UsageError
-from mfcli.inference.engines import chosen_engine
+from mfcli.inference.engines import choose_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision
 from mfcli.models.registry import Variant, find_variant
 from mfcli.results import Progress
@@ -138,7 +138,7 @@ def benchmark(plan: Plan, settings: Settings, progress: Progress = lambda _: Non
         raise UsageError(f"--weights is about one model and does not go with {what}", "mf benchmark --help")
     for engine, precision in itertools.product(plan.engines, plan.precisions):
         with contextlib.suppress(EngineError):  # what one engine cannot do is a row
-            chosen_engine(engine, EngineOptions(plan.device, precision, plan.threads))
+            choose_engine(engine, EngineOptions(plan.device, precision, plan.threads))
     with contextlib.ExitStack() as stack:
         with _temporary_files():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mf-benchmark-")))
@@ -182,7 +182,7 @@ def _weights(variant: Variant, plan: Plan, folder: Path, settings: Settings, pro
         weights = folder / f"{variant.name}.safetensors"
         progress(f"making weights of {variant.name} up")
         write_random(weights, variant)
-    ensure(variant, weights, settings, progress)
+    ensure_artifact(variant, weights, settings, progress)
     return weights
 
 

@@ -22,13 +22,13 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.artifact.ensure import ensure
+from mfcli.artifact.ensure import ensure_artifact
 from mfcli.errors import EngineError, MfError, UsageError
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.selection import Selection
-from mfcli.inputs.sources import Source, from_arguments
+from mfcli.inputs.sources import Source, iter_sources
 from mfcli.models.registry import find_variant
 from mfcli.settings import Settings
 
@@ -105,7 +105,7 @@ class Bench:
         """
         settings = Settings("", Path(case.cache_dir) if case.cache_dir else None, debug=False, offline=True)
         variant = find_variant(case.model)
-        artifact = ensure(variant, Path(case.weights) if case.weights else None, settings)
+        artifact = ensure_artifact(variant, Path(case.weights) if case.weights else None, settings)
         options = EngineOptions(case.device, Precision(case.precision), case.threads)
         self._engine = engine = load_engine(EngineName(case.engine), artifact, options)
         self._predictor = Predictor(artifact, engine)
@@ -201,7 +201,7 @@ class _Stream:
 
 
 def _pictures(images: tuple[str, ...]) -> list[Source]:
-    return list(itertools.islice(from_arguments(images, None, selection=Selection(offline=True)), MAX_PICTURES))
+    return list(itertools.islice(iter_sources(images, None, selection=Selection(offline=True)), MAX_PICTURES))
 
 
 def serve() -> None:

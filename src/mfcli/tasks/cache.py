@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from mfcli.artifact.file import artifact_path, cache_key, open_artifact
+from mfcli.artifact.file import artifact_key, artifact_path, open_artifact
 from mfcli.errors import ModelError, OutputError
-from mfcli.files import ELSEWHERE, exists, is_folder, listed, sha256_of, undeletable
-from mfcli.hub.cache import artifact_files, checkpoint_files, is_intact, is_untouched, read_sidecar, sidecar_of
-from mfcli.models.registry import VARIANTS, find_variant, is_glob
+from mfcli.files import ELSEWHERE, cache_delete_error, exists, is_folder, is_glob, list_files, sha256_of
+from mfcli.hub.cache import is_intact, is_untouched, list_artifacts, list_checkpoints, read_sidecar, sidecar_path
+from mfcli.models.registry import VARIANTS, find_variant
 from mfcli.settings import Settings
 
 
@@ -50,7 +50,7 @@ class CacheEntry:
     sha256: str | None
 
 
-def entries(settings: Settings) -> list[CacheEntry]:
+def list_entries(settings: Settings) -> list[CacheEntry]:
     """Return the checkpoints, artifacts and partial downloads of the cache, by kind and name.
 
     Raises:
@@ -65,13 +65,13 @@ def entries(settings: Settings) -> list[CacheEntry]:
 
 
 def _checkpoints(settings: Settings) -> Iterator[CacheEntry]:
-    for path in checkpoint_files(settings):
-        known = read_sidecar(sidecar_of(path))
+    for path in list_checkpoints(settings):
+        known = read_sidecar(sidecar_path(path))
         yield CacheEntry(Kind.CHECKPOINT, path.parent.name, path, _size(path), known.sha256 if known else None)
 
 
 def _artifacts(settings: Settings) -> Iterator[CacheEntry]:
-    for name, path in artifact_files(settings):
+    for name, path in list_artifacts(settings):
         digest = None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             digest = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
@@ -79,7 +79,7 @@ def _artifacts(settings: Settings) -> Iterator[CacheEntry]:
 
 
 def _partials(settings: Settings) -> Iterator[CacheEntry]:
-    for path in _files(listed(settings.cache_dir / "partial", "*.part")):
+    for path in _files(list_files(settings.cache_dir / "partial", "*.part")):
         yield CacheEntry(Kind.PARTIAL, None, path, _size(path), None)
 
 
@@ -125,7 +125,7 @@ class Verified:
 
 def verify(settings: Settings) -> Iterator[Verified]:
     """Yield every checkpoint and artifact with what is wrong with it, after its full digest was computed."""
-    for entry in entries(settings):
+    for entry in list_entries(settings):
         if entry.kind is not Kind.PARTIAL:
             yield _verified(entry)
 
@@ -147,18 +147,18 @@ def _verified(entry: CacheEntry) -> Verified:
 
 def _is_new(path: Path) -> bool:
     """Whether a checkpoint was placed by hand since the last use, where nothing was or another one placed by hand."""
-    sidecar = sidecar_of(path)
+    sidecar = sidecar_path(path)
     known = read_sidecar(sidecar)
     return (known.url is None and not is_untouched(known)) if known else not exists(sidecar)
 
 
-def matching(settings: Settings, names: list[str]) -> list[CacheEntry]:
+def match_entries(settings: Settings, names: list[str]) -> list[CacheEntry]:
     """Return the checkpoints and artifacts of the models that names and globs mean, and all that is known of them.
 
     Raises:
         ModelError: a name is unknown, or a glob is of no model and of nothing in the cache.
     """
-    found = [e for e in (*entries(settings), *_knowledge(settings)) if e.model]
+    found = [e for e in (*list_entries(settings), *_knowledge(settings)) if e.model]
     strange = {e.model for e in found if e.model} - VARIANTS.keys()
     wanted: set[str] = set()
     for name in names:
@@ -175,14 +175,14 @@ def matching(settings: Settings, names: list[str]) -> list[CacheEntry]:
 
 def _knowledge(settings: Settings) -> Iterator[CacheEntry]:
     """Sidecars of checkpoints that are gone, and the digests of first downloads."""
-    for path in _files(listed(settings.cache_dir / "checkpoints", "*/*.json")):
+    for path in _files(list_files(settings.cache_dir / "checkpoints", "*/*.json")):
         if not exists(path.with_suffix("")):
             yield CacheEntry(Kind.OTHER, path.parent.name, path, _size(path), None)
-    for path in _files(listed(settings.cache_dir / "known", "*.json")):
+    for path in _files(list_files(settings.cache_dir / "known", "*.json")):
         yield CacheEntry(Kind.OTHER, path.stem, path, _size(path), None)
 
 
-def superfluous(settings: Settings, checkpoints: bool) -> list[CacheEntry]:
+def find_prunable(settings: Settings, checkpoints: bool) -> list[CacheEntry]:
     """Return what can go without a loss that matters: partial downloads, stale and damaged artifacts, left-overs.
 
     Of these, what changed within the last hour stays, because another process may be at work on it.
@@ -192,7 +192,7 @@ def superfluous(settings: Settings, checkpoints: bool) -> list[CacheEntry]:
         checkpoints: also the checkpoints whose artifact is good; the torch engine, or a later version of artifacts,
             has to fetch those again.
     """
-    found = [e for e in entries(settings) if (e.kind is Kind.PARTIAL or _is_stale(e)) and _is_old(e.path)]
+    found = [e for e in list_entries(settings) if (e.kind is Kind.PARTIAL or _is_stale(e)) and _is_old(e.path)]
     found += _left_overs(settings)
     if checkpoints:
         found += [entry for entry in _checkpoints(settings) if _has_good_artifact(entry, settings)]
@@ -210,14 +210,14 @@ def _is_stale(entry: CacheEntry) -> bool:
         artifact = open_artifact(entry.path, variant, None, None)
     except ModelError:
         return True
-    return artifact.key != cache_key(variant, artifact.weights_sha256)
+    return artifact.key != artifact_key(variant, artifact.weights_sha256)
 
 
 def _left_overs(settings: Settings) -> list[CacheEntry]:
     """Temporary files of processes that were killed: in the cache's own folders, under the program's own names."""
     folders = [settings.cache_dir / name for name in ("artifacts", "known", "digests", "partial")]
-    folders += listed(settings.cache_dir / "checkpoints", "*/")
-    paths = [path for folder in folders for path in _files(listed(folder, ".*")) if _TEMPORARY.fullmatch(path.name)]
+    folders += list_files(settings.cache_dir / "checkpoints", "*/")
+    paths = [path for folder in folders for path in _files(list_files(folder, ".*")) if _TEMPORARY.fullmatch(path.name)]
     return [CacheEntry(Kind.OTHER, None, path, _size(path), None) for path in paths if _is_old(path)]
 
 
@@ -233,11 +233,11 @@ def _has_good_artifact(entry: CacheEntry, settings: Settings) -> bool:
     variant = VARIANTS.get(entry.model or "")
     if variant is None or entry.sha256 is None:
         return False
-    known = read_sidecar(sidecar_of(entry.path))
+    known = read_sidecar(sidecar_path(entry.path))
     if known and known.url is None and not is_intact(known):
         return False  # placed by hand since; the artifact is of the file that was there before
     try:
-        key = cache_key(variant, entry.sha256)
+        key = artifact_key(variant, entry.sha256)
         open_artifact(artifact_path(variant, entry.sha256, settings), variant, key, None)
     except ModelError:
         return False
@@ -256,12 +256,12 @@ def remove(found: list[CacheEntry], *, keep_sidecars: bool = False) -> tuple[lis
         if entry.kind in (Kind.ARTIFACT, Kind.PARTIAL):
             paths.append(entry.path.with_suffix(".json"))
         if entry.kind is Kind.CHECKPOINT and not keep_sidecars:
-            paths.append(sidecar_of(entry.path))
+            paths.append(sidecar_path(entry.path))
         try:
             for path in paths:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            problem = problem or undeletable(path, error)
+            problem = problem or cache_delete_error(path, error)
         else:
             gone.append(entry)
     return gone, problem

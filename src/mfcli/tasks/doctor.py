@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 
 from mfcli import __version__
-from mfcli.artifact.ensure import ensure
+from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import bundled_is_intact
 from mfcli.errors import MfError
 from mfcli.files import exists, is_folder
 from mfcli.hub.bundled import REINSTALL, bundled_file
-from mfcli.hub.cache import artifact_files, checkpoint_files
+from mfcli.hub.cache import list_artifacts, list_checkpoints
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions
 from mfcli.models.registry import default_variant, find_variant
@@ -63,7 +63,7 @@ class Group(StrEnum):
     MODELS = "models"
 
 
-class Status(StrEnum):
+class FindingStatus(StrEnum):
     """How it is; FACT has nothing that could fail."""
 
     FACT = "fact"
@@ -86,7 +86,7 @@ class Finding:
 
     group: Group
     name: str
-    status: Status
+    status: FindingStatus
     value: Any
     hint: str | None = None
 
@@ -104,31 +104,31 @@ def doctor(settings: Settings) -> Iterator[Finding]:
 
 def default_works(findings: Sequence[Finding]) -> bool:
     """Return whether the model that ships with the package is whole and can be run by the default engine."""
-    fine = {(f.group, f.name) for f in findings if f.status is Status.OK}
+    fine = {(f.group, f.name) for f in findings if f.status is FindingStatus.OK}
     return {(Group.MODELS, BUNDLED_ALIAS), (Group.ENGINES, DEFAULT_ENGINE.value)} <= fine
 
 
 def _program() -> Iterator[Finding]:
-    yield Finding(Group.PROGRAM, "mfcli", Status.FACT, __version__)
-    yield Finding(Group.PROGRAM, "folder", Status.FACT, str(Path(__file__).parent.parent))
-    yield Finding(Group.PROGRAM, "python", Status.FACT, f"{platform.python_version()} {sys.executable}")
-    yield Finding(Group.PROGRAM, "platform", Status.FACT, platform.platform())
+    yield Finding(Group.PROGRAM, "mfcli", FindingStatus.FACT, __version__)
+    yield Finding(Group.PROGRAM, "folder", FindingStatus.FACT, str(Path(__file__).parent.parent))
+    yield Finding(Group.PROGRAM, "python", FindingStatus.FACT, f"{platform.python_version()} {sys.executable}")
+    yield Finding(Group.PROGRAM, "platform", FindingStatus.FACT, platform.platform())
 
 
 def _machine() -> Iterator[Finding]:
     described = _cpuinfo()
     name = described.get("model name") or platform.processor() or platform.machine()
-    yield Finding(Group.MACHINE, "processor", Status.FACT, name)
+    yield Finding(Group.MACHINE, "processor", FindingStatus.FACT, name)
     if flags := (described.get("flags") or described.get("Features") or "").split():
-        yield Finding(Group.MACHINE, "features", Status.FACT, [name for name in _FEATURES if name in flags])
-    yield Finding(Group.MACHINE, "usable_cores", Status.FACT, usable_cores())
-    yield Finding(Group.MACHINE, "cores", Status.FACT, os.cpu_count())
+        yield Finding(Group.MACHINE, "features", FindingStatus.FACT, [name for name in _FEATURES if name in flags])
+    yield Finding(Group.MACHINE, "usable_cores", FindingStatus.FACT, usable_cores())
+    yield Finding(Group.MACHINE, "cores", FindingStatus.FACT, os.cpu_count())
     with contextlib.suppress(ValueError, OSError):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        yield Finding(Group.MACHINE, "memory_mib", Status.FACT, total >> 20)
+        yield Finding(Group.MACHINE, "memory_mib", FindingStatus.FACT, total >> 20)
     with contextlib.suppress(ValueError, OSError):  # a control group's limit; elsewhere "max", or no such file
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        yield Finding(Group.MACHINE, "memory_limit_mib", Status.FACT, limit >> 20)
+        yield Finding(Group.MACHINE, "memory_limit_mib", FindingStatus.FACT, limit >> 20)
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -144,19 +144,19 @@ def _cache(settings: Settings) -> Iterator[Finding]:
     try:
         folder = settings.cache_dir
     except MfError as error:
-        yield Finding(Group.CACHE, "folder", Status.FAILED, error.message, error.hint)
+        yield Finding(Group.CACHE, "folder", FindingStatus.FAILED, error.message, error.hint)
         return
-    yield Finding(Group.CACHE, "folder", Status.FACT, str(folder))
+    yield Finding(Group.CACHE, "folder", FindingStatus.FACT, str(folder))
     above: Sequence[Path] = ()
     with contextlib.suppress(OSError):  # the working folder may be gone
         above = folder.absolute().parents
     there = next((path for path in (folder, *above) if exists(path)), folder)
     writable = is_folder(there) and os.access(there, os.W_OK | os.X_OK)
     hint = None if writable else "name another folder: MF_CACHE_DIR=DIR"
-    yield Finding(Group.CACHE, "writable", Status.OK if writable else Status.FAILED, writable, hint)
-    yield Finding(Group.CACHE, "size_mib", Status.FACT, round(_size_bytes(folder) / 2**20, 1))
+    yield Finding(Group.CACHE, "writable", FindingStatus.OK if writable else FindingStatus.FAILED, writable, hint)
+    yield Finding(Group.CACHE, "size_mib", FindingStatus.FACT, round(_size_bytes(folder) / 2**20, 1))
     with contextlib.suppress(OSError):
-        yield Finding(Group.CACHE, "free_mib", Status.FACT, shutil.disk_usage(there).free >> 20)
+        yield Finding(Group.CACHE, "free_mib", FindingStatus.FACT, shutil.disk_usage(there).free >> 20)
 
 
 def _size_bytes(folder: Path) -> int:
@@ -169,17 +169,19 @@ def _size_bytes(folder: Path) -> int:
 
 
 def _network(settings: Settings, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    yield Finding(Group.NETWORK, "offline", Status.FACT, settings.offline)
+    yield Finding(Group.NETWORK, "offline", FindingStatus.FACT, settings.offline)
     endpoint = settings.endpoint and without_credentials(settings.endpoint)
-    yield Finding(Group.NETWORK, "endpoint", Status.FACT, endpoint or "https://huggingface.co")
+    yield Finding(Group.NETWORK, "endpoint", FindingStatus.FACT, endpoint or "https://huggingface.co")
     for scheme, address in sorted(urllib.request.getproxies().items()):
         shown = address if scheme == "no" else without_credentials(address)
-        yield Finding(Group.NETWORK, f"{scheme}_proxy", Status.FACT, shown)
+        yield Finding(Group.NETWORK, f"{scheme}_proxy", FindingStatus.FACT, shown)
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if bundle := environ.get(name):
             there = exists(Path(bundle))
             hint = None if there else f"unset {name}, or let it name a file that is there"
-            yield Finding(Group.NETWORK, name.lower(), Status.OK if there else Status.FAILED, bundle, hint)
+            yield Finding(
+                Group.NETWORK, name.lower(), FindingStatus.OK if there else FindingStatus.FAILED, bundle, hint
+            )
 
 
 def without_credentials(address: str) -> str:
@@ -193,31 +195,35 @@ def _models(settings: Settings) -> Iterator[Finding]:
     try:
         default = default_variant(settings)
     except MfError as error:
-        yield Finding(Group.MODELS, "default", Status.FAILED, error.message, error.hint)
+        yield Finding(Group.MODELS, "default", FindingStatus.FAILED, error.message, error.hint)
     else:
-        yield Finding(Group.MODELS, "default", Status.FACT, default.name)
+        yield Finding(Group.MODELS, "default", FindingStatus.FACT, default.name)
     sizes: dict[str, dict[str, int]] = {}
     with contextlib.suppress(MfError, OSError):
         bundled = find_variant(BUNDLED_ALIAS).name
         _add(sizes, bundled, "artifact_bytes", bundled_file(f"{bundled}.onnx"))
     yield _bundled()
     with contextlib.suppress(MfError, OSError):
-        for path in checkpoint_files(settings):
+        for path in list_checkpoints(settings):
             _add(sizes, path.parent.name, "checkpoint_bytes", path)
-        for name, path in artifact_files(settings):
+        for name, path in list_artifacts(settings):
             _add(sizes, name, "artifact_bytes", path)
     for name, found in sorted(sizes.items()):
-        yield Finding(Group.MODELS, name, Status.FACT, found)
+        yield Finding(Group.MODELS, name, FindingStatus.FACT, found)
 
 
 def _bundled() -> Finding:
     try:
         good = bundled_is_intact(find_variant(BUNDLED_ALIAS))
     except MfError as error:
-        return Finding(Group.MODELS, BUNDLED_ALIAS, Status.FAILED, error.message, error.hint)
+        return Finding(Group.MODELS, BUNDLED_ALIAS, FindingStatus.FAILED, error.message, error.hint)
     value = "as installed" if good else "its artifact was changed or is damaged"
     return Finding(
-        Group.MODELS, BUNDLED_ALIAS, Status.OK if good else Status.FAILED, value, None if good else REINSTALL
+        Group.MODELS,
+        BUNDLED_ALIAS,
+        FindingStatus.OK if good else FindingStatus.FAILED,
+        value,
+        None if good else REINSTALL,
     )
 
 
@@ -231,7 +237,7 @@ def _extras() -> Iterator[Finding]:
         versions = {name: version for name in names if (version := _version(name))}
         whole = len(versions) == len(names)
         hint = None if whole else f"pip install {' '.join(names)}"
-        yield Finding(Group.EXTRAS, extra, Status.OK if whole else Status.ABSENT, versions or None, hint)
+        yield Finding(Group.EXTRAS, extra, FindingStatus.OK if whole else FindingStatus.ABSENT, versions or None, hint)
 
 
 def _required() -> dict[str, list[str]]:
@@ -260,7 +266,7 @@ def _engines() -> Iterator[Finding]:
     names = [DEFAULT_ENGINE, *(name for name in EngineName if name not in (EngineName.AUTO, DEFAULT_ENGINE))]
     for name in names:
         if find_spec(name.value) is None:  # an engine has the name of its package
-            yield Finding(Group.ENGINES, name.value, Status.ABSENT, None, f"pip install {name.value}")
+            yield Finding(Group.ENGINES, name.value, FindingStatus.ABSENT, None, f"pip install {name.value}")
             continue
         for probe in _tried(name):
             logits = probe.pop("logits", None)
@@ -273,9 +279,9 @@ def _engines() -> Iterator[Finding]:
 
 def _judged(name: str, probe: dict[str, Any], logits: list[float] | None, reference: list[float] | None) -> Finding:
     if logits is None:
-        return Finding(Group.ENGINES, name, Status.FAILED, probe.pop("error"), probe.pop("hint", None))
+        return Finding(Group.ENGINES, name, FindingStatus.FAILED, probe.pop("error"), probe.pop("hint", None))
     if reference is None:  # there is nothing to compare with
-        return Finding(Group.ENGINES, name, Status.OK, probe)
+        return Finding(Group.ENGINES, name, FindingStatus.OK, probe)
     difference = float(np.abs(np.subtract(logits, reference)).max() / np.std(reference))
     probe["difference"] = float(f"{difference:.1e}") if np.isfinite(difference) else None
     good = difference <= MAX_DIFFERENCE  # false for what is no number
@@ -286,7 +292,7 @@ def _judged(name: str, probe: dict[str, Any], logits: list[float] | None, refere
         hint = f"{DEFAULT_ENGINE} computes what is no number, there is nothing to compare with"
     elif not good:
         hint = f"its answers are not those of {DEFAULT_ENGINE}: use another --engine or --device"
-    return Finding(Group.ENGINES, name, Status.OK if good else Status.FAILED, probe, hint)
+    return Finding(Group.ENGINES, name, FindingStatus.OK if good else FindingStatus.FAILED, probe, hint)
 
 
 def _tried(name: EngineName) -> list[dict[str, Any]]:
@@ -353,7 +359,7 @@ def probe(engine: str) -> None:
 def _probe(name: EngineName, device: str) -> dict[str, Any]:
     settings = replace(Settings.from_environ(), offline=True)
     try:
-        artifact = ensure(find_variant(BUNDLED_ALIAS), None, settings)
+        artifact = ensure_artifact(find_variant(BUNDLED_ALIAS), None, settings)
         started = time.perf_counter()
         engine = load_engine(name, artifact, EngineOptions(device))
         loaded = time.perf_counter()

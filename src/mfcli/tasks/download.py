@@ -6,18 +6,25 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from mfcli.artifact.ensure import ensure
+from mfcli.artifact.ensure import ensure_artifact
 from mfcli.errors import MfError, ModelError, OutputError, UsageError
-from mfcli.files import remembered_sha256
-from mfcli.hub.acquire import Wish, candidates, check_digest, is_address, not_here, sources_of, waits_by_hand
+from mfcli.files import cached_sha256, is_glob, is_url
+from mfcli.hub.acquire import (
+    FetchOptions,
+    check_digest,
+    find_candidates,
+    has_new_manual_file,
+    missing_weights_error,
+    resolve_sources,
+)
 from mfcli.hub.bundled import bundled_file
-from mfcli.hub.cache import StoredWeights, is_intact, place_by_hand, stored
-from mfcli.models.registry import Variant, find_variant, is_glob, list_variants
+from mfcli.hub.cache import StoredWeights, find_stored_weights, is_intact, manual_path
+from mfcli.models.registry import Variant, find_variant, list_variants
 from mfcli.results import Progress
 from mfcli.settings import Settings
 
 
-class Status(StrEnum):
+class DownloadStatus(StrEnum):
     """How it went with one model; WANTED is what a dry run says of one that would be fetched."""
 
     READY = "ready"
@@ -26,7 +33,7 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Downloaded:
+class DownloadResult:
     """One model that was asked for.
 
     Attributes:
@@ -40,7 +47,7 @@ class Downloaded:
     """
 
     name: str
-    status: Status
+    status: DownloadStatus
     size_bytes: int | None
     sha256: str | None
     path: str
@@ -66,115 +73,127 @@ def choose(names: list[str]) -> list[Variant]:
     return list(chosen.values())
 
 
-def download(names: list[str], settings: Settings, wish: Wish, progress: Progress) -> list[Downloaded]:
+def download(names: list[str], settings: Settings, fetch: FetchOptions, progress: Progress) -> list[DownloadResult]:
     """Make every model that is named ready to predict; one that fails does not stop the others.
 
     Raises:
         ModelError: a name is unknown.
         UsageError: one origin or digest is given for several models.
     """
-    wish = replace(wish, keep=True)
-    return [_download(variant, settings, wish, progress) for variant in _choose_for(names, wish)]
+    fetch = replace(fetch, keep=True)
+    return [_download(variant, settings, fetch, progress) for variant in _choose_for(names, fetch)]
 
 
-def _choose_for(names: list[str], wish: Wish) -> list[Variant]:
+def _choose_for(names: list[str], fetch: FetchOptions) -> list[Variant]:
     variants = choose(names)
-    if len(variants) > 1 and (wish.origin or wish.expect_sha256):
+    if len(variants) > 1 and (fetch.origin or fetch.expect_sha256):
         raise UsageError("--from and --expect-sha256 are about one model", "name one model")
     return variants
 
 
-def _download(variant: Variant, settings: Settings, wish: Wish, progress: Progress) -> Downloaded:
+def _download(variant: Variant, settings: Settings, fetch: FetchOptions, progress: Progress) -> DownloadResult:
     try:
-        artifact = ensure(variant, None, settings, progress, wish)
+        artifact = ensure_artifact(variant, None, settings, progress, fetch)
     except (ModelError, OutputError) as error:
-        place = place_by_hand(variant, settings) if variant.sources else bundled_file(f"{variant.name}.onnx")
-        origin = _origin(variant, settings, wish)
-        return Downloaded(variant.name, Status.FAILED, None, None, str(place), origin, error)
-    have = stored(variant, settings) if variant.sources else None
+        place = manual_path(variant, settings) if variant.sources else bundled_file(f"{variant.name}.onnx")
+        origin = _origin(variant, settings, fetch)
+        return DownloadResult(variant.name, DownloadStatus.FAILED, None, None, str(place), origin, error)
+    have = find_stored_weights(variant, settings) if variant.sources else None
     if have is None:  # the bundled model
-        return Downloaded(
-            variant.name, Status.READY, artifact.size_bytes, artifact.weights_sha256, str(artifact.path), None
+        return DownloadResult(
+            variant.name, DownloadStatus.READY, artifact.size_bytes, artifact.weights_sha256, str(artifact.path), None
         )
-    return Downloaded(variant.name, Status.READY, have.size_bytes, have.sha256, str(have.path), have.url)
+    return DownloadResult(variant.name, DownloadStatus.READY, have.size_bytes, have.sha256, str(have.path), have.url)
 
 
-def _origin(variant: Variant, settings: Settings, wish: Wish) -> str | None:
+def _origin(variant: Variant, settings: Settings, fetch: FetchOptions) -> str | None:
     """Where a checkpoint would first be taken from, without secrets."""
-    from mfcli.http import shown
+    from mfcli.http import redact_url
 
-    if wish.origin and not is_address(wish.origin):
-        return os.path.realpath(wish.origin)
+    if fetch.origin and not is_url(fetch.origin):
+        return os.path.realpath(fetch.origin)
     with contextlib.suppress(UsageError):  # offline, nobody needs MF_ENDPOINT to be an address
-        return next((shown(url) for _, url in sources_of(variant, settings, wish)), None)
+        return next((redact_url(url) for _, url in resolve_sources(variant, settings, fetch)), None)
     return None
 
 
-def plan(names: list[str], settings: Settings, wish: Wish, progress: Progress) -> list[Downloaded]:
+def plan(names: list[str], settings: Settings, fetch: FetchOptions, progress: Progress) -> list[DownloadResult]:
     """Return what `download` would do; asks servers for sizes, unless offline, and fetches nothing.
 
     Raises:
         ModelError: a name is unknown.
         UsageError: one origin or digest is given for several models.
     """
-    return [_plan(variant, settings, wish, progress) for variant in _choose_for(names, wish)]
+    return [_plan(variant, settings, fetch, progress) for variant in _choose_for(names, fetch)]
 
 
-def _plan(variant: Variant, settings: Settings, wish: Wish, progress: Progress) -> Downloaded:
+def _plan(variant: Variant, settings: Settings, fetch: FetchOptions, progress: Progress) -> DownloadResult:
     if not variant.sources:
-        return _download(variant, settings, wish, progress)
-    have = stored(variant, settings)
-    place = str(place_by_hand(variant, settings))
-    if wish.origin and not is_address(wish.origin):
-        return _plan_copy(variant, settings, wish, Path(wish.origin), place)
-    if not wish.origin and not wish.force:
+        return _download(variant, settings, fetch, progress)
+    have = find_stored_weights(variant, settings)
+    place = str(manual_path(variant, settings))
+    if fetch.origin and not is_url(fetch.origin):
+        return _plan_copy(variant, settings, fetch, Path(fetch.origin), place)
+    if not fetch.origin and not fetch.force:
         good = have if have and is_intact(have) else None
-        for candidate in candidates(variant, settings, wish):
-            if good and not (waits_by_hand(variant, settings) and str(candidate.path) == place):
+        for candidate in find_candidates(variant, settings, fetch):
+            if good and not (has_new_manual_file(variant, settings) and str(candidate.path) == place):
                 continue
-            copy = _plan_copy(variant, settings, wish, candidate.path, place)
-            if copy.status is Status.WANTED and {copy.sha256} >= {v.lower() for v in candidate.expected.values()}:
+            copy = _plan_copy(variant, settings, fetch, candidate.path, place)
+            if copy.status is DownloadStatus.WANTED and {copy.sha256} >= {
+                v.lower() for v in candidate.expected.values()
+            }:
                 return copy
         if good:
-            return _plan_nothing(variant, good, wish)
+            return _plan_nothing(variant, good, fetch)
     if settings.offline:
-        origin = _origin(variant, settings, wish)
-        return Downloaded(variant.name, Status.FAILED, None, None, place, origin, not_here(variant, settings, wish))
-    return _plan_download(variant, settings, wish, progress, place)
+        origin = _origin(variant, settings, fetch)
+        return DownloadResult(
+            variant.name,
+            DownloadStatus.FAILED,
+            None,
+            None,
+            place,
+            origin,
+            missing_weights_error(variant, settings, fetch),
+        )
+    return _plan_download(variant, settings, fetch, progress, place)
 
 
-def _plan_nothing(variant: Variant, have: StoredWeights, wish: Wish) -> Downloaded:
-    ready = Downloaded(variant.name, Status.READY, have.size_bytes, have.sha256, str(have.path), have.url)
+def _plan_nothing(variant: Variant, have: StoredWeights, fetch: FetchOptions) -> DownloadResult:
+    ready = DownloadResult(variant.name, DownloadStatus.READY, have.size_bytes, have.sha256, str(have.path), have.url)
     try:
-        check_digest(str(have.path), have.sha256, wish, "fetch it again: add --force")
+        check_digest(str(have.path), have.sha256, fetch, "fetch it again: add --force")
     except ModelError as error:
-        return replace(ready, status=Status.FAILED, error=error)
+        return replace(ready, status=DownloadStatus.FAILED, error=error)
     return ready
 
 
-def _plan_copy(variant: Variant, settings: Settings, wish: Wish, origin: Path, place: str) -> Downloaded:
+def _plan_copy(variant: Variant, settings: Settings, fetch: FetchOptions, origin: Path, place: str) -> DownloadResult:
     shown = os.path.realpath(origin)
     try:
-        digest = remembered_sha256(origin, settings.cache_dir / "digests")
-        check_digest(str(origin), digest, wish)
+        digest = cached_sha256(origin, settings.cache_dir / "digests")
+        check_digest(str(origin), digest, fetch)
         size_bytes = origin.stat().st_size
     except ModelError as error:
-        return Downloaded(variant.name, Status.FAILED, None, None, place, shown, error)
-    return Downloaded(variant.name, Status.WANTED, size_bytes, digest, place, shown)
+        return DownloadResult(variant.name, DownloadStatus.FAILED, None, None, place, shown, error)
+    return DownloadResult(variant.name, DownloadStatus.WANTED, size_bytes, digest, place, shown)
 
 
-def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: Progress, place: str) -> Downloaded:
-    from mfcli.http import SourceError, UnreachableError, open_session, resolve, shown
+def _plan_download(
+    variant: Variant, settings: Settings, fetch: FetchOptions, progress: Progress, place: str
+) -> DownloadResult:
+    from mfcli.http import SourceError, UnreachableError, open_session, redact_url, resolve_url
 
     failure: ModelError | None = None
     address = variant.url
-    for source, url in sources_of(variant, settings, wish):
-        address, remote = shown(url), None
+    for source, url in resolve_sources(variant, settings, fetch):
+        address, remote = redact_url(url), None
         try:
             with open_session() as session:
-                remote = resolve(session, url, progress)
+                remote = resolve_url(session, url, progress)
             if remote.sha256:
-                check_digest(address, remote.sha256, wish)
+                check_digest(address, remote.sha256, fetch)
         except UnreachableError as error:  # the real download goes no further either
             failure = ModelError(error.message, error.hint or "run the same command again")
             break
@@ -182,8 +201,8 @@ def _plan_download(variant: Variant, settings: Settings, wish: Wish, progress: P
             failure = ModelError(error.message, f"carry the file by hand: mf download {variant.name} --from FILE")
         except ModelError as error:
             said = (remote.size_bytes, remote.sha256) if remote else (None, None)
-            return Downloaded(variant.name, Status.FAILED, *said, place, address, error)
+            return DownloadResult(variant.name, DownloadStatus.FAILED, *said, place, address, error)
         else:
             path = str(Path(place).with_name(source.file_name)) if source in variant.sources else place
-            return Downloaded(variant.name, Status.WANTED, remote.size_bytes, remote.sha256, path, address)
-    return Downloaded(variant.name, Status.FAILED, None, None, place, address, failure)
+            return DownloadResult(variant.name, DownloadStatus.WANTED, remote.size_bytes, remote.sha256, path, address)
+    return DownloadResult(variant.name, DownloadStatus.FAILED, None, None, place, address, failure)

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from mfcli.artifact.file import Artifact, prepared_artifacts
-from mfcli.hub.cache import StoredWeights, place_by_hand, stored
+from mfcli.artifact.file import Artifact, find_artifacts
+from mfcli.hub.cache import StoredWeights, find_stored_weights, manual_path
 from mfcli.models.registry import Variant
 from mfcli.settings import Settings
 
@@ -18,9 +18,9 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
         **variant.as_record(),
         "resize_shorter_side": int(variant.input_size[1] / variant.crop_pct),
         "crop_size": list(variant.input_size[1:]),
-        "weights": _weights(stored(variant, settings)) if variant.sources else None,
-        "place_by_hand": str(place_by_hand(variant, settings)) if variant.sources else None,
-        "artifacts": [_artifact(artifact) for artifact in prepared_artifacts(variant, settings)],
+        "weights": _weights(find_stored_weights(variant, settings)) if variant.sources else None,
+        "place_by_hand": str(manual_path(variant, settings)) if variant.sources else None,
+        "artifacts": [_artifact(artifact) for artifact in find_artifacts(variant, settings)],
     }
 
 

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mfcli.errors import MfError, TooManyFailuresError, UsageError
+from mfcli.files import is_url
 from mfcli.inference.predictor import Predictor
-from mfcli.inputs.sources import Source, is_address
-from mfcli.outputs.journal import Journal, State, digest_of
+from mfcli.inputs.sources import Source
+from mfcli.outputs.journal import Journal, RowStatus, digest_of
 from mfcli.outputs.writer import Writer
 from mfcli.results import Progress, Summary, Tally
-from mfcli.signals import ImpatientInterrupt, uninterrupted
+from mfcli.signals import ForcedInterrupt, defer_signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class _Counts:
 
 def _add_holders(source: Source, holders: set[int]) -> None:
     """Add what holds a picture: the folders above it, and what it was found by, an archive or a glob."""
-    if is_address(source.argument):
+    if is_url(source.argument):
         return
     name = source.raw
     if source.whole is not None:
@@ -123,16 +124,16 @@ def predict(
 
     def unfinished() -> Iterator[Source]:
         for source in sources:
-            state = journal.state_of(source.raw, source.member) if journal and not source.is_stdin else State.NEW
-            if state is State.NEW:
+            state = journal.state_of(source.raw, source.member) if journal and not source.is_stdin else RowStatus.NEW
+            if state is RowStatus.NEW:
                 under_way.append((source, writer))
-            elif state is State.FAILED and retry_writer is not None:
+            elif state is RowStatus.FAILED and retry_writer is not None:
                 under_way.append((source, retry_writer))
             else:
-                if state is State.OK and retry_writer is not None:
+                if state is RowStatus.OK and retry_writer is not None:
                     _add_holders(source, holders)
                 counts.finished_before += 1
-                counts.failed_before += state is State.FAILED
+                counts.failed_before += state is RowStatus.FAILED
                 continue
             yield source
 
@@ -145,7 +146,7 @@ def predict(
 
     try:
         for result in predictor.predict(unfinished(), batch_size=batch_size, workers=workers):
-            with uninterrupted():
+            with defer_signals():
                 if not counts.inputs:
                     begin()
                 source, its_writer = under_way.popleft()
@@ -160,11 +161,11 @@ def predict(
                     f"stopped: {counts.failed} of {counts.inputs} pictures failed, more than --max-failures bears",
                     "the rows say why",
                 )
-    except ImpatientInterrupt:
+    except ForcedInterrupt:
         raise
     except (KeyboardInterrupt, MfError):
         if counts.inputs:  # else nothing was begun, and nothing is replaced
-            with uninterrupted():
+            with defer_signals():
                 writer.end(counts.summary)
         raise
     if not counts.inputs:

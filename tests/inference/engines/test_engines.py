@@ -14,10 +14,10 @@ import pytest
 
 from conftest import Ran, only_threads
 from deterministic import pixels
-from mfcli.artifact.ensure import ensure
+from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError, ExitCode, UsageError
-from mfcli.inference.engines import chosen_engine, load_engine
+from mfcli.inference.engines import choose_engine, load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size, pictures_per_run
 from mfcli.models.registry import find_variant
 from mfcli.settings import Settings
@@ -28,7 +28,7 @@ FP32, BF16, FP16 = Precision
 
 @pytest.fixture
 def bundled() -> Artifact:
-    return ensure(find_variant("bundled"), None, Settings.from_environ())
+    return ensure_artifact(find_variant("bundled"), None, Settings.from_environ())
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def bundled() -> Artifact:
     ],
 )
 def test_what_is_chosen(name: EngineName, device: str, precision: Precision, chosen: EngineName) -> None:
-    assert chosen_engine(name, EngineOptions(device, precision)) is chosen
+    assert choose_engine(name, EngineOptions(device, precision)) is chosen
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_is_chosen(name: EngineName, device: str, precision: Precision, cho
 )
 def test_what_no_engine_does(name: EngineName, device: str, precision: Precision, message: str, hint: str) -> None:
     with pytest.raises(EngineError, match=message) as caught:
-        chosen_engine(name, EngineOptions(device, precision))
+        choose_engine(name, EngineOptions(device, precision))
     assert caught.value.hint == hint
     assert caught.value.exit_code is ExitCode.ENGINE
 
@@ -70,12 +70,12 @@ def test_what_no_engine_does(name: EngineName, device: str, precision: Precision
 @pytest.mark.parametrize("device", ["gpu", "", "cuda:", "cuda:x", "CPU", "cuda:-1", "mps:0"])
 def test_no_such_device(device: str) -> None:
     with pytest.raises(UsageError, match="unknown device"):
-        chosen_engine(AUTO, EngineOptions(device))
+        choose_engine(AUTO, EngineOptions(device))
 
 
 def test_no_threads() -> None:
     with pytest.raises(UsageError, match="--threads 0"):
-        chosen_engine(AUTO, EngineOptions(threads=0))
+        choose_engine(AUTO, EngineOptions(threads=0))
 
 
 def test_the_default_engine(bundled: Artifact) -> None:
@@ -121,12 +121,12 @@ def hook(event, arguments):
         spoken.append((event, arguments))
 sys.addaudithook(hook)
 import numpy
-from mfcli.artifact.ensure import ensure
+from mfcli.artifact.ensure import ensure_artifact
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions
 from mfcli.settings import Settings
 from mfcli.models.registry import find_variant
-artifact = ensure(find_variant("bundled"), None, Settings.from_environ())
+artifact = ensure_artifact(find_variant("bundled"), None, Settings.from_environ())
 engine = load_engine(EngineName(sys.argv[1]), artifact, EngineOptions("cpu"))
 assert engine.logits(numpy.zeros((3, 3, 64, 64), numpy.float32)).shape == (3, 200)
 assert not spoken, spoken

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deterministic import pixels
-from mfcli.artifact.ensure import ensure
+from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError
 from mfcli.inference.engines import load_engine
@@ -20,7 +20,7 @@ openvino = pytest.importorskip("openvino")
 
 @pytest.fixture(scope="module")
 def bundled() -> Artifact:
-    return ensure(find_variant("bundled"), None, Settings.from_environ())
+    return ensure_artifact(find_variant("bundled"), None, Settings.from_environ())
 
 
 def test_float32_equals_torch(bundled: Artifact) -> None:

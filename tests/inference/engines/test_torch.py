@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deterministic import pixels
-from mfcli.artifact.ensure import ensure
+from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError, ExitCode, ModelError
 from mfcli.inference.engines import load_engine
@@ -18,7 +18,7 @@ from mfcli.settings import Settings
 
 @pytest.fixture(scope="module")
 def bundled() -> Artifact:
-    return ensure(find_variant("bundled"), None, Settings.from_environ())
+    return ensure_artifact(find_variant("bundled"), None, Settings.from_environ())
 
 
 @pytest.mark.parametrize(

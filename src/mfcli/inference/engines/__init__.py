@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
-from mfcli.errors import EngineError, MfError, UsageError, unusable
+from mfcli.errors import EngineError, MfError, UsageError, package_error
 from mfcli.inference.engines.base import MAX_THREADS, Engine, EngineName, EngineOptions, Precision
 from mfcli.settings import usable_cores
 
@@ -29,7 +29,7 @@ def load_engine(name: EngineName, artifact: "Artifact", options: EngineOptions |
         UsageError: there is no such device or number of threads.
     """
     options = options or EngineOptions()
-    return _class_of(chosen_engine(name, options))(artifact, options)
+    return _class_of(choose_engine(name, options))(artifact, options)
 
 
 def _class_of(name: EngineName) -> "Callable[[Artifact, EngineOptions], Engine]":
@@ -51,10 +51,10 @@ def _class_of(name: EngineName) -> "Callable[[Artifact, EngineOptions], Engine]"
     except MfError:
         raise
     except Exception as error:
-        raise unusable(name, error) from error
+        raise package_error(name, error) from error
 
 
-def chosen_engine(name: EngineName, options: EngineOptions) -> EngineName:
+def choose_engine(name: EngineName, options: EngineOptions) -> EngineName:
     """Return the engine that a name and options stand for; imports none.
 
     Raises:
