@@ -7,6 +7,8 @@ torch), `load_predictor` (an object that classifies pictures, without torch) and
 import os
 from typing import TYPE_CHECKING
 
+from mfcli.version import __version__
+
 if TYPE_CHECKING:
     from mfcli.inference.predictor import load_predictor
     from mfcli.models.metaformer import create_model
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 # ONNX Runtime 1.29 and later report to their maker, on Linux too and from their import on, unless told not to before.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "create_model", "list_variants", "load_predictor"]
 
 

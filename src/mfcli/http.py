@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -20,6 +19,7 @@ import urllib3
 
 from mfcli.errors import ModelError
 from mfcli.results import Progress
+from mfcli.version import __version__
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
@@ -312,5 +312,5 @@ class Session(requests.Session):
 def open_session() -> Iterator[requests.Session]:
     """Open a session that says who asks, and wants the bytes as they are."""
     with Session() as session:
-        session.headers.update({"User-Agent": f"mfcli/{version('mfcli')}", "Accept-Encoding": "identity"})
+        session.headers.update({"User-Agent": f"mfcli/{__version__}", "Accept-Encoding": "identity"})
         yield session

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mfcli.models.metaformer import MetaFormer
 from mfcli.artifact.file import FORMAT_VERSION, METADATA_PREFIX, artifact_key, open_artifact, write_artifact
+from mfcli.version import __version__
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 """Largest difference to torch that an artifact may have, as a share of the logits' standard deviation."""
@@ -85,7 +86,7 @@ def _labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("mfcli", "torch", "timm", "onnx", "onnxruntime")}
+    return {"mfcli": __version__} | {name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime")}
 
 
 def _export(model: "MetaFormer", variant: Variant, half_weights: bool) -> "ModelProto":

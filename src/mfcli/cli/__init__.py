@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mfcli import __version__, signals
+from mfcli import signals
 from mfcli.cli import cache, models
 from mfcli.cli.benchmark import benchmark
 from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
@@ -23,6 +23,7 @@ from mfcli.cli.predict import predict
 from mfcli.cli.streams import ReaderGoneError, fail, keep_descriptors, say, standard_output
 from mfcli.errors import EngineError, ExitCode, MfError
 from mfcli.settings import Settings
+from mfcli.version import __version__
 
 app = typer.Typer(
     name="mf",

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,6 +35,7 @@ from mfcli.http import (
     redact_url,
     redirect_target,
 )
+from mfcli.version import __version__
 
 _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 2**16
@@ -176,7 +176,7 @@ def _session(public_only: bool) -> requests.Session:
     sessions = _thread.__dict__.setdefault("sessions", {})
     if public_only not in sessions:
         session = sessions[public_only] = Session()
-        session.headers.update({"User-Agent": f"mfcli/{version('mfcli')}", "Accept": "image/*,*/*;q=0.5"})
+        session.headers.update({"User-Agent": f"mfcli/{__version__}", "Accept": "image/*,*/*;q=0.5"})
         session.headers["Accept-Encoding"] = "identity"
         session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://"):

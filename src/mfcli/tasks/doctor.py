@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from mfcli import __version__
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import bundled_is_intact
 from mfcli.errors import MfError
@@ -38,6 +37,7 @@ from mfcli.inference.engines.base import EngineName, EngineOptions
 from mfcli.models.registry import default_variant, find_variant
 from mfcli.settings import BUNDLED_ALIAS, Settings, usable_cores
 from mfcli.synthetic import picture
+from mfcli.version import __version__
 
 DEFAULT_ENGINE = EngineName.ONNXRUNTIME
 """What `--engine auto` stands for, and what the others are compared with."""
@@ -243,13 +243,13 @@ def _extras() -> Iterator[Finding]:
 def _required() -> dict[str, list[str]]:
     """What each extra of the package asks for, by the package's own metadata; those for developers aside."""
     try:
-        required = metadata.requires("mfcli") or []
+        required = metadata.requires("metaformer-cli") or []
     except metadata.PackageNotFoundError:  # run from a folder that was never installed
         return {}
     wanted: dict[str, list[str]] = {}
     for requirement in required:
         match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
-        if match and match[2] not in ("dev", "test"):
+        if match and match[2] not in ("bench", "dev", "docs", "test"):
             wanted.setdefault(match[2], []).append(match[1])
     return wanted
 
