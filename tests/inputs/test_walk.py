@@ -14,7 +14,7 @@ import pytest
 from mfcli.errors import FailureCode, PictureError
 from mfcli.inputs import walk
 from mfcli.inputs.selection import Selection
-from mfcli.inputs.walk import Found, open_file, split_member, walk_folder, walk_glob
+from mfcli.inputs.walk import Found, open_file, walk_folder, walk_glob
 
 NAMES = [
     "img10.jpg",
@@ -218,24 +218,6 @@ def test_globs_are_filtered() -> None:
     for pattern, left in (("f/*/", []), ("f/**/*.jpg", ["f/a2.jpg", "f/img10.jpg"])):
         assert names_of(walk_glob(pattern, Selection(exclude=("b",)))) == left
     assert names_of(walk_glob("f/*/", Selection(exclude=("c",)))) == ["f/b/3.jpg"]
-
-
-@pytest.mark.parametrize(
-    ("path", "split"),
-    [
-        ("p.zip/a.jpg", ("p.zip", "a.jpg")),
-        ("./p.zip/b/a.jpg", ("./p.zip", "b/a.jpg")),
-        ("p.zip/", None),
-        ("p.zip", None),
-        ("none.zip/a.jpg", None),
-        ("d.zip/a.jpg", None),
-    ],
-)
-def test_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, split: object) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("p.zip").touch()
-    Path("d.zip").mkdir()
-    assert split_member(path) == split
 
 
 def test_permission(tmp_path: Path, as_nobody: Callable[[], contextlib.AbstractContextManager[None]]) -> None:

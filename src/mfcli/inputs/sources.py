@@ -19,15 +19,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from mfcli.errors import FailureCode, NoInputsError, PictureError, UsageError
-from mfcli.files import is_glob, is_url, url_scheme
+from mfcli.files import is_glob, url_scheme
+from mfcli.inputs.arguments import STDIN, Argument, ArgumentKind, classify
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.walk import (
     Found,
     failure_from_os_error,
-    is_archive_name,
     member_glob,
     open_file,
-    split_member,
     translate_os_errors,
     walk_folder,
     walk_glob,
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
     _Last = Callable[[], LastArchive]
 
 __all__ = ["STDIN", "Selection", "Source", "iter_sources"]
-
-STDIN = "-"
-"""The argument that stands for the bytes of one picture on standard input."""
 
 _FROM_STDIN = "mf predict - < PICTURE"
 _LIST_FROM_STDIN = "find DIR -name '*.jpg' -print0 | mf predict --files-from - -0"
@@ -134,7 +130,7 @@ def iter_sources(
     """
     arguments = list(arguments)
     _check_usage(arguments, stdin, files_from, nul)
-    streams = (_of_argument(argument, stdin, selection) for argument in arguments)
+    streams = (_of_argument(classify(name), stdin, selection) for name in arguments)
     hint = _FILTERED if selection.include or selection.exclude or not selection.recursive else None
     if files_from is None:
         return _noticed(streams, notice, None, hint)
@@ -208,15 +204,27 @@ def _noticed(
         raise NoInputsError(f"no pictures in {where}", hint or (_LEFT_OUT if empty else _LIST_FROM_STDIN))
 
 
-def _of_argument(argument: str, stdin: BinaryIO | None, selection: Selection) -> tuple[str | None, Iterator[Source]]:
-    if argument == STDIN:
-        assert stdin is not None  # checked before
-        return None, iter([Source(STDIN, opener=partial(_read_stdin, stdin, selection.max_bytes))])
-    if (named := _of_name(argument, selection)) is not None:
-        return named
-    if is_glob(argument) and not os.path.lexists(argument):
-        return None, _of_glob(argument, selection)
-    return None, iter([Source(argument)])
+def _of_argument(
+    argument: Argument, stdin: BinaryIO | None, selection: Selection, last: "_Last | None" = None
+) -> tuple[str | None, Iterator[Source]]:
+    """What an argument gives, and its name where it is a failure of the run if nothing does. Lines have a `last`."""
+    name = argument.name
+    match argument.kind:
+        case ArgumentKind.STDIN:
+            assert stdin is not None  # checked before
+            return None, iter([Source(STDIN, opener=partial(_read_stdin, stdin, selection.max_bytes))])
+        case ArgumentKind.URL:
+            return None, iter([_of_address(name, selection)])
+        case ArgumentKind.FOLDER:
+            return Source(name).input, map(_of_found, walk_folder(name, selection))
+        case ArgumentKind.ARCHIVE:
+            return Source(argument.archive).input, _of_archive(argument.archive, selection.takes_member, selection)
+        case ArgumentKind.MEMBER:
+            return None if last else Source(name).input, _of_member(argument.archive, argument.member, selection, last)
+        case ArgumentKind.GLOB:
+            return None, _of_glob(name, selection)
+        case _:
+            return None, iter([Source(name)])
 
 
 def _read_stdin(stdin: BinaryIO, max_bytes: int) -> BinaryIO:
@@ -224,22 +232,6 @@ def _read_stdin(stdin: BinaryIO, max_bytes: int) -> BinaryIO:
     if len(data) > max_bytes:
         raise PictureError(FailureCode.TOO_LARGE, f"is over {max_bytes} bytes")
     return io.BytesIO(data)
-
-
-def _of_name(
-    name: str, selection: Selection, last: "_Last | None" = None
-) -> tuple[str | None, Iterator[Source]] | None:
-    """What an address, a folder, an archive or a member of one gives; None for anything else. Lines have a `last`."""
-    if scheme := url_scheme(name):
-        return None, iter([_of_address(name, scheme, selection)])
-    if os.path.isdir(name):
-        return Source(name).input, map(_of_found, walk_folder(name, selection))
-    bare = name.rstrip("/")
-    if is_archive_name(bare) and os.path.isfile(bare):
-        return Source(bare).input, _of_archive(bare, selection.takes_member, selection)
-    if (split := split_member(name)) is not None:
-        return None if last else Source(name).input, _of_member(*split, selection, last)
-    return None
 
 
 def _of_found(found: Found) -> Source:
@@ -250,13 +242,16 @@ def _of_glob(pattern: str, selection: Selection) -> Iterator[Source]:
     is_empty = True
     for found in walk_glob(pattern, selection):
         is_empty = False
-        named = None if found.failure else _of_name(found.path, selection)
-        for source in [_of_found(found)] if named is None else named[1]:
+        for source in [_of_found(found)] if found.failure else _of_match(found.path, selection):
             yield replace(source, whole=(pattern, None))
     if is_empty:
         yield Source(
             pattern, failure=Failure(FailureCode.NOT_FOUND, "no such file, and as a glob it matches no picture")
         )
+
+
+def _of_match(path: str, selection: Selection) -> Iterator[Source]:
+    return _of_argument(classify(path, is_listed=True), None, selection)[1]
 
 
 def _of_found_member(path: str, member: "Member", whole: tuple[str, None] | None = None) -> Source:
@@ -307,7 +302,8 @@ def _of_member(path: str, wanted: str, selection: Selection, last: "_Last | None
         yield Source(path, name, Failure(FailureCode.NOT_FOUND, "no such member in the archive"))
 
 
-def _of_address(url: str, scheme: str, selection: Selection) -> Source:
+def _of_address(url: str, selection: Selection) -> Source:
+    scheme = url_scheme(url)
     if scheme == "file":
         return _of_file_address(url)
     if scheme not in ("http", "https"):
@@ -365,12 +361,12 @@ def _of_line(line: bytes, nul: bool, selection: Selection, last: "_Last") -> tup
         return None, iter([Source(f"{name[:200]}...", failure=Failure(FailureCode.TOO_LARGE, message))])
     if wrong_end:
         return None, iter([Source(name, failure=Failure(FailureCode.NOT_FOUND, f"no such file{wrong_end}"))])
-    named, is_remote = _of_name(name, selection, last), is_url(name)
-    path = re.split(r"[?#]", name)[0] if is_remote else name
-    filters_itself = named and not is_remote  # a folder, an archive, or what is in one
-    if not (selection.lets_in(path) if filters_itself else selection.passes(path)):
+    argument = classify(name, is_listed=True)
+    path = re.split(r"[?#]", name)[0] if argument.kind is ArgumentKind.URL else name
+    is_one = argument.kind in (ArgumentKind.URL, ArgumentKind.FILE)  # others are filtered by what they hold
+    if not (selection.passes(path) if is_one else selection.lets_in(path)):
         return None, iter(())
-    return named or (None, iter([Source(name)]))
+    return _of_argument(argument, None, selection, last)
 
 
 def _lines(file: BinaryIO, end: bytes) -> Iterator[bytes]:

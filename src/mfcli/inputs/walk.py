@@ -13,11 +13,10 @@ from typing import BinaryIO
 
 from mfcli.errors import FailureCode, PictureError
 from mfcli.files import is_glob
+from mfcli.inputs.arguments import is_archive_name as is_archive_name  # for cli/predict
+from mfcli.inputs.arguments import split_member as split_member
 from mfcli.inputs.selection import Selection, glob_of, in_natural_order, is_hidden
 from mfcli.results import Failure
-
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-"""Their case does not matter."""
 
 _NO_REGULAR_FILE = "is not a regular file; a pipe goes to: mf predict -"
 _WILDCARDS = frozenset("*?")
@@ -229,18 +228,3 @@ def _listed(path: str, relative: str, takes: Callable[[str], bool], enters: Call
             names.append(entry.name)
     folder.names = in_natural_order(names, str)
     return folder
-
-
-def is_archive_name(path: str) -> bool:
-    """Whether a file of this name is opened as an archive when it is named."""
-    return path.lower().endswith(ARCHIVE_SUFFIXES)
-
-
-def split_member(path: str) -> tuple[str, str] | None:
-    """Return archive and member of a path that goes on below an archive (`photos.zip/a.jpg`), else None."""
-    at = path.find("/", 1)
-    while at > 0:
-        if is_archive_name(path[:at]) and os.path.isfile(path[:at]) and path[at:].strip("/"):
-            return path[:at], path[at:].strip("/")
-        at = path.find("/", at + 1)
-    return None
