@@ -270,36 +270,62 @@ def _of_member(path: str, wanted: str, selection: Selection, last: "_Last | None
 
     The filters are for what a folder or a glob holds, and for lines.
     """
-    from mfcli.inputs.archives import members, relative_name
+    from mfcli.inputs.archives import relative_name
 
     wanted = relative_name(wanted)
-    folder = f"{wanted.rstrip('/')}/"
     is_filtered = last is not None and not selection.passes(f"{path}/{wanted}")
-    if last and (found := last().named(path, wanted)):
-        yield from [] if is_filtered else (_of_found_member(path, member) for member in found)
+    if last is not None and (found := last().named(path, wanted)):
+        if not is_filtered:
+            yield from (_of_found_member(path, member) for member in found)
         return
-    may_be_glob = is_glob(wanted) and not last
-    if may_be_glob and (path.lower().endswith(".zip") or "[" in wanted):  # a tar is read once more: not for most globs
-        may_be_glob = all(member.name is None for member in members(path, wanted.__eq__, selection.max_bytes))
-    in_glob = member_glob(wanted, selection) if may_be_glob else None
-    is_there = False
-
-    def takes(name: str) -> bool:
-        nonlocal is_there
-        is_there = is_there or name == wanted or name.startswith(folder)
-        if name == wanted:
-            return not is_filtered
-        if name.startswith(folder):
-            return selection.takes_member(name[len(folder) :])
-        return in_glob is not None and in_glob(name)
-
+    glob = member_glob(wanted, selection) if last is None and _is_member_glob(path, wanted, selection) else None
+    matcher = _MemberMatcher(wanted, selection, glob, takes_itself=not is_filtered)
     is_empty = True
-    for source in _of_archive(path, takes, selection):
+    for source in _of_archive(path, matcher.takes, selection):
         is_empty = False
         yield source if source.member is None else replace(source, whole=(path, wanted))
-    if is_empty and not is_there and not is_filtered:
+    if is_empty and not matcher.exists and not is_filtered:
         name = os.fsencode(wanted).decode("utf-8", "replace")
         yield Source(path, name, Failure(FailureCode.NOT_FOUND, "no such member in the archive"))
+
+
+def _is_member_glob(path: str, wanted: str, selection: Selection) -> bool:
+    """Whether a name with wildcards is a glob, and not the name of a member that has them.
+
+    Looking for that member reads a tar once more, so in a tar only `[` makes us look: names of files do have it.
+    """
+    from mfcli.inputs.archives import members
+
+    if not is_glob(wanted):
+        return False
+    if not path.lower().endswith(".zip") and "[" not in wanted:
+        return True
+    return all(member.name is None for member in members(path, wanted.__eq__, selection.max_bytes))
+
+
+class _MemberMatcher:
+    """Decides which members of an archive are wanted: one of this name, what a folder holds, or what a glob matches.
+
+    Attributes:
+        exists: whether the archive has a member or a folder of this name.
+    """
+
+    def __init__(
+        self, wanted: str, selection: Selection, glob: Callable[[str], bool] | None, *, takes_itself: bool
+    ) -> None:
+        self._wanted, self._folder = wanted, f"{wanted.rstrip('/')}/"
+        self._selection, self._glob, self._takes_itself = selection, glob, takes_itself
+        self.exists = False
+
+    def takes(self, name: str) -> bool:
+        """Whether a member is wanted, by its path in the archive."""
+        if name == self._wanted:
+            self.exists = True
+            return self._takes_itself
+        if name.startswith(self._folder):
+            self.exists = True
+            return self._selection.takes_member(name[len(self._folder) :])
+        return self._glob is not None and self._glob(name)
 
 
 def _of_address(url: str, selection: Selection) -> Source:

@@ -104,7 +104,8 @@ def walk_folder(folder: str, selection: Selection) -> Iterator[Found]:
     Hidden files and folders are left out. Symbolic links are followed, but not to a folder that one is in already.
     Archives in a folder are not opened: only one that is named is. A folder that cannot be read gives a failure.
     """
-    return _walk(folder, selection.takes, lambda relative: selection.recursive and selection.enters(relative))
+    walk = _Walk(folder, selection.takes, lambda relative: selection.recursive and selection.enters(relative))
+    return walk.run()
 
 
 def walk_glob(pattern: str, selection: Selection) -> Iterator[Found]:
@@ -138,7 +139,7 @@ def walk_glob(pattern: str, selection: Selection) -> Iterator[Found]:
             return glob.leads_below(names) and not is_hidden(names[-1])
         return (glob.matches(names) or glob.leads_below(names)) and not _hides(names[-1], texts[len(names) - 1])
 
-    return _walk(top, takes, enters, needed=False)
+    return _Walk(top, takes, enters).run(is_optional=True)
 
 
 def member_glob(pattern: str, selection: Selection) -> Callable[[str], bool]:
@@ -168,43 +169,58 @@ def _hides(name: str, part: str) -> bool:
     return is_hidden(name) and not part.startswith(".")
 
 
-def _walk(
-    top: str, takes: Callable[[str], bool], enters: Callable[[str], bool], *, needed: bool = True
-) -> Iterator[Found]:
-    """Walk without recursion, so that no tree is too deep.
+class _Walk:
+    """A depth-first walk on a stack of its own: with recursion, a tree could be too deep.
 
     Args:
         top: a folder; what is yielded begins with it.
         takes: whether a file is yielded, by its path in `top`.
         enters: whether a folder is entered, by its path in `top`.
-        needed: whether it is a failure when `top` is not a folder at all.
     """
-    stack: list[_Folder] = []
-    entering: str | None = ""
-    while stack or entering is not None:
-        if entering is not None:
-            path = os.path.join(top, entering) if entering else top
-            try:
-                folder = _listed(path or ".", entering, takes, enters)
-            except (OSError, ValueError) as error:
-                if entering or needed or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                    yield Found(path, failure_from_os_error(error, "listed"))
-            else:
-                if all(folder.identity != above.identity for above in stack):  # else a link leads back up
-                    stack.append(folder)
-            entering = None
-            continue
-        folder = stack[-1]
-        name = next(folder.names, None)
-        if name is None:
-            stack.pop()
-            continue
+
+    def __init__(self, top: str, takes: Callable[[str], bool], enters: Callable[[str], bool]) -> None:
+        self._top, self._takes, self._enters = top, takes, enters
+        self._stack: list[_Folder] = []
+
+    def run(self, *, is_optional: bool = False) -> Iterator[Found]:
+        """Yield the files, and a failure for each folder that cannot be read.
+
+        Args:
+            is_optional: whether it is no failure when there is no folder at `top`.
+        """
+        try:
+            self._push(self._top, "")
+        except (OSError, ValueError) as error:
+            if not is_optional or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                yield Found(self._top, failure_from_os_error(error, "listed"))
+        while self._stack:
+            folder = self._stack[-1]
+            name = next(folder.names, None)
+            if name is None:
+                self._stack.pop()
+            elif (found := self._visit(folder, name)) is not None:
+                yield found
+
+    def _visit(self, folder: _Folder, name: str) -> Found | None:
+        """Go on to the next name in a folder; return a file, or a folder that cannot be read."""
         relative = f"{folder.relative}/{name}" if folder.relative else name
-        path = os.path.join(top, relative)
-        if name in folder.folders or (name in folder.links and os.path.isdir(path)):
-            entering = relative if name in folder.folders or enters(relative) else None
-        elif name not in folder.links or takes(relative):
-            yield Found(path)
+        path = os.path.join(self._top, relative)
+        is_link = name in folder.links  # what it points to is not known yet
+        if name in folder.folders or (is_link and os.path.isdir(path)):
+            return self._enter(path, relative) if not is_link or self._enters(relative) else None
+        return Found(path) if not is_link or self._takes(relative) else None
+
+    def _enter(self, path: str, relative: str) -> Found | None:
+        try:
+            self._push(path, relative)
+        except (OSError, ValueError) as error:
+            return Found(path, failure_from_os_error(error, "listed"))
+        return None
+
+    def _push(self, path: str, relative: str) -> None:
+        folder = _listed(path or ".", relative, self._takes, self._enters)
+        if all(folder.identity != above.identity for above in self._stack):  # else a link leads back up
+            self._stack.append(folder)
 
 
 def _listed(path: str, relative: str, takes: Callable[[str], bool], enters: Callable[[str], bool]) -> _Folder:
