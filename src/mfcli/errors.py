@@ -1,15 +1,15 @@
 """Everything that can go wrong, as one family of exceptions.
 
-Each error carries what happened, the next step for the user, and the exit code of the command line. Lower
-layers turn foreign exceptions (Pillow, ONNX Runtime, OSError) into these once, at the point where they meet
-them; `cli.main` is the only place that catches them.
+Each error carries what happened, the next step for the user, and the exit code of the command line. Lower layers turn
+foreign exceptions (Pillow, ONNX Runtime, OSError) into these where they meet them; `cli.main` is the only place that
+catches them. Messages name parameters (`top_k=0`), which the command line shows as its flags (`--top-k 0`).
 """
 
 from enum import IntEnum, StrEnum
 
 
 class ExitCode(IntEnum):
-    """What the process tells its caller."""
+    """The exit codes of the command line."""
 
     OK = 0
     BUG = 1
@@ -25,12 +25,12 @@ class ExitCode(IntEnum):
 
 
 class MfError(Exception):
-    """A failure that the user can do something about.
+    """A failure that the user can act on.
 
     Attributes:
         message: what happened, one sentence without a full stop.
-        hint: the next step, a command where there is one; None where nothing better than the message is known.
-        exit_code: what the process exits with when nothing catches the error before.
+        hint: the next step, a command where there is one; None where the message says it all.
+        exit_code: of the command line, when this error ends it.
     """
 
     exit_code = ExitCode.BUG
@@ -42,7 +42,7 @@ class MfError(Exception):
 
 
 class UsageError(MfError):
-    """The command line asks for something that cannot be."""
+    """A parameter, or a combination of them, is not valid."""
 
     exit_code = ExitCode.USAGE
 
@@ -66,19 +66,19 @@ class EngineError(MfError):
 
 
 class OutputError(MfError):
-    """A result cannot be written, or a file that the work needs cannot be written or, in the cache, read."""
+    """A result or a file of the cache cannot be written, or the cache cannot be read."""
 
     exit_code = ExitCode.OUTPUT
 
 
 class CheckError(MfError):
-    """A check that was asked for came out negative."""
+    """A requested check failed."""
 
     exit_code = ExitCode.CHECK_FAILED
 
 
 class TooManyFailuresError(MfError):
-    """More pictures failed than the user bears."""
+    """More pictures failed than max_failures allows."""
 
     exit_code = ExitCode.SOME_FAILED
 
@@ -107,7 +107,7 @@ class PictureError(MfError):
 
 
 def escape_control_characters(text: str) -> str:
-    """Return `text` with control characters escaped, so that a file's name cannot steer a terminal or break a row."""
+    """Return `text` with control characters escaped, so that a file's name cannot control a terminal or break a row."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -117,7 +117,7 @@ def one_line(error: BaseException) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return what a runtime's exception says, without what follows the first line."""
+    """Return the first line of what an exception says; runtimes append stack traces."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

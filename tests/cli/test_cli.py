@@ -444,9 +444,7 @@ def test_an_interrupt_leaves_valid_output(coffee: Path, tmp_path: Path) -> None:
     assert document["summary"]["inputs"] == len(document["results"])
 
 
-def test_a_file_that_nobody_foresaw_is_not_blamed_on_the_output(
-    mf: Mf, coffee: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unexpected_permission_error_names_its_file(mf: Mf, coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mfcli.tasks import predict as task
 
     def broken(*_: object, **__: object) -> None:
@@ -456,7 +454,8 @@ def test_a_file_that_nobody_foresaw_is_not_blamed_on_the_output(
     ran = mf("predict", coffee, "-q")
     assert (ran.code, ran.err) == (
         8,
-        "error: cannot use /somewhere: Permission denied\nhint: see who may: ls -ld; MF_DEBUG=1 shows where\n",
+        "error: cannot use /somewhere: Permission denied\n"
+        "hint: check its permissions: ls -ld; MF_DEBUG=1 shows where\n",
     )
 
 

@@ -58,14 +58,8 @@ def _options(
     pass
 
 
-def _print_traceback() -> None:
-    import traceback
-
-    say(traceback.format_exc())
-
-
 def run() -> NoReturn:
-    """Run `main` as a program: everything is written, so leave at once; taking the interpreter down costs 40 ms."""
+    """Run `main` as a program; it exits without shutting the interpreter down, which takes 40 ms."""
     signals.install()
     keep_descriptors()
     try:
@@ -78,48 +72,57 @@ def run() -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; errors become `error:` and `hint:` lines on stderr."""
+    """Run the command line and return its exit code; errors become `error:` and `hint:` lines on stderr.
+
+    Args:
+        argv: the arguments without the program's name; None for those of the process.
+    """
     if os.environ.get(COMPLETE_VARIABLE):
         return answer(app)
-    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):  # of the shell's; libraries take them for numbers
+    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):  # the shell's variables, which libraries read as numbers
         if not os.environ.get(name, "0").isdecimal():
             del os.environ[name]
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # libraries warn about things a user of the command cannot change
+        warnings.simplefilter("ignore")  # libraries warn about things that a user of the command cannot change
     debug = False
     try:
         debug = Settings.from_environ().debug
-        with nullcontext() if sys.stdout is None else standard_output():  # help and version too
-            return _ran(app(args=argv, prog_name="mf", standalone_mode=False))
+        with nullcontext() if sys.stdout is None else standard_output():  # for help and version too
+            returned = app(args=argv, prog_name="mf", standalone_mode=False)
+            return returned if isinstance(returned, int) else ExitCode.OK
     except (ReaderGoneError, BrokenPipeError):
         return ExitCode.OK
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
     except typer.TyperException as error:
         if message := _usage_message(error):
             fail(message, _usage_hint(error, message, sys.argv[1:] if argv is None else argv))
         return ExitCode.USAGE
-    except MfError as error:
-        if debug:
-            _print_traceback()
-        if isinstance(error, EngineError) and signals.was_interrupted():  # while its package was imported
-            return ExitCode.INTERRUPTED
+    except Exception as error:
+        return _report(error, debug)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Write what went wrong and the next step, and return the exit code."""
+    if debug:
+        import traceback
+
+        say(traceback.format_exc())
+    is_ours = isinstance(error, MfError)
+    if signals.was_interrupted() and (not is_ours or isinstance(error, EngineError)):
+        return ExitCode.INTERRUPTED  # a KeyboardInterrupt inside an import, which then failed with another error
+    if isinstance(error, MfError):
         fail(error.message, error.hint)
         return error.exit_code
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    except Exception as error:
-        if debug:
-            _print_traceback()
-        if signals.was_interrupted():  # while something was imported, which then failed
-            return ExitCode.INTERRUPTED
-        if isinstance(error, PermissionError) and error.filename is not None:  # of a file that nobody foresaw
-            fail(f"cannot use {error.filename}: {error.strerror}", "see who may: ls -ld; MF_DEBUG=1 shows where")
-            return ExitCode.OUTPUT
-        fail(f"unexpected {type(error).__name__}: {error}", "this is a bug; MF_DEBUG=1 shows where it happened")
-        return ExitCode.BUG
+    if isinstance(error, PermissionError) and error.filename is not None:
+        fail(f"cannot use {error.filename}: {error.strerror}", "check its permissions: ls -ld; MF_DEBUG=1 shows where")
+        return ExitCode.OUTPUT
+    fail(f"unexpected {type(error).__name__}: {error}", "this is a bug; MF_DEBUG=1 shows where it happened")
+    return ExitCode.BUG
 
 
 def _usage_message(error: typer.TyperException) -> str:
-    """What is wrong with the command line; nothing where a command without arguments asks for its help instead."""
+    """Return what is wrong with the command line; empty where a command without arguments shows its help instead."""
     if type(error).__name__ == "NoArgsIsHelpError":
         typer.echo(str(error))
         return ""
@@ -140,7 +143,3 @@ def _usage_hint(error: typer.TyperException, message: str, argv: Sequence[str]) 
     if message.startswith("No such option"):
         return f"{command}; a file that begins with a dash comes after --"
     return command
-
-
-def _ran(returned: object) -> int:
-    return int(returned) if isinstance(returned, int) else ExitCode.OK

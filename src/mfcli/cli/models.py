@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mfcli.cli.flags import name_flags
 from mfcli.cli.options import DryRun, Format, InfoFormat, Model, Models, Offline, Quiet, complete_model
 from mfcli.cli.streams import fail, note, standard_output
 from mfcli.errors import UsageError
@@ -125,7 +126,7 @@ def download(
                 "sha256": result.sha256,
                 "path": result.path,
                 "url": result.url,
-                "error": result.error.message if result.error else None,
+                "error": name_flags(result.error.message) if result.error else None,
             }
             for result in results
         ]

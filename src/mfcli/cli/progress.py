@@ -5,6 +5,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from mfcli.cli.flags import name_flags
 from mfcli.errors import escape_control_characters
 from mfcli.results import Tally, Transfer
 
@@ -102,7 +103,9 @@ def _bars(*columns: "str | ProgressColumn") -> "Bars":
 
 
 def _note_above(bars: "Bars", message: str) -> None:
-    bars.console.print(f"note: {escape_control_characters(message)}", markup=False, highlight=False, soft_wrap=True)
+    bars.console.print(
+        f"note: {escape_control_characters(name_flags(message))}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 class _RunBar:

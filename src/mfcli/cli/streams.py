@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO
 
+from mfcli.cli.flags import name_flags
 from mfcli.errors import OutputError, escape_control_characters
 
 _OF_A_STREAM = frozenset(
@@ -112,11 +113,11 @@ def say(line: str) -> None:
 
 def note(message: str) -> None:
     """Write a note to stderr."""
-    say(f"note: {escape_control_characters(message)}")
+    say(f"note: {escape_control_characters(name_flags(message))}")
 
 
 def fail(message: str, hint: str | None = None) -> None:
     """Write what went wrong and the next step to stderr."""
-    say(f"error: {escape_control_characters(message)}")
+    say(f"error: {escape_control_characters(name_flags(message))}")
     if hint:
-        say(f"hint: {escape_control_characters(hint)}")
+        say(f"hint: {escape_control_characters(name_flags(hint))}")

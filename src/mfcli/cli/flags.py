@@ -1,0 +1,58 @@
+"""The library's parameters under the names that the command line has for them.
+
+Errors and notes of the library speak of its parameters (`top_k=0`); a person who typed a command reads `--top-k 0`.
+"""
+
+import re
+
+FLAGS = {
+    "batch_size": "--batch-size",
+    "device": "--device",
+    "engine": "--engine",
+    "expect_sha256": "--expect-sha256",
+    "files_from": "--files-from",
+    "formats": "--formats",
+    "labels": "--labels",
+    "max_failures": "--max-failures",
+    "max_pixels": "--max-pixels",
+    "model": "--model",
+    "origin": "--from",
+    "output": "--output",
+    "precision": "--precision",
+    "rounds": "--rounds",
+    "seconds": "--seconds",
+    "threads": "--threads",
+    "timeout_s": "--timeout",
+    "top_k": "--top-k",
+    "weights": "--weights",
+    "workers": "--workers",
+}
+"""Options with a value, by parameter."""
+
+SWITCHES = {
+    ("exif", "False"): "--no-exif",
+    ("exif", "True"): "no --no-exif",
+    ("force", "True"): "--force",
+    ("force", "False"): "no --force",
+    ("nul", "True"): "--null",
+    ("offline", "True"): "--offline",
+    ("overwrite", "True"): "--overwrite",
+    ("recursive", "False"): "--no-recursive",
+    ("resume", "True"): "--resume",
+    ("retry_failed", "True"): "--retry-failed",
+}
+"""Options without a value, by parameter and value."""
+
+_ASSIGNMENT = re.compile(r"(?<![\w./&?-])([a-z][a-z0-9_]*)=('[^']*'|\"[^\"]*\"|[^\s,;:()]+)")
+
+
+def name_flags(text: str) -> str:
+    """Return a message of the library with `parameter=value` written as the command line's option and value."""
+    return _ASSIGNMENT.sub(_name_flag, text)
+
+
+def _name_flag(match: re.Match[str]) -> str:
+    parameter, value = match.groups()
+    if switch := SWITCHES.get((parameter, value)):
+        return switch
+    return f"{FLAGS[parameter]} {value}" if parameter in FLAGS else match[0]
