@@ -5,6 +5,7 @@ Plain frozen dataclasses; formats/ turns them into bytes, predictor.py makes the
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mfcli.errors import FailureCode
 
@@ -98,6 +99,19 @@ class RunInfo:
     engine: str
     precision: str
     top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """Everything that shapes the answers of a run.
+
+    Attributes:
+        run: the digest of it, as in `RunInfo`.
+        values: JSON values by parameter; long ones as digests.
+    """
+
+    run: str
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

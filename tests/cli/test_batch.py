@@ -172,19 +172,19 @@ def test_a_finished_file_is_left_as_it_is(mf: Mf, many: list[Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("wishes", "message"),
+    ("options", "message"),
     [
-        (["-k", "3"], "--top-k 5 instead of 3"),
-        (["--no-exif"], "without --no-exif"),
-        (["--engine", "torch"], "--engine onnxruntime instead of torch"),
+        (["-k", "3"], "--top-k 5 instead of --top-k 3"),
+        (["--no-exif"], "no --no-exif instead of --no-exif"),
+        (["--engine", "torch"], "--engine onnxruntime instead of --engine torch"),
     ],
 )
 def test_resuming_another_run_names_the_difference(
-    wishes: list[str], message: str, mf: Mf, many: list[Path], tmp_path: Path
+    options: list[str], message: str, mf: Mf, many: list[Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "out.jsonl"
     assert mf("predict", *many[:2], "-o", path, "-q").code == 0
-    ran = mf("predict", *many[:2], "-o", path, "--resume", *wishes, "-q")
+    ran = mf("predict", *many[:2], "-o", path, "--resume", *options, "-q")
     assert ran.code == 8
     assert ran.err.startswith(f"error: {path} is of another run: {message}\n")
 
@@ -443,16 +443,6 @@ def test_a_list_on_a_pipe_that_does_not_wait_is_waited_for(many: list[Path]) -> 
         assert process.stdout is not None
         assert [json.loads(line)["input"] for line in process.stdout] == [str(path) for path in many[:2]]
     assert process.returncode == 0
-
-
-def test_a_file_named_like_standard_input_is_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mfcli.cli.predict import _can_be_counted
-
-    monkeypatch.chdir(tmp_path)
-    for name in ("-", "list"):
-        Path(name).write_text("a.jpg\n")
-    assert _can_be_counted([], "list")
-    assert not _can_be_counted([], "-")  # counting would take the names away from the run
 
 
 def test_ctrl_c_in_a_terminal_ends_the_loop_of_the_shell(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_no_picture_is_too_large_where_memory_is_short(coffee: Path, monkeypatch
     result = predictor.predict_file(coffee)
     assert result.error is not None
     assert (result.error.code, result.error.message) == (FailureCode.TOO_LARGE, "does not fit into memory")
-    monkeypatch.setattr("mfcli.inference.predictor._has_room", lambda: False)
+    monkeypatch.setattr("mfcli.inference.predictor._has_free_memory", lambda: False)
     with pytest.raises(EngineError, match="too little memory"):
         predictor.predict_file(coffee)
 
@@ -66,11 +66,11 @@ def test_no_picture_is_too_large_where_memory_is_short(coffee: Path, monkeypatch
 @pytest.mark.parametrize(
     ("precision", "message", "hint"),
     [
-        (Precision.FP16, "too large for fp16", "--precision bf16, or fp32"),
+        (Precision.FP16, "overflows fp16", "precision=bf16, or precision=fp32"),
         (Precision.FP32, "its artifact may be damaged", "install it again"),
     ],
 )
-def test_what_is_no_number_is_no_answer(precision: Precision, message: str, hint: str, coffee: Path) -> None:
+def test_nan_logits_are_an_error(precision: Precision, message: str, hint: str, coffee: Path) -> None:
     class Overflowing:
         name, streams, batch_size, device = EngineName.TORCH, 1, 1, "cuda:0"
 
@@ -137,8 +137,8 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"top_k": 0}, "--top-k 0 is less than 1"),
-        ({"top_k": 201}, "--top-k 201 is not between 1 and the 200 classes of convformer_t8_64"),
+        ({"top_k": 0}, "top_k=0 is less than 1"),
+        ({"top_k": 201}, "top_k=201 is not between 1 and the 200 classes of convformer_t8_64"),
         ({"labels": (Label(None, "a"),)}, "1 labels for the 200 classes of convformer_t8_64"),
         ({"engine": "abacus"}, "unknown engine 'abacus'"),
     ],

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from mfcli.errors import MfError, OutputError
 from mfcli.outputs.files import atomic_output, refuse_existing
 from mfcli.outputs.journal import Journal, RowStatus
-from mfcli.results import PREDICT_SCHEMA
+from mfcli.results import PREDICT_SCHEMA, RunSettings
 
 RUN = "0123456789abcdef"
+SETTINGS = RunSettings(RUN, {})
 
 
 def row(name: str, status: str = "ok", run: str = RUN, **more: Any) -> str:
@@ -69,7 +71,7 @@ def test_a_file_that_came_into_being_meanwhile_is_not_replaced(tmp_path: Path) -
             stream.write("mine")
             (tmp_path / "out.csv").write_text("theirs")
 
-    with pytest.raises(OutputError, match="meanwhile") as caught:
+    with pytest.raises(OutputError, match="was created while this run was in progress") as caught:
         both()
     assert (tmp_path / "out.csv").read_text() == "theirs"
     (kept,) = set(tmp_path.iterdir()) - {tmp_path / "out.csv"}
@@ -109,9 +111,9 @@ def test_a_journal_cut_anywhere_goes_on_to_the_same_bytes(cut: int, statuses: li
     rows = [row(f"{number}é.jpg", status) for number, status in enumerate(statuses)]
     whole = "".join(rows).encode()
     path.write_bytes(whole[: cut % (len(whole) + 1)])
-    journal = Journal(path, RUN)
+    journal = Journal(path, SETTINGS)
     for number, line in enumerate(rows):
-        if journal.state_of(f"{number}é.jpg".encode(), None) is RowStatus.NEW:
+        if journal.take_status(f"{number}é.jpg".encode(), None) is RowStatus.NEW:
             journal.rows.write(line)
     journal.close()
     assert path.read_bytes() == whole
@@ -120,51 +122,51 @@ def test_a_journal_cut_anywhere_goes_on_to_the_same_bytes(cut: int, statuses: li
 def test_the_same_input_twice_is_finished_twice(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(row("a.jpg") + row("a.jpg") + row("b.zip", member="a.jpg") + row("x", input_b64="/w=="))
-    journal = Journal(path, RUN)
-    assert [journal.state_of(b"a.jpg", None) for _ in range(3)] == [RowStatus.OK, RowStatus.OK, RowStatus.NEW]
-    assert journal.state_of(b"b.zip", None) is RowStatus.NEW
-    assert journal.state_of(b"b.zip", "a.jpg") is RowStatus.OK
-    assert journal.state_of(b"\xff", None) is RowStatus.OK
+    journal = Journal(path, SETTINGS)
+    assert [journal.take_status(b"a.jpg", None) for _ in range(3)] == [RowStatus.OK, RowStatus.OK, RowStatus.NEW]
+    assert journal.take_status(b"b.zip", None) is RowStatus.NEW
+    assert journal.take_status(b"b.zip", "a.jpg") is RowStatus.OK
+    assert journal.take_status(b"\xff", None) is RowStatus.OK
     journal.close()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (row("a", run="ffffffffffffffff"), "is of another run: a reason"),
-        ("hello\nworld\n", "line 1 of .* is no row"),
-        (row("a") + '{"schema":"other/1"}\n' + row("b"), "line 2 of .* is no row"),
-        ("[1]\n" + row("b"), "line 1 of .* is no row"),
-        ("my precious notes\n", "line 1 of .* is no row"),
-        ('{"a":1}', "line 1 of .* is no row"),
-        (row("a") + row("b").replace('"input":"b"', '"input":5'), "line 2 of .* is no row"),
-        (row("a", input_b64="!!!") + row("b"), "line 1 of .* is no row"),
-        (row("a", member=3), "line 1 of .* is no row"),
-        (row("a", status=[]), "line 1 of .* is no row"),
-        ("[" * 100_000 + "\n", "line 1 of .* is no row"),
+        (row("a", run="ffffffffffffffff"), "is of another run: other settings, or another version of mf"),
+        ("hello\nworld\n", "line 1 of .* is not a row"),
+        (row("a") + '{"schema":"other/1"}\n' + row("b"), "line 2 of .* is not a row"),
+        ("[1]\n" + row("b"), "line 1 of .* is not a row"),
+        ("my precious notes\n", "line 1 of .* is not a row"),
+        ('{"a":1}', "line 1 of .* is not a row"),
+        (row("a") + row("b").replace('"input":"b"', '"input":5'), "line 2 of .* is not a row"),
+        (row("a", input_b64="!!!") + row("b"), "line 1 of .* is not a row"),
+        (row("a", member=3), "line 1 of .* is not a row"),
+        (row("a", status=[]), "line 1 of .* is not a row"),
+        ("[" * 100_000 + "\n", "line 1 of .* is not a row"),
     ],
 )
 def test_a_foreign_journal_is_refused_and_left_alone(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(text)
     with pytest.raises(OutputError, match=message):
-        Journal(path, RUN, difference=lambda _: "a reason")
+        Journal(path, SETTINGS)
     assert path.read_text() == text
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "out.jsonl", RUN)
+    journal = Journal(tmp_path / "out.jsonl", SETTINGS)
     with pytest.raises(OutputError, match="being written by another"):
-        Journal(tmp_path / "out.jsonl", RUN)
+        Journal(tmp_path / "out.jsonl", SETTINGS)
     journal.close()
-    Journal(tmp_path / "out.jsonl", RUN).close()
+    Journal(tmp_path / "out.jsonl", SETTINGS).close()
 
 
 def test_retried_rows_take_the_failed_ones_places(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(row("a") + row("b", "error") + row("c") + row("b", "error") + row("d", "error"))
-    journal = Journal(path, RUN, retry_failed=True)
-    assert journal.state_of(b"b", None) is RowStatus.FAILED
+    journal = Journal(path, SETTINGS, retry_failed=True)
+    assert journal.take_status(b"b", None) is RowStatus.FAILED
     assert journal.retries is not None
     journal.retries.write(row("b", "ok", n=1))
     journal.retries.write(row("b", "error", n=2))
@@ -180,27 +182,65 @@ def test_retried_rows_of_a_killed_run_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(row("a", "error") + row("b", "error"))
     (tmp_path / ".out.jsonl.retry").write_text(row("a", "ok") + row("b", "ok")[:30])
-    journal = Journal(path, RUN)
-    assert journal.state_of(b"a", None) is RowStatus.OK
-    assert journal.state_of(b"b", None) is RowStatus.FAILED
+    journal = Journal(path, SETTINGS)
+    assert journal.take_status(b"a", None) is RowStatus.OK
+    assert journal.take_status(b"b", None) is RowStatus.FAILED
     journal.close()
     assert path.read_text() == row("a") + row("b", "error")
 
 
-def test_another_runs_first_good_row_tells_the_difference(tmp_path: Path) -> None:
+OTHER = {"run": "f" * 16, "model": "m", "weights_sha256": "w"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"top_k": 5, "exif": False}, "top_k=3 instead of top_k=5, exif=True instead of exif=False"),
+        ({"labels": "abc"}, "other labels"),
+        ({"model": "n", "top_k": 5}, "model=m instead of model=n"),
+        ({"weights_sha256": "v", "top_k": 5}, "other weights of m, SHA-256 w"),
+        ({"artifact": "b"}, "another version of mf"),
+    ],
+)
+def test_the_settings_of_another_run_are_named(values: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    path.write_text(row("a", "error", run="f" * 16) + row("b", run="f" * 16, predictions=[1, 2]))
-    with pytest.raises(OutputError, match="of another run: 2 predictions"):
-        Journal(path, RUN, difference=lambda fields: f"{len(fields['predictions'])} predictions")
+    theirs = {"model": "m", "weights_sha256": "w", "artifact": "a", "labels": "xyz", "top_k": 3, "exif": True}
+    journal = Journal(path, RunSettings("f" * 16, theirs))
+    journal.begin()
+    journal.rows.write(row("a", **OTHER))
+    journal.close()
+    with pytest.raises(OutputError, match=f"is of another run: {re.escape(message)}$"):
+        Journal(path, RunSettings(RUN, theirs | values))
+
+
+@pytest.mark.parametrize("kept", [None, "", "[" * 100_000, '{"run":"0","values":{}}'])
+def test_without_its_settings_a_run_is_told_by_its_rows(kept: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(row("a", **OTHER))
+    if kept is not None:
+        (tmp_path / ".out.jsonl.run").write_text(kept)
+    for values, message in (
+        ({"model": "n", "weights_sha256": "w"}, "model=m instead of model=n"),
+        ({"model": "m", "weights_sha256": "w", "top_k": 3}, "other settings, or another version of mf"),
+    ):
+        with pytest.raises(OutputError, match=f"is of another run: {message}$"):
+            Journal(path, RunSettings(RUN, values))
+
+
+def test_the_settings_go_with_a_file_that_got_no_row(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.jsonl", SETTINGS)
+    journal.begin()
+    journal.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_old_journal_is_kept_until_the_first_row(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(row("old"))
-    journal = Journal(path, RUN, overwrite=True)
+    journal = Journal(path, SETTINGS, overwrite=True)
     journal.close()
     assert path.read_text() == row("old")
-    journal = Journal(path, RUN, overwrite=True)
+    journal = Journal(path, SETTINGS, overwrite=True)
     journal.begin()
     journal.rows.write(row("new"))
     journal.close()
@@ -229,7 +269,7 @@ def test_a_merge_keeps_link_and_mode_and_minds_no_left_over(tmp_path: Path) -> N
     (tmp_path / "real.jsonl").write_text(row("a", "error"))
     (tmp_path / "real.jsonl").chmod(0o600)
     (tmp_path / f".real.jsonl.{os.getpid()}.part").write_text("left over")
-    journal = Journal(path, RUN, retry_failed=True)
+    journal = Journal(path, SETTINGS, retry_failed=True)
     assert journal.retries is not None
     journal.retries.write(row("a"))
     journal.close()
@@ -254,7 +294,7 @@ def test_a_file_that_was_replaced_before_its_lock_was_had_is_opened_again(
         flock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", replace_first)
-    journal = Journal(path, RUN)
+    journal = Journal(path, SETTINGS)
     journal.rows.write(row("more"))
     journal.close()
     assert len(calls) == 2

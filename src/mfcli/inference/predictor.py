@@ -1,12 +1,11 @@
-"""Pictures -> batches -> logits -> probabilities -> top-k, with labels.
+"""The predictor: pictures -> batches -> logits -> probabilities -> top-k with labels.
 
-Pictures are decoded in threads and computed in batches; a result comes for each in order, each failure a row of its
-own. Nothing here prints or knows where results go.
+Pictures are decoded in threads and computed in batches; results come in input order, one per picture, failures
+included. Nothing here prints or knows where results go.
 """
 
 import dataclasses
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from mfcli.inputs.codecs import formats_with
 from mfcli.inputs.decode import DecodedPicture, decode
 from mfcli.inputs.sources import Source
 from mfcli.models.registry import default_variant, find_variant
-from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, Progress, RunInfo
+from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, Progress, RunInfo, RunSettings
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings, usable_cores
 
 Name = TypeVar("Name", bound=StrEnum)
@@ -35,7 +34,7 @@ Name = TypeVar("Name", bound=StrEnum)
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """A picture that waits for its logits."""
+    """A decoded and preprocessed picture, ready for the engine; `pixels` is float32 (3, H, W)."""
 
     source: Source
     width: int
@@ -44,49 +43,50 @@ class _Picture:
 
 
 _ORDINARY_BYTES = 2**26
-"""What decoding and resizing a photo of some ten million pixels takes."""
+"""Memory for decoding and resizing a photo of about ten million pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFingerprint:
-    """What shapes the answers beside the artifact."""
+    """Everything that shapes the answers of a run; equal fingerprints give equal answers."""
 
+    artifact: Artifact
     labels: tuple[Label, ...]
     engine: EngineName
     precision: Precision
     top_k: int
     exif: bool
 
-    def run_of(self, artifact: Artifact) -> str:
-        """Return 16 hex digits over everything that shapes an answer."""
-        shaping = {
+    @property
+    def run(self) -> str:
+        """16 hex digits over all of it."""
+        labels = [dataclasses.astuple(label) for label in self.labels]
+        return _digest(self._fields() | {"labels": labels})[:16]
+
+    @property
+    def settings(self) -> RunSettings:
+        """The run with all of it by parameter, small enough to be kept beside the results; the labels as a digest."""
+        labels = _digest([dataclasses.astuple(label) for label in self.labels])[:16]
+        values = self._fields() | {"labels": labels}
+        return RunSettings(self.run, json.loads(json.dumps(values)))  # as it is read back
+
+    def _fields(self) -> dict[str, Any]:
+        return {
             "schema": PREDICT_SCHEMA,
             "format_version": FORMAT_VERSION,
-            "model": artifact.variant,
-            "artifact": artifact.key,
-            "weights_sha256": artifact.weights_sha256,
-            "preprocess": dataclasses.asdict(artifact.plan),
-            "labels": [dataclasses.astuple(label) for label in self.labels],
+            "model": self.artifact.variant,
+            "artifact": self.artifact.key,
+            "weights_sha256": self.artifact.weights_sha256,
+            "preprocess": dataclasses.asdict(self.artifact.plan),
             "engine": self.engine,
             "precision": self.precision,
             "top_k": self.top_k,
             "exif": self.exif,
         }
-        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
 
-    def differences(self, other: "RunFingerprint") -> Iterator[str]:
-        """Name what differs, as options."""
-        for option, mine, theirs in (
-            ("--engine", self.engine, other.engine),
-            ("--precision", self.precision, other.precision),
-            ("--top-k", self.top_k, other.top_k),
-        ):
-            if mine != theirs:
-                yield f"{option} {mine} instead of {theirs}"
-        if self.exif != other.exif:
-            yield "without --no-exif" if self.exif else "with --no-exif"
-        if self.labels != other.labels:
-            yield "without --labels"
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class Predictor:
@@ -95,7 +95,8 @@ class Predictor:
     Attributes:
         artifact: what was loaded.
         labels: the names in use, one per class in head order.
-        run: what shapes the answers.
+        run: what the rows say of the run.
+        settings: everything that shapes the answers.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Predictor:
             top_k: predictions a picture; None for five, or for all where there are fewer classes.
             exif: whether pictures are turned upright by their EXIF orientation.
             max_pixels: the largest picture that is decoded or resized to, in pixels.
-            formats: optional picture formats that are decoded, too (`codecs.OPTIONAL_FORMATS`).
+            formats: optional picture formats to decode as well (`inputs.codecs.OPTIONAL_FORMATS`).
 
         Raises:
             UsageError: top_k, or the number of labels, does not fit the head; a format is unknown.
@@ -128,8 +129,8 @@ class Predictor:
             top_k = min(DEFAULT_TOP_K, classes)
         if not 1 <= top_k <= classes:
             raise UsageError(
-                f"--top-k {top_k} is not between 1 and the {classes} classes of {artifact.variant}",
-                f"--top-k {min(max(top_k, 1), classes)}",
+                f"top_k={top_k} is not between 1 and the {classes} classes of {artifact.variant}",
+                f"top_k={min(max(top_k, 1), classes)}",
             )
         if labels is not None and len(labels) != classes:
             raise UsageError(
@@ -142,35 +143,16 @@ class Predictor:
         self._exif = exif
         self._max_pixels = max_pixels
         self._formats = formats_with(formats)
-        shaping = RunFingerprint(self.labels, engine.name, engine.precision, top_k, exif)
+        fingerprint = RunFingerprint(artifact, self.labels, engine.name, engine.precision, top_k, exif)
+        self.settings = fingerprint.settings
         self.run = RunInfo(
             model=artifact.variant,
             weights_sha256=artifact.weights_sha256,
-            run=shaping.run_of(artifact),
+            run=self.settings.run,
             engine=engine.name,
             precision=engine.precision,
             top_k=top_k,
         )
-        self._shaping = shaping
-
-    def difference(self, row: dict[str, Any]) -> str:
-        """Say in a few words how the run that wrote a JSON row differs from this one.
-
-        A row holds no settings but the digest of all of them, so those that give this digest are looked for.
-        """
-        ours = self._shaping
-        if row.get("model") != self.artifact.variant:
-            return f"model {row.get('model')} instead of {self.artifact.variant}"
-        if row.get("weights_sha256") != self.artifact.weights_sha256:
-            return f"other weights of {self.artifact.variant}, SHA-256 {row.get('weights_sha256')}"
-        top_ks = {ours.top_k, len(row.get("predictions") or ()) or DEFAULT_TOP_K}
-        for labels, engine, precision, top_k, exif in itertools.product(
-            (ours.labels, self.artifact.labels), EngineName, Precision, top_ks, (True, False)
-        ):
-            theirs = RunFingerprint(labels, engine, precision, top_k, exif)
-            if theirs.run_of(self.artifact) == row.get("run"):
-                return ", ".join(theirs.differences(ours))
-        return "other labels, another version of mfcli, or several settings"
 
     def predict(
         self, sources: Iterable[Source], *, batch_size: int | None = None, workers: int | None = None
@@ -179,18 +161,18 @@ class Predictor:
 
         Args:
             sources: read as the work goes on, a few batches ahead of the results.
-            batch_size: pictures that are computed as one; None for what suits the engine and the machine.
+            batch_size: pictures per batch; None for what suits the engine and the machine.
             workers: threads that decode; None for one per core, 0 for no thread at all, which suits a single picture.
 
         Raises:
-            EngineError: the engine fails, which is not a picture's fault.
+            EngineError: the engine fails.
         """
         if workers == 0:
             return map(self.predict_one, sources)
-        return run_pipeline(sources, self._prepared, self._computed, self.shape(batch_size, workers))
+        return run_pipeline(sources, self._prepare, self._compute, self.pipeline_config(batch_size, workers))
 
-    def shape(self, batch_size: int | None = None, workers: int | None = None) -> PipelineConfig:
-        """Return how wide the pipeline of `predict` is with these wishes."""
+    def pipeline_config(self, batch_size: int | None = None, workers: int | None = None) -> PipelineConfig:
+        """Return the sizes of the pipeline that `predict` runs with these arguments."""
         return PipelineConfig(workers or usable_cores(), self._engine.streams, batch_size or self._engine.batch_size)
 
     def predict_file(self, path: str | Path) -> PictureResult:
@@ -198,39 +180,39 @@ class Predictor:
         return self.predict_one(Source(str(path)))
 
     def predict_one(self, source: Source) -> PictureResult:
-        """Return the result of one source, without a thread."""
-        made = self._prepared(source)
-        return made.result if isinstance(made, Done) else self._computed([made])[0]
+        """Return the result of one source, in the calling thread."""
+        made = self._prepare(source)
+        return made.result if isinstance(made, Done) else self._compute([made])[0]
 
-    def _prepared(self, source: Source) -> "_Picture | Done[PictureResult]":
+    def _prepare(self, source: Source) -> "_Picture | Done[PictureResult]":
         picture: DecodedPicture | None = None
         try:
             with source.open() as file:
                 picture = decode(file, exif=self._exif, max_pixels=self._max_pixels, formats=self._formats)
             pixels = self.artifact.plan.apply(picture.rgb, self._max_pixels)
         except MemoryError as error:
-            if not _has_room():
-                raise EngineError("there is too little memory", "--batch-size 1 --workers 1 --threads 1") from error
-            return Done(_result(source, picture, (), Failure(FailureCode.TOO_LARGE, "does not fit into memory")))
+            if not _has_free_memory():
+                raise EngineError("there is too little memory", "batch_size=1 workers=1 threads=1") from error
+            return Done(_make_result(source, picture, (), Failure(FailureCode.TOO_LARGE, "does not fit into memory")))
         except PictureError as error:
-            return Done(_result(source, picture, (), Failure(error.code, error.message)))
+            return Done(_make_result(source, picture, (), Failure(error.code, error.message)))
         return _Picture(source, picture.width, picture.height, pixels)
 
-    def _computed(self, pictures: Sequence[_Picture]) -> list[PictureResult]:
+    def _compute(self, pictures: Sequence[_Picture]) -> list[PictureResult]:
         logits = self._engine.logits(np.stack([picture.pixels for picture in pictures]))
         for picture, row in zip(pictures, logits, strict=True):
             if not np.isfinite(row).all():
-                if self._engine.precision is Precision.FP16:  # whose largest number is 65504
+                if self._engine.precision is Precision.FP16:  # overflows above 65504
                     raise EngineError(
-                        f"the numbers of {self.artifact.variant} are too large for fp16 on {picture.source.input}",
-                        f"--precision {Precision.BF16}, or {Precision.FP32}",
+                        f"{self.artifact.variant} overflows fp16 on {picture.source.input}",
+                        f"precision={Precision.BF16}, or precision={Precision.FP32}",
                     )
                 raise EngineError(
-                    f"{self.artifact.variant} computes what is no number for {picture.source.input}: "
+                    f"{self.artifact.variant} produced NaN or infinite logits for {picture.source.input}: "
                     "its artifact may be damaged",
                     self.artifact.remedy,
                 )
-        return [_result(p.source, p, self._top_k(row), None) for p, row in zip(pictures, logits, strict=True)]
+        return [_make_result(p.source, p, self._top_k(row), None) for p, row in zip(pictures, logits, strict=True)]
 
     def _top_k(self, logits: NDArray[np.float32]) -> tuple[Prediction, ...]:
         """Rank float32 logits (classes,); equal ones in head order."""
@@ -243,15 +225,15 @@ class Predictor:
         )
 
 
-def _has_room() -> bool:
-    """Whether an ordinary picture would find memory: then one that does not is too large, else it is not to blame."""
+def _has_free_memory() -> bool:
+    """Return whether an ordinary picture still fits into memory; if not, the run is short of it, not the picture."""
     try:
         return bool(bytearray(_ORDINARY_BYTES))
     except MemoryError:
         return False
 
 
-def _result(
+def _make_result(
     source: Source,
     picture: DecodedPicture | _Picture | None,
     predictions: tuple[Prediction, ...],
@@ -297,28 +279,28 @@ def load_predictor(
         threads: cores that the engine may use, None for all.
         exif: whether pictures are turned upright by their EXIF orientation.
         max_pixels: the largest picture that is decoded or resized to, in pixels.
-        formats: optional picture formats that are decoded, too: dds, icns, ico, pcx, ppm, psd, qoi, sgi, tga.
+        formats: optional picture formats to decode as well: dds, icns, ico, pcx, ppm, psd, qoi, sgi, tga.
         settings: defaults; None reads the environment.
-        progress: told before something that takes long, and how far a download is.
+        progress: called with a message before a long step, and with the progress of a download.
 
     Raises:
         ModelError: the name is unknown, or there are no weights that fit.
         EngineError: the engine cannot load the model.
         OutputError: the artifact cannot be kept.
-        UsageError: top_k, labels, engine, precision or formats are not possible.
+        UsageError: top_k, labels, engine, precision or formats are not valid.
     """
     settings = settings or Settings.from_environ()
     variant = default_variant(settings) if model is None else find_variant(model)
-    if top_k is not None and top_k < 1:  # said before anything is downloaded or prepared
-        raise UsageError(f"--top-k {top_k} is less than 1", "--top-k 1")
-    engine = _one_of(EngineName, engine, "engine")
-    options = EngineOptions(device, _one_of(Precision, precision, "precision"), threads)
+    if top_k is not None and top_k < 1:  # checked before anything is downloaded or prepared
+        raise UsageError(f"top_k={top_k} is less than 1", "top_k=1")
+    engine = _parse_choice(EngineName, engine, "engine")
+    options = EngineOptions(device, _parse_choice(Precision, precision, "precision"), threads)
     artifact = ensure_artifact(variant, Path(weights) if weights else None, settings, progress)
     loaded = load_engine(engine, artifact, options)
     return Predictor(artifact, loaded, labels=labels, top_k=top_k, exif=exif, max_pixels=max_pixels, formats=formats)
 
 
-def _one_of(kind: type[Name], value: str, what: str) -> Name:
+def _parse_choice(kind: type[Name], value: str, what: str) -> Name:
     try:
         return kind(value)
     except ValueError as error:

@@ -15,16 +15,16 @@ from mfcli.signals import ForcedInterrupt, defer_signals
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise where a file may not be written because it is there, or cannot be because its folder is not.
+    """Check that a file can be created at `path`, and that no results would be lost.
 
     Raises:
-        OutputError: it exists and is a file or a folder, its folder does not exist, or nobody may look there.
+        OutputError: it is a folder or a file with content, its folder does not exist, or may not be read.
     """
     with translate_write_errors(path):
         check_folder(path)
         exists = path.is_file() and path.stat().st_size > 0
     if exists:
-        raise OutputError(f"{path} exists", "--overwrite replaces it; --resume goes on with a .jsonl file")
+        raise OutputError(f"{path} exists", "overwrite=True replaces it; resume=True goes on with a .jsonl file")
 
 
 def check_folder(path: Path) -> None:
@@ -34,7 +34,7 @@ def check_folder(path: Path) -> None:
         OutputError: it cannot.
     """
     if path.is_dir():
-        raise OutputError(f"{path} is a folder", "name a file: -o results.jsonl")
+        raise OutputError(f"{path} is a folder", "name a file: output=results.jsonl")
     if not path.parent.is_dir():
         raise OutputError(
             f"{path} cannot be written: there is no folder {path.parent}", f"mkdir -p {shlex.quote(str(path.parent))}"
@@ -43,29 +43,30 @@ def check_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def translate_write_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk says of writing `path` into an OutputError; a reader that left stays a BrokenPipeError."""
+    """Turn an OSError of writing `path` into an OutputError; a closed pipe stays a BrokenPipeError."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        go_on = "; --resume goes on" if path.suffix == ".jsonl" else ""
-        hint = f"free some space{go_on}, or name another file with -o" if full else "name another file with -o"
+        hint = "name another file: output=FILE"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            go_on = "; resume=True goes on" if path.suffix == ".jsonl" else ""
+            hint = f"free some space{go_on}, or {hint}"
         raise OutputError(f"cannot write {path}: {error.strerror or error}", hint) from error
 
 
 @contextlib.contextmanager
 def atomic_output(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
-    """Give a text stream whose file appears at `path` at the end, whole.
+    """Open a text stream whose content is renamed to `path` at the end, as a whole.
 
-    What was written before an interrupt, or before an MfError, appears too; after anything else, in the middle of a
-    row, and where nothing was written, the old file stays. What is no regular file, a terminal or a pipe, is written
-    directly.
+    After an interrupt or an MfError, what was written until then is published too. After any other exception, which
+    may come in the middle of a row, and where nothing was written, the old file stays. Terminals, pipes and other
+    special files are written directly.
 
     Args:
         path: the file.
-        replace: whether a file that is there at the end may be replaced; else what was written is kept beside it.
+        replace: whether a file that exists at the end may be replaced; else the new one is kept beside it.
 
     Raises:
         OutputError: the file cannot be written, or may not be replaced.
@@ -93,13 +94,14 @@ def atomic_output(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def open_beside(path: Path, replace: bool = True) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
-    """Give a file beside `path` and what puts it into its place, with the mode of the file that is replaced.
+    """Open a file beside `path`; yield it and a function that renames it to `path`, keeping the old file's mode.
 
-    Where that was not called the file is deleted. A link stays a link.
+    Where that function was not called, the file is deleted. A symbolic link at `path` stays, and its target is
+    replaced.
     """
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name[:50]}.{os.getpid()}.part")  # 50 characters may be 200 bytes
-    file = partial.open("w+b")  # one of this name is left from a process that was killed
+    file = partial.open("w+b")  # a file of this name is left over from a killed process
 
     def publish() -> None:
         with defer_signals():
@@ -110,7 +112,7 @@ def open_beside(path: Path, replace: bool = True) -> Iterator[tuple[BinaryIO, Ca
             if not replace and target.is_file() and target.stat().st_size:
                 spare = target.with_name(f"{target.stem[:50]}.{os.getpid()}{target.suffix}")
                 partial.replace(spare)
-                raise OutputError(f"{path} has come into being meanwhile", f"what was done is in {spare}")
+                raise OutputError(f"{path} was created while this run was in progress", f"the results are in {spare}")
             partial.replace(target)
 
     try:
@@ -118,7 +120,7 @@ def open_beside(path: Path, replace: bool = True) -> Iterator[tuple[BinaryIO, Ca
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # what it still held is of no use
+        with contextlib.suppress(OSError):  # a failed flush of a file that is deleted
             file.close()
 
 

@@ -109,7 +109,7 @@ class Bench:
         options = EngineOptions(case.device, Precision(case.precision), case.threads)
         self._engine = engine = load_engine(EngineName(case.engine), artifact, options)
         self._predictor = Predictor(artifact, engine)
-        self._shape = self._predictor.shape(case.batch_size, case.workers)
+        self._shape = self._predictor.pipeline_config(case.batch_size, case.workers)
         self._size = variant.input_size
         self._pictures = _pictures(case.images)
         self.loaded = Loaded(

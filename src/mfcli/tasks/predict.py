@@ -9,25 +9,25 @@ from mfcli.errors import MfError, TooManyFailuresError, UsageError
 from mfcli.files import is_url
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.sources import Source
-from mfcli.outputs.journal import Journal, RowStatus, digest_of
+from mfcli.outputs.journal import Journal, RowStatus, digest_input
 from mfcli.outputs.writer import Writer
-from mfcli.results import Progress, Summary, Tally
+from mfcli.results import PictureResult, Progress, Summary, Tally
 from mfcli.signals import ForcedInterrupt, defer_signals
 
 
 @dataclass(frozen=True, slots=True)
 class MaxFailures:
-    """How many failures a run bears.
+    """How many failures a run tolerates.
 
     Attributes:
         count: the run stops when more have failed; None for no such limit.
-        percent: the run stops when a larger share of at least `settled` pictures has failed; None for no such limit.
-        settled: pictures before a share says something.
+        percent: the run stops when a larger share of at least `min_inputs` pictures has failed; None for no such limit.
+        min_inputs: pictures before a share is meaningful.
     """
 
     count: int | None = None
     percent: float | None = None
-    settled: int = 100
+    min_inputs: int = 100
 
     @classmethod
     def parse(cls, text: str) -> "MaxFailures":
@@ -45,45 +45,16 @@ class MaxFailures:
                 return cls(count=count)
         except ValueError:
             pass
-        raise UsageError(f"--max-failures {text!r} is neither a number nor a percentage", "--max-failures 5%")
+        raise UsageError(f"max_failures={text!r} is neither a number nor a percentage", "max_failures=5%")
 
-    def are_passed(self, failed: int, inputs: int) -> bool:
-        """Whether so many failures are too many."""
+    def are_exceeded(self, failed: int, inputs: int) -> bool:
+        """Return whether `failed` of `inputs` pictures are too many."""
         if self.count is not None:
             return failed > self.count
-        return self.percent is not None and inputs >= self.settled and 100 * failed > self.percent * inputs
+        return self.percent is not None and inputs >= self.min_inputs and 100 * failed > self.percent * inputs
 
 
 ANY_FAILURES = MaxFailures()
-
-
-@dataclass(slots=True)
-class _Counts:
-    inputs: int = 0
-    failed: int = 0
-    finished_before: int = 0
-    failed_before: int = 0
-
-    @property
-    def summary(self) -> Summary:
-        inputs, failed = self.inputs + self.finished_before, self.failed + self.failed_before
-        return Summary(inputs, inputs - failed, failed)
-
-
-def _add_holders(source: Source, holders: set[int]) -> None:
-    """Add what holds a picture: the folders above it, and what it was found by, an archive or a glob."""
-    if is_url(source.argument):
-        return
-    name = source.raw
-    if source.whole is not None:
-        whole, member = source.whole
-        holders |= {digest_of(os.fsencode(whole), member), *([digest_of(name, None)] if source.member else [])}
-    while folder := name.rpartition(b"/")[0]:
-        digest = digest_of(folder, None)
-        if digest in holders:
-            return
-        holders |= {digest, digest_of(folder + b"/", None)}
-        name = folder
 
 
 def predict(
@@ -100,77 +71,140 @@ def predict(
 ) -> Summary:
     """Write a row for every source, in order, and return the counts.
 
-    An interrupt, or an engine that fails, leaves what was written complete in its format, then goes on to the caller.
+    After an interrupt or a failing engine, what was written is completed in its format before the exception goes on.
 
     Args:
         predictor: classifies.
         sources: the pictures.
         writer: gets the results.
-        batch_size: pictures computed as one, None for what suits the engine.
+        batch_size: pictures per batch, None for what suits the engine.
         workers: threads that decode, None for what suits the machine, 0 for none.
         max_failures: when to stop early.
-        journal: says which sources are finished already; they are skipped, and counted in the summary.
+        journal: knows which sources are finished; they are skipped, and counted in the summary.
         retry_writer: gets the results of sources that had failed; None to skip those as well.
         progress: told the counts after each result.
 
     Raises:
         EngineError: the engine fails.
-        TooManyFailuresError: more failed than `max_failures` bears.
+        TooManyFailuresError: the failures exceed `max_failures`.
         OSError: the writer's stream fails.
     """
-    counts = _Counts()
-    under_way: deque[tuple[Source, Writer]] = deque()  # in order
-    holders: set[int] = set()
-
-    def unfinished() -> Iterator[Source]:
-        for source in sources:
-            state = journal.state_of(source.raw, source.member) if journal and not source.is_stdin else RowStatus.NEW
-            if state is RowStatus.NEW:
-                under_way.append((source, writer))
-            elif state is RowStatus.FAILED and retry_writer is not None:
-                under_way.append((source, retry_writer))
-            else:
-                if state is RowStatus.OK and retry_writer is not None:
-                    _add_holders(source, holders)
-                counts.finished_before += 1
-                counts.failed_before += state is RowStatus.FAILED
-                continue
-            yield source
-
-    def begin() -> None:
-        if journal is not None:
-            journal.begin()
-        for each in (writer, retry_writer):
-            if each is not None:
-                each.begin(predictor.run)
-
+    run = _Run(predictor, writer, journal, retry_writer)
     try:
-        for result in predictor.predict(unfinished(), batch_size=batch_size, workers=workers):
+        for result in predictor.predict(run.select_unfinished(sources), batch_size=batch_size, workers=workers):
             with defer_signals():
-                if not counts.inputs:
-                    begin()
-                source, its_writer = under_way.popleft()
-                its_writer.write(result)
-                if retry_writer is not None and result.error is None:
-                    _add_holders(source, holders)
-                counts.inputs += 1
-                counts.failed += result.error is not None
-            progress(Tally(counts.inputs, counts.failed, counts.finished_before))
-            if max_failures.are_passed(counts.failed, counts.inputs):
+                run.write(result)
+            progress(Tally(run.inputs, run.failed, run.finished_before))
+            if max_failures.are_exceeded(run.failed, run.inputs):
                 raise TooManyFailuresError(
-                    f"stopped: {counts.failed} of {counts.inputs} pictures failed, more than --max-failures bears",
+                    f"stopped: {run.failed} of {run.inputs} pictures failed, which exceeds max_failures",
                     "the rows say why",
                 )
     except ForcedInterrupt:
         raise
     except (KeyboardInterrupt, MfError):
-        if counts.inputs:  # else nothing was begun, and nothing is replaced
-            with defer_signals():
-                writer.end(counts.summary)
+        run.end_early()
         raise
-    if not counts.inputs:
-        begin()
-    if journal is not None:
-        journal.drop_failed(holders)  # not where the run ended early: an archive may still prove damaged
-    writer.end(counts.summary)
-    return counts.summary
+    return run.finish()
+
+
+class _Run:
+    """One run under way: which sources wait for their results, where each result goes, and the counts.
+
+    Attributes:
+        inputs: results written.
+        failed: those of them that failed.
+        finished_before: sources that an earlier run had finished.
+    """
+
+    def __init__(
+        self, predictor: Predictor, writer: Writer, journal: Journal | None, retry_writer: Writer | None
+    ) -> None:
+        self.inputs = 0
+        self.failed = 0
+        self.finished_before = 0
+        self._failed_before = 0
+        self._info = predictor.run
+        self._writer = writer
+        self._journal = journal
+        self._retry_writer = retry_writer
+        self._waiting: deque[tuple[Source, Writer]] = deque()  # in order
+        self._containers: set[int] = set()
+
+    def select_unfinished(self, sources: Iterable[Source]) -> Iterator[Source]:
+        """Yield the sources that have no final row yet; called in the pipeline's feeder thread."""
+        for source in sources:
+            status = self._status_of(source)
+            if status is RowStatus.NEW:
+                self._waiting.append((source, self._writer))
+            elif status is RowStatus.FAILED and self._retry_writer is not None:
+                self._waiting.append((source, self._retry_writer))
+            else:
+                if status is RowStatus.OK:
+                    self._note_containers(source)
+                self.finished_before += 1
+                self._failed_before += status is RowStatus.FAILED
+                continue
+            yield source
+
+    def _status_of(self, source: Source) -> RowStatus:
+        if self._journal is None or source.is_stdin:
+            return RowStatus.NEW
+        return self._journal.take_status(source.raw, source.member)
+
+    def write(self, result: PictureResult) -> None:
+        """Write the next result, in the order of the sources."""
+        if not self.inputs:
+            self._begin()
+        source, writer = self._waiting.popleft()
+        writer.write(result)
+        if result.error is None:
+            self._note_containers(source)
+        self.inputs += 1
+        self.failed += result.error is not None
+
+    def end_early(self) -> None:
+        """Complete what was written; where nothing was, nothing is replaced."""
+        if self.inputs:
+            with defer_signals():
+                self._writer.end(self._summary)
+
+    def finish(self) -> Summary:
+        """Complete the output after the last source."""
+        if not self.inputs:
+            self._begin()
+        if self._journal is not None:
+            # not after an early end: a container's failure may yet repeat itself
+            self._journal.drop_failed(self._containers)
+        self._writer.end(self._summary)
+        return self._summary
+
+    def _begin(self) -> None:
+        if self._journal is not None:
+            self._journal.begin()
+        for writer in (self._writer, self._retry_writer):
+            if writer is not None:
+                writer.begin(self._info)
+
+    @property
+    def _summary(self) -> Summary:
+        inputs, failed = self.inputs + self.finished_before, self.failed + self._failed_before
+        return Summary(inputs, inputs - failed, failed)
+
+    def _note_containers(self, source: Source) -> None:
+        """Note what a picture that was classified was found in: the failed row of such a folder or archive is obsolete.
+
+        That is the folders above it, and the archive or glob that was gone through for it.
+        """
+        if self._retry_writer is None or is_url(source.argument):
+            return
+        name, found = source.raw, self._containers
+        if source.whole is not None:
+            whole, member = source.whole
+            found |= {digest_input(os.fsencode(whole), member), *([digest_input(name, None)] if source.member else [])}
+        while folder := name.rpartition(b"/")[0]:
+            digest = digest_input(folder, None)
+            if digest in found:
+                return
+            found |= {digest, digest_input(folder + b"/", None)}
+            name = folder

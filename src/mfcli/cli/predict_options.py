@@ -1,0 +1,170 @@
+"""The options of mf predict: their names, values and help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mfcli.cli.options import MAX_WORKERS, complete_device, complete_model
+from mfcli.inference.engines.base import EngineName, Precision
+from mfcli.inputs.codecs import OPTIONAL_FORMATS
+from mfcli.outputs.writer import FormatName
+from mfcli.settings import DEFAULT_TOP_K
+
+_INPUTS, _MODEL, _OUTPUT, _RUNNING, _FAILING = "Inputs", "Model", "Output", "Running", "Failures"
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT...",
+        help="Files, folders, globs, http(s) addresses, .zip and .tar archives; - for picture bytes on standard input.",
+        show_default=False,
+    ),
+]
+FilesFrom = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--files-from",
+        metavar="FILE",
+        help="Read inputs from FILE, one a line; - for standard input.",
+        show_default=False,
+        rich_help_panel=_INPUTS,
+    ),
+]
+Null = Annotated[bool, typer.Option("--null", "-0", help="In --files-from, NUL ends a name.", rich_help_panel=_INPUTS)]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB",
+        help="In folders, archives, globs and lists, take only what matches.",
+        show_default="picture suffixes",
+        rich_help_panel=_INPUTS,
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Leave out what matches.", show_default=False, rich_help_panel=_INPUTS),
+]
+NoRecursive = Annotated[bool, typer.Option("--no-recursive", help="Leave subfolders out.", rich_help_panel=_INPUTS)]
+NoExif = Annotated[
+    bool, typer.Option("--no-exif", help="Do not turn pictures by their EXIF orientation.", rich_help_panel=_INPUTS)
+]
+Formats = Annotated[
+    str | None,
+    typer.Option(
+        metavar="F,F",
+        help=f"Decode these formats, too: {', '.join(OPTIONAL_FORMATS).lower()}.",
+        show_default=False,
+        rich_help_panel=_INPUTS,
+    ),
+]
+MaxPixels = Annotated[
+    int,
+    typer.Option(min=1, help="Refuse pictures with more pixels, before or after resizing.", rich_help_panel=_INPUTS),
+]
+Timeout = Annotated[
+    float, typer.Option(min=0.1, metavar="S", help="Seconds that an address may take.", rich_help_panel=_INPUTS)
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A name from mf list-models.",
+        show_default="MF_MODEL, else bundled",
+        autocompletion=complete_model,
+        rich_help_panel=_MODEL,
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="A checkpoint of that model: .pth or .safetensors.",
+        show_default=False,
+        readable=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        "-k",
+        help="Predictions a picture.",
+        show_default=f"{DEFAULT_TOP_K}, or all classes",
+        rich_help_panel=_MODEL,
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Class names: one a line in head order, or CSV with wnid and name.",
+        show_default=False,
+        readable=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+Format = Annotated[
+    FormatName | None,
+    typer.Option(
+        "--format",
+        help="How results are written.",
+        show_default="of -o's suffix, else table",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write results there; - for standard output.",
+        show_default=False,
+        readable=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.", rich_help_panel=_OUTPUT)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with a .jsonl FILE: skip what is finished.", rich_help_panel=_OUTPUT)
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Resume, and take the failed pictures again.", rich_help_panel=_OUTPUT)
+]
+BatchSize = Annotated[
+    str, typer.Option("--batch-size", "-b", metavar="N|auto", help="Pictures in a batch.", rich_help_panel=_RUNNING)
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "-j",
+        min=1,
+        max=MAX_WORKERS,
+        help="Threads that read and decode.",
+        show_default="one a core",
+        rich_help_panel=_RUNNING,
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Cores for the engine.", show_default="all", rich_help_panel=_RUNNING)
+]
+Engine = Annotated[EngineName, typer.Option(help="What computes the logits.", rich_help_panel=_RUNNING)]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="D",
+        help="auto, cpu, cuda, cuda:N or mps.",
+        rich_help_panel=_RUNNING,
+        autocompletion=complete_device,
+    ),
+]
+ArithmeticPrecision = Annotated[Precision, typer.Option(help="The arithmetic.", rich_help_panel=_RUNNING)]
+AllowFailures = Annotated[
+    bool, typer.Option("--allow-failures", help="Exit with 0 whatever failed.", rich_help_panel=_FAILING)
+]
+MaxFailures = Annotated[
+    str | None,
+    typer.Option(metavar="N|P%", help="Stop when more have failed.", show_default=False, rich_help_panel=_FAILING),
+]
