@@ -47,6 +47,10 @@ class MaxFailures:
             pass
         raise UsageError(f"max_failures={text!r} is neither a number nor a percentage", "max_failures=5%")
 
+    def __str__(self) -> str:
+        limit = self.count if self.percent is None else f"{self.percent:g}%"
+        return f"max_failures={limit}"
+
     def are_exceeded(self, failed: int, inputs: int) -> bool:
         """Return whether `failed` of `inputs` pictures are too many."""
         if self.count is not None:
@@ -97,7 +101,7 @@ def predict(
             progress(Tally(run.inputs, run.failed, run.finished_before))
             if max_failures.are_exceeded(run.failed, run.inputs):
                 raise TooManyFailuresError(
-                    f"stopped: {run.failed} of {run.inputs} pictures failed, which exceeds max_failures",
+                    f"stopped: {run.failed} of {run.inputs} pictures failed, which exceeds {max_failures}",
                     "the rows say why",
                 )
     except ForcedInterrupt:
