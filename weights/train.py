@@ -2,7 +2,7 @@
 
     python weights/train.py tiny-imagenet-200/train runs/wide --precision bf16 --compile
 
-The defaults train the wide network that the bundled model was cut from; README.md beside this file has every command.
+The defaults train the wide network that the bundled model was cut from; HISTORY.md beside this file has every command.
 Every phase is SIZE:EPOCHS: small pictures first, because they are four times as fast, the full size last. The learning
 rate warms up, stays, and falls to zero over the last --decay-epochs. With --teacher, what is learned is a mixture of
 the labels and of what another network says of the very same crops and mixtures (Beyer et al.,
