@@ -16,7 +16,8 @@ import pytest
 
 from mfcli.errors import FailureCode, PictureError
 from mfcli.inputs import archives
-from mfcli.inputs.archives import Member, members
+from mfcli.inputs.archives import iter_members
+from mfcli.inputs.members import Member
 from mfcli.inputs.selection import Selection
 
 ALL = Selection()
@@ -50,7 +51,7 @@ def tar_of(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
 def read(path: Path, selection: Selection = ALL) -> dict[str | None, bytes | str]:
     """Each member's bytes, or the code of its failure; None stands for the archive."""
     found = {}
-    for member in members(str(path), selection.takes_member, selection.max_bytes):
+    for member in iter_members(str(path), selection.takes_member, selection.max_bytes):
         assert member.name not in found
         found[member.name] = bytes_of(member)
     return found
@@ -298,7 +299,7 @@ def test_a_zip_whose_names_break_their_promise(tmp_path: Path) -> None:
 def test_a_tar_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "p.tar", {f"{number}.jpg": bytes(20_000) for number in range(5)})
     path.write_bytes(path.read_bytes()[:50_000])
-    stream = members(str(path), lambda _: True, 10**6)
+    stream = iter_members(str(path), lambda _: True, 10**6)
     assert [next(stream).name, next(stream).name] == ["0.jpg", "1.jpg"]
     assert [member.failure and member.failure.code for member in stream] == [FailureCode.TRUNCATED]
 
@@ -308,13 +309,13 @@ def test_a_tar_remembers_no_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     opened = []
     original = tarfile.open
     monkeypatch.setattr(tarfile, "open", lambda *a, **o: opened.append(original(*a, **o)) or opened[-1])
-    for _ in members(str(path), lambda _: True, 10**6):
+    for _ in iter_members(str(path), lambda _: True, 10**6):
         assert len(opened[0].members) == 0
 
 
 def test_a_zip_in_many_threads(tmp_path: Path) -> None:
     files = {f"{number}.jpg": bytes([number]) * 50_000 for number in range(40)}
-    found = list(members(str(zip_of(tmp_path / "p.zip", files)), lambda _: True, 10**6))
+    found = list(iter_members(str(zip_of(tmp_path / "p.zip", files)), lambda _: True, 10**6))
     results: dict[str, bytes | str] = {}
 
     def work(part: list[Member]) -> None:
@@ -332,7 +333,7 @@ def test_a_zip_is_closed_with_its_last_member(tmp_path: Path, monkeypatch: pytes
     opened = []
     original = archives.open_file
     monkeypatch.setattr(archives, "open_file", lambda path: opened.append(original(path)) or opened[-1])
-    found = list(members(str(zip_of(tmp_path / "p.zip", {"a.jpg": b"x", "b.jpg": b"y"})), lambda _: True, 10))
+    found = list(iter_members(str(zip_of(tmp_path / "p.zip", {"a.jpg": b"x", "b.jpg": b"y"})), lambda _: True, 10))
     assert not opened[0].closed
     assert [bytes_of(member) for member in found] == [b"x", b"y"]
     del found

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfcli.inputs.codecs import formats_with, suffixes_of
-from mfcli.inputs.selection import Selection, glob_of, in_natural_order, natural_key
+from mfcli.inputs.selection import Selection, compile_glob, natural_key, sort_naturally
 
 
 def test_optional_formats_are_taken_where_they_are_asked_for() -> None:
@@ -27,11 +27,11 @@ def test_optional_formats_are_taken_where_they_are_asked_for() -> None:
     ],
 )
 def test_natural_order(names: list[str]) -> None:
-    assert list(in_natural_order(reversed(names), str)) == list(in_natural_order(names, str))
+    assert list(sort_naturally(reversed(names), str)) == list(sort_naturally(names, str))
     if "01.jpg" not in names:
-        assert list(in_natural_order(reversed(names), str)) == names
+        assert list(sort_naturally(reversed(names), str)) == names
     else:
-        assert list(in_natural_order(names, str)) == ["01.jpg", "1.jpg", *names[2:]]
+        assert list(sort_naturally(names, str)) == ["01.jpg", "1.jpg", *names[2:]]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_natural_order(names: list[str]) -> None:
     ],
 )
 def test_globs(glob: str, path: str, matches: bool) -> None:
-    assert glob_of(glob).matches(path.split("/")) is matches
+    assert compile_glob(glob).matches(path.split("/")) is matches
 
 
 @pytest.mark.parametrize(
@@ -87,5 +87,5 @@ def test_without_subfolders_an_archive_gives_what_lies_at_its_top() -> None:
 @given(st.lists(st.text("aB.01259/", max_size=6), max_size=300))
 def test_few_and_many_sorts_of_names_have_the_same_order(names: list[str]) -> None:
     expected = sorted(sorted(names), key=natural_key)
-    assert list(in_natural_order(names, str)) == expected
-    assert list(in_natural_order(names[:3] * 40, str)) == sorted(sorted(names[:3] * 40), key=natural_key)
+    assert list(sort_naturally(names, str)) == expected
+    assert list(sort_naturally(names[:3] * 40, str)) == sorted(sorted(names[:3] * 40), key=natural_key)

@@ -14,7 +14,7 @@ import pytest
 from mfcli.errors import FailureCode, PictureError
 from mfcli.inputs import walk
 from mfcli.inputs.selection import Selection
-from mfcli.inputs.walk import Found, open_file, walk_folder, walk_glob
+from mfcli.inputs.walk import FoundPath, open_file, walk_folder, walk_glob
 
 NAMES = [
     "img10.jpg",
@@ -40,7 +40,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "f"
 
 
-def names_of(found: Iterator[Found]) -> list[str]:
+def names_of(found: Iterator[FoundPath]) -> list[str]:
     return [one.path if one.failure is None else f"{one.path}: {one.failure.code}" for one in found]
 
 

@@ -1,4 +1,5 @@
-"""From arguments to RGB pictures: files, folders, globs, lists, archives, web addresses, and decoding what they hold.
+"""From arguments to RGB pictures: files, folders, globs, lists, archives and URLs, and the decoding of pictures.
 
-Which pixels a model sees of a picture is decided by models/preprocess.py.
+A new kind of input is a file here and a line in `sources._expand`. What becomes of the decoded pixels belongs in
+models/preprocess.py.
 """

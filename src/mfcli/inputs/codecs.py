@@ -1,7 +1,7 @@
 """The picture formats that are decoded, and the suffixes of their files.
 
-An allow-list: Pillow knows formats that start other programs (EPS), or that open their contents as any other format
-(IPTC), and is never asked about a format that is not named here. What decodes them is images.py.
+An allow-list: some of Pillow's plugins start other programs (EPS) or open their contents in any other format (IPTC),
+so Pillow is only ever asked about the formats that are named here. They are decoded in decode.py.
 """
 
 from collections.abc import Iterable
@@ -19,8 +19,8 @@ DEFAULT_FORMATS = {
     "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
     "HEIF": (".heic", ".heics", ".heif", ".heifs", ".hif"),
 }
-"""Suffixes by Pillow's name of the format. Those that Pillow loads first come first: asking about any other imports
-all of its plugins. HEIF takes the package pillow-heif."""
+"""Suffixes by Pillow's name of the format. Those that Pillow preloads come first: asking for any other imports all of
+its plugins. HEIF needs the package pillow-heif."""
 
 OPTIONAL_FORMATS = {
     "DDS": (".dds",),
@@ -33,7 +33,7 @@ OPTIONAL_FORMATS = {
     "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
     "TGA": (".tga", ".icb", ".vda", ".vst"),
 }
-"""Formats that are decoded only where they are asked for; Pillow decodes each of them by itself."""
+"""Formats that are decoded only on request; Pillow decodes each of them without other programs."""
 
 
 def suffixes_of(formats: Iterable[str]) -> frozenset[str]:
@@ -47,13 +47,13 @@ ALL_SUFFIXES = suffixes_of([*DEFAULT_FORMATS, *OPTIONAL_FORMATS])
 
 
 def formats_with(extra: Iterable[str]) -> tuple[str, ...]:
-    """Return the default formats and those that are asked for, by Pillow's names.
+    """Return the default formats and the requested ones, by Pillow's names.
 
     Args:
         extra: names of optional formats, in any case.
 
     Raises:
-        UsageError: a name is none of them.
+        UsageError: a name is not one of them.
     """
     names = [name.strip().upper() for name in extra]
     for name in names:

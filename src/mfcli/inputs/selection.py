@@ -1,4 +1,4 @@
-"""Which of the files in folders, archives and lists are taken, and in which order: names only, nothing is opened."""
+"""Which files of folders, archives and lists are taken, and in which order. Only names count; nothing is opened."""
 
 import fnmatch
 import functools
@@ -13,49 +13,53 @@ from mfcli.inputs.codecs import DEFAULT_SUFFIXES
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_BYTES = 256 * 2**20
-"""More than any picture under the cap of pixels has when it is compressed at all."""
+"""More than any compressed picture has under the default limit of pixels."""
 
 MAX_NAME = 4096
-"""Characters of a member's name; no longer path can be opened on Linux."""
+"""Characters of a member's name: the limit of a path on Linux."""
 
 _DIGITS = re.compile(r"[0-9]+")
 _ANY_DEPTH = "**"
 _ANY_DIGIT = str.maketrans("123456789", "0" * 9)
-_FEW = 64
+_MAX_MERGED = 64
 _Name = TypeVar("_Name")
 
 
 def natural_key(name: str) -> str:
-    """Return what sorts names as people count, img2 before img10, whatever their case; of paths, folder by folder."""
-    return _DIGITS.sub(_counted, name.casefold()).replace("/", "\0")
+    """Return a sort key that puts img2 before img10, ignores case, and sorts paths folder by folder."""
+    return _DIGITS.sub(_pad_number, name.casefold()).replace("/", "\0")
 
 
-def _counted(digits: re.Match[str]) -> str:
+def _pad_number(digits: re.Match[str]) -> str:
     number = digits[0].lstrip("0")
     return f"{len(number):05}{number}"
 
 
-def in_natural_order(names: Iterable[_Name], text: Callable[[_Name], str]) -> Iterator[_Name]:
-    """Yield the names sorted; those that count as equal (img1, img01) by their characters.
+def sort_naturally(names: Iterable[_Name], text: Callable[[_Name], str]) -> Iterator[_Name]:
+    """Yield the names in natural order; equal ones (img1, img01) in the order of their characters.
 
-    The first comes soon, however many there are: names that differ in nothing but the values of their digits have the
-    same natural and plain order, and the few such sorts of names that a folder has are merged as they are asked for.
+    The first name comes early, however many there are: names that differ only in the values of their digits have the
+    same natural and plain order, so each such group is sorted plainly, and a folder's few groups are merged lazily.
+
+    Args:
+        names: any objects.
+        text: returns the name of one.
     """
-    alike: dict[str, list[_Name]] = {}
+    groups: dict[str, list[_Name]] = {}
     for name in names:
-        alike.setdefault(text(name).translate(_ANY_DIGIT), []).append(name)
+        groups.setdefault(text(name).translate(_ANY_DIGIT), []).append(name)
 
     def key(name: _Name) -> tuple[str, str]:
         return natural_key(text(name)), text(name)
 
-    if len(alike) > _FEW:
-        return iter(sorted(itertools.chain.from_iterable(alike.values()), key=key))
-    return heapq.merge(*(sorted(group, key=text) for group in alike.values()), key=key)
+    if len(groups) > _MAX_MERGED:
+        return iter(sorted(itertools.chain.from_iterable(groups.values()), key=key))
+    return heapq.merge(*(sorted(group, key=text) for group in groups.values()), key=key)
 
 
 @dataclass(frozen=True, slots=True)
 class Glob:
-    """A glob over paths whose parts are matched one by one, case-sensitively; `**` stands for any number of folders.
+    """A case-sensitive glob that matches paths part by part; `**` matches any number of folders.
 
     Attributes:
         parts: a compiled pattern per part, None for `**`.
@@ -64,19 +68,19 @@ class Glob:
     parts: tuple[re.Pattern[str] | None, ...]
 
     def matches(self, names: Sequence[str]) -> bool:
-        """Whether the path with these parts is meant."""
-        return len(self.parts) in self._reached(names)
+        """Whether the path with these parts matches."""
+        return len(self.parts) in self._advance(names)
 
     def leads_below(self, names: Sequence[str]) -> bool:
-        """Whether a path below the folder with these parts can be meant."""
-        return any(position < len(self.parts) for position in self._reached(names))
+        """Whether a path below the folder with these parts can match."""
+        return any(position < len(self.parts) for position in self._advance(names))
 
-    def _reached(self, names: Sequence[str]) -> set[int]:
-        """How many parts of the glob the names can have used up; linear in the path, however many `**` there are."""
-        reached = self._skipping({0})
+    def _advance(self, names: Sequence[str]) -> set[int]:
+        """Return how many parts of the glob the names can have consumed; linear in the path, whatever the `**`."""
+        positions = self._skip_any_depth({0})
         for name in names:
-            reached = self._skipping({self._step(at, name) for at in reached} - {-1})
-        return reached
+            positions = self._skip_any_depth({self._step(at, name) for at in positions} - {-1})
+        return positions
 
     def _step(self, at: int, name: str) -> int:
         if at == len(self.parts):
@@ -86,45 +90,46 @@ class Glob:
             return at
         return at + 1 if part.match(name) else -1
 
-    def _skipping(self, reached: set[int]) -> set[int]:
+    def _skip_any_depth(self, positions: set[int]) -> set[int]:
+        """Add the positions behind each `**`, which may match no folder at all."""
         for at, part in enumerate(self.parts):
-            if at in reached and part is None:
-                reached.add(at + 1)
-        return reached
+            if at in positions and part is None:
+                positions.add(at + 1)
+        return positions
 
 
 @functools.lru_cache(maxsize=256)
-def glob_of(text: str) -> Glob:
-    """Return a glob from its text; a leading or doubled slash and a part `.` say nothing."""
+def compile_glob(text: str) -> Glob:
+    """Compile a glob; leading or doubled slashes and parts `.` are ignored."""
     parts = [part for part in text.split("/") if part not in ("", ".")]
     return Glob(tuple(None if part == _ANY_DEPTH else re.compile(fnmatch.translate(part)) for part in parts))
 
 
-def _meant_by(globs: tuple[str, ...], path: str) -> bool:
-    """Whether a glob names this path: by its base name, or, for a glob with a slash, by the whole of it."""
+def _matches_any(globs: tuple[str, ...], path: str) -> bool:
+    """Whether a glob matches the base name of a path or, if the glob has a slash, the whole path."""
     if not globs:
         return False
     names = [name for name in path.split("/") if name not in ("", ".")]
-    return any(glob_of(glob).matches(names if "/" in glob else names[-1:]) for glob in globs)
+    return any(compile_glob(glob).matches(names if "/" in glob else names[-1:]) for glob in globs)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a base name is left out unless it is asked for."""
+    """Whether a base name is that of a hidden file."""
     return name.startswith(".") and name not in (".", "..")
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What of folders, archives and lists is taken, and the limits of what is read.
+    """Which files of folders, archives and lists are taken, and the limits of what is read.
 
     Attributes:
-        recursive: whether the folders in a folder or archive are entered.
-        include: globs; where there are any, they say which files are pictures, and not the suffix.
-        exclude: globs of files and folders that are left out.
-        timeout_s: for one URL, from the look-up of its host to its last byte.
-        offline: whether a URL fails without being asked.
+        recursive: whether subfolders of a folder or archive are entered.
+        include: globs that select files, in place of `suffixes`.
+        exclude: globs of files and folders that are skipped.
+        timeout_s: for one URL, from the DNS look-up to the last byte.
+        offline: whether URLs fail without being fetched.
         max_bytes: the largest body of a URL, and the largest member of an archive.
-        suffixes: of pictures, in lower case and with their dot.
+        suffixes: suffixes of pictures, in lower case and with their dot.
     """
 
     recursive: bool = True
@@ -136,25 +141,25 @@ class Selection:
     suffixes: frozenset[str] = DEFAULT_SUFFIXES
 
     def takes(self, relative: str) -> bool:
-        """Whether a file is taken from its folder or archive, by its path in there.
+        """Whether a file is taken, by its path inside the folder or archive.
 
-        A hidden file is taken only by an include glob that begins with a dot itself; those are shell's rules.
+        As in a shell, a hidden file is taken only by an include glob whose name begins with a dot.
         """
         name = relative.rpartition("/")[2]
         include = self.include
-        if not include and not self.exclude:  # the usual case, a hundred thousand times
+        if not include and not self.exclude:  # the usual case, and the fast one
             return name[:1] != "." and name[name.rfind(".") :].lower() in self.suffixes
         if is_hidden(name):
             include = tuple(glob for glob in include if is_hidden(glob.rpartition("/")[2]))
             if not include:
                 return False
         if include:
-            return _meant_by(include, relative) and not _meant_by(self.exclude, relative)
-        return name[name.rfind(".") :].lower() in self.suffixes and not _meant_by(self.exclude, relative)
+            return _matches_any(include, relative) and not _matches_any(self.exclude, relative)
+        return name[name.rfind(".") :].lower() in self.suffixes and not _matches_any(self.exclude, relative)
 
     def enters(self, relative: str) -> bool:
-        """Whether a folder in a folder or archive is looked into, by its path in there."""
-        return not is_hidden(relative.rpartition("/")[2]) and not _meant_by(self.exclude, relative)
+        """Whether a subfolder is entered, by its path inside the folder or archive."""
+        return not is_hidden(relative.rpartition("/")[2]) and not _matches_any(self.exclude, relative)
 
     def takes_member(self, relative: str) -> bool:
         """Whether a member of an archive is taken, and every folder that it lies in is entered."""
@@ -164,9 +169,35 @@ class Selection:
         return self.takes(relative) and all(self.enters(relative[:cut]) for cut in cuts if cut <= MAX_NAME)
 
     def passes(self, path: str) -> bool:
-        """Whether a path that was listed, or that a glob has found, is not filtered out; any suffix will do."""
-        return (not self.include or _meant_by(self.include, path)) and not _meant_by(self.exclude, path)
+        """Whether the filters let a path of a list or of a glob through, whatever its suffix."""
+        return (not self.include or _matches_any(self.include, path)) and not _matches_any(self.exclude, path)
 
-    def lets_in(self, path: str) -> bool:
-        """Whether a folder or archive that was listed is not excluded itself."""
-        return not _meant_by(self.exclude, path)
+    def excludes(self, path: str) -> bool:
+        """Whether a path of a list or of a glob is excluded."""
+        return _matches_any(self.exclude, path)
+
+
+class MemberMatcher:
+    """Decides which members of an archive are wanted: the one of this name, those in a folder, or those a glob matches.
+
+    Attributes:
+        wanted: the name.
+        is_filtered: whether the filters skip a member of this name.
+        exists: whether a member or a folder of this name was seen.
+    """
+
+    def __init__(
+        self, wanted: str, selection: Selection, glob: Callable[[str], bool] | None, *, is_filtered: bool = False
+    ) -> None:
+        self.wanted, self.is_filtered, self.exists = wanted, is_filtered, False
+        self._folder, self._selection, self._glob = f"{wanted.rstrip('/')}/", selection, glob
+
+    def takes(self, name: str) -> bool:
+        """Whether a member is wanted, by its path in the archive."""
+        if name == self.wanted:
+            self.exists = True
+            return not self.is_filtered
+        if name.startswith(self._folder):
+            self.exists = True
+            return self._selection.takes_member(name[len(self._folder) :])
+        return self._glob is not None and self._glob(name)

@@ -1,7 +1,7 @@
-"""Files, folders and globs of this machine: opened safely, walked lazily.
+"""Opens local files safely, and walks folders and globs lazily.
 
-A folder is read when its turn has come, one folder at a time, so that the first picture of a large tree comes at once
-and no file is looked at before it is opened.
+One folder is listed at a time, when its turn comes, so that the first picture of a large tree comes at once; no file is
+examined before it is opened.
 """
 
 import os
@@ -15,7 +15,7 @@ from mfcli.errors import FailureCode, PictureError
 from mfcli.files import is_glob
 from mfcli.inputs.arguments import is_archive_name as is_archive_name  # for cli/predict
 from mfcli.inputs.arguments import split_member as split_member
-from mfcli.inputs.selection import Selection, glob_of, in_natural_order, is_hidden
+from mfcli.inputs.selection import Selection, compile_glob, is_hidden, sort_naturally
 from mfcli.results import Failure
 
 _NO_REGULAR_FILE = "is not a regular file; a pipe goes to: mf predict -"
@@ -23,7 +23,7 @@ _WILDCARDS = frozenset("*?")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundPath:
     """A file that was found, or a folder that cannot be read.
 
     Attributes:
@@ -35,12 +35,12 @@ class Found:
     failure: Failure | None = None
 
 
-def failure_from_os_error(error: OSError | ValueError, what: str) -> Failure:
-    """Return what the operating system's refusal means for a row.
+def failure_from_os_error(error: OSError | ValueError, action: str) -> Failure:
+    """Return the failure that an error of the operating system means for a row.
 
     Args:
-        error: a ValueError is what Python raises for a NUL in a name.
-        what: what it refuses, a participle: "opened".
+        error: the error; a ValueError is what Python raises for a NUL in a name.
+        action: what failed, as a past participle: "opened".
     """
     match error:
         case FileNotFoundError() | NotADirectoryError():
@@ -49,12 +49,12 @@ def failure_from_os_error(error: OSError | ValueError, what: str) -> Failure:
             return Failure(FailureCode.PERMISSION, "no permission to read it")
         case _:
             reason = getattr(error, "strerror", None) or error
-            return Failure(FailureCode.NOT_FOUND, f"cannot be {what}: {reason}")
+            return Failure(FailureCode.NOT_FOUND, f"cannot be {action}: {reason}")
 
 
 @contextmanager
 def translate_os_errors() -> Iterator[None]:
-    """Turn the operating system's refusals into a PictureError."""
+    """Turn errors of the operating system into a PictureError."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -63,14 +63,14 @@ def translate_os_errors() -> Iterator[None]:
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open a regular file for reading; a pipe, socket or device is never opened, nor waited for.
+    """Open a regular file for reading; pipes, sockets and devices are refused, and never waited on.
 
     Raises:
         PictureError: not_found, permission, or unsupported for what is not a regular file.
     """
     with translate_os_errors():
         _check_regular(os.stat(path).st_mode)
-        # what was a file a moment ago may be a pipe by now, for whose writer an ordinary open would wait
+        # the file may have been replaced by a pipe since, on which an ordinary open would wait
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             _check_regular(os.fstat(descriptor).st_mode)
@@ -89,7 +89,15 @@ def _check_regular(mode: int) -> None:
 
 @dataclass(slots=True)
 class _Folder:
-    """A folder on the way down: its names that are still to come."""
+    """A folder that is being walked.
+
+    Attributes:
+        relative: its path in the folder where the walk began.
+        identity: device and inode.
+        names: those still to be visited.
+        folders: which of them are folders.
+        links: which of them are symbolic links.
+    """
 
     relative: str
     identity: tuple[int, int]
@@ -98,34 +106,34 @@ class _Folder:
     links: set[str] = field(default_factory=set)
 
 
-def walk_folder(folder: str, selection: Selection) -> Iterator[Found]:
+def walk_folder(folder: str, selection: Selection) -> Iterator[FoundPath]:
     """Yield the pictures in a folder in natural order, files and folders sorted together.
 
-    Hidden files and folders are left out. Symbolic links are followed, but not to a folder that one is in already.
-    Archives in a folder are not opened: only one that is named is. A folder that cannot be read gives a failure.
+    Hidden files and folders are skipped. Symbolic links are followed, except back up to a folder that is being walked.
+    Archives in a folder are not opened. A folder that cannot be read gives a failure.
     """
     walk = _Walk(folder, selection.takes, lambda relative: selection.recursive and selection.enters(relative))
     return walk.run()
 
 
-def walk_glob(pattern: str, selection: Selection) -> Iterator[Found]:
-    """Yield what a glob matches in natural order, lazily, as the shell would have passed it on.
+def walk_glob(pattern: str, selection: Selection) -> Iterator[FoundPath]:
+    """Yield what a glob matches, lazily and in natural order, as a shell would expand it.
 
-    A folder that matches is walked like one that is named, but not where `**` finds its files anyway. Hidden names
-    match only a part that begins with a dot. Where the last part is wildcards alone, only pictures are taken, as from
-    a folder; otherwise the glob itself says what is a picture.
+    A folder that matches is walked like one that is named, unless a `**` finds its files anyway. Hidden names match
+    only a part that begins with a dot. If the last part consists of `*` and `?` alone, only files with a picture's
+    suffix are taken, as from a folder; otherwise any suffix will do.
     """
-    split = pattern.rfind("/", 0, _first_magic(pattern)) + 1
+    split = pattern.rfind("/", 0, _find_wildcard(pattern)) + 1
     top, rest = pattern[:split], pattern[split:]
     texts = [part for part in rest.split("/") if part not in ("", ".")]
-    glob, depth, any_depth = glob_of(rest), len(texts), "**" in texts
+    glob, depth, any_depth = compile_glob(rest), len(texts), "**" in texts
     pictures_only = _WILDCARDS.issuperset(texts[-1])
 
     def takes(relative: str) -> bool:
         names = relative.split("/")
         if not any_depth and len(names) > depth:
             return selection.takes("/".join(names[depth:]))
-        if rest.endswith("/") or not glob.matches(names) or _hides(names[-1], texts[-1]):
+        if rest.endswith("/") or not glob.matches(names) or _is_unmatched_hidden(names[-1], texts[-1]):
             return False
         return selection.takes(relative) if pictures_only else selection.passes(top + relative)
 
@@ -133,44 +141,46 @@ def walk_glob(pattern: str, selection: Selection) -> Iterator[Found]:
         names = relative.split("/")
         if not any_depth and len(names) > depth:
             return selection.recursive and selection.enters("/".join(names[depth:]))
-        if not selection.lets_in(top + relative):
+        if selection.excludes(top + relative):
             return False
         if any_depth:
             return glob.leads_below(names) and not is_hidden(names[-1])
-        return (glob.matches(names) or glob.leads_below(names)) and not _hides(names[-1], texts[len(names) - 1])
+        if _is_unmatched_hidden(names[-1], texts[len(names) - 1]):
+            return False
+        return glob.matches(names) or glob.leads_below(names)
 
     return _Walk(top, takes, enters).run(is_optional=True)
 
 
-def member_glob(pattern: str, selection: Selection) -> Callable[[str], bool]:
-    """Return what tells whether a glob means a member of an archive, by the rules of `walk_glob`."""
-    glob, texts = glob_of(pattern), [part for part in pattern.split("/") if part not in ("", ".")]
+def compile_member_glob(pattern: str, selection: Selection) -> Callable[[str], bool]:
+    """Return a function that tells whether a glob matches a member of an archive, by the rules of `walk_glob`."""
+    glob, texts = compile_glob(pattern), [part for part in pattern.split("/") if part not in ("", ".")]
     fixed = next(at for at, text in enumerate(texts) if is_glob(text))
     any_depth, pictures_only = "**" in texts, _WILDCARDS.issuperset(texts[-1])
 
     def takes(name: str) -> bool:
         names = name.split("/")
-        if not glob.matches(names) or _hides(names[-1], texts[-1]):
+        if not glob.matches(names) or _is_unmatched_hidden(names[-1], texts[-1]):
             return False
         if any_depth and any(map(is_hidden, names[fixed:-1])):
             return False
-        if not any_depth and any(map(_hides, names, texts)):
+        if not any_depth and any(map(_is_unmatched_hidden, names, texts)):
             return False
         return selection.takes(name) if pictures_only else selection.passes(name)
 
     return takes
 
 
-def _first_magic(pattern: str) -> int:
+def _find_wildcard(pattern: str) -> int:
     return next(at for at, character in enumerate(pattern) if is_glob(character))
 
 
-def _hides(name: str, part: str) -> bool:
+def _is_unmatched_hidden(name: str, part: str) -> bool:
     return is_hidden(name) and not part.startswith(".")
 
 
 class _Walk:
-    """A depth-first walk on a stack of its own: with recursion, a tree could be too deep.
+    """A depth-first walk with an explicit stack, because a tree may be deeper than Python's recursion limit.
 
     Args:
         top: a folder; what is yielded begins with it.
@@ -182,17 +192,17 @@ class _Walk:
         self._top, self._takes, self._enters = top, takes, enters
         self._stack: list[_Folder] = []
 
-    def run(self, *, is_optional: bool = False) -> Iterator[Found]:
+    def run(self, *, is_optional: bool = False) -> Iterator[FoundPath]:
         """Yield the files, and a failure for each folder that cannot be read.
 
         Args:
-            is_optional: whether it is no failure when there is no folder at `top`.
+            is_optional: whether a missing `top` is no failure.
         """
         try:
             self._push(self._top, "")
         except (OSError, ValueError) as error:
             if not is_optional or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                yield Found(self._top, failure_from_os_error(error, "listed"))
+                yield FoundPath(self._top, failure_from_os_error(error, "listed"))
         while self._stack:
             folder = self._stack[-1]
             name = next(folder.names, None)
@@ -201,37 +211,37 @@ class _Walk:
             elif (found := self._visit(folder, name)) is not None:
                 yield found
 
-    def _visit(self, folder: _Folder, name: str) -> Found | None:
-        """Go on to the next name in a folder; return a file, or a folder that cannot be read."""
+    def _visit(self, folder: _Folder, name: str) -> FoundPath | None:
+        """Visit a name in a folder; return a file to take, or a folder that cannot be read."""
         relative = f"{folder.relative}/{name}" if folder.relative else name
         path = os.path.join(self._top, relative)
-        is_link = name in folder.links  # what it points to is not known yet
+        is_link = name in folder.links  # its target has not been looked at yet
         if name in folder.folders or (is_link and os.path.isdir(path)):
             return self._enter(path, relative) if not is_link or self._enters(relative) else None
-        return Found(path) if not is_link or self._takes(relative) else None
+        return FoundPath(path) if not is_link or self._takes(relative) else None
 
-    def _enter(self, path: str, relative: str) -> Found | None:
+    def _enter(self, path: str, relative: str) -> FoundPath | None:
         try:
             self._push(path, relative)
         except (OSError, ValueError) as error:
-            return Found(path, failure_from_os_error(error, "listed"))
+            return FoundPath(path, failure_from_os_error(error, "listed"))
         return None
 
     def _push(self, path: str, relative: str) -> None:
-        folder = _listed(path or ".", relative, self._takes, self._enters)
+        folder = _list_folder(path or ".", relative, self._takes, self._enters)
         if all(folder.identity != above.identity for above in self._stack):  # else a link leads back up
             self._stack.append(folder)
 
 
-def _listed(path: str, relative: str, takes: Callable[[str], bool], enters: Callable[[str], bool]) -> _Folder:
-    """List what is wanted of a folder: names alone, with what listing says of their kind."""
+def _list_folder(path: str, relative: str, takes: Callable[[str], bool], enters: Callable[[str], bool]) -> _Folder:
+    """List the wanted names of a folder and their file types; nothing but the listing is read."""
     status = os.stat(path)
     folder = _Folder(relative, (status.st_dev, status.st_ino))
     prefix = f"{relative}/" if relative else ""
     names: list[str] = []
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.is_symlink():  # looked up when its turn has come
+            if entry.is_symlink():  # followed when its turn comes
                 if not takes(prefix + entry.name) and not enters(prefix + entry.name):
                     continue
                 folder.links.add(entry.name)
@@ -242,5 +252,5 @@ def _listed(path: str, relative: str, takes: Callable[[str], bool], enters: Call
             elif not takes(prefix + entry.name):
                 continue
             names.append(entry.name)
-    folder.names = in_natural_order(names, str)
+    folder.names = sort_naturally(names, str)
     return folder
