@@ -261,7 +261,7 @@ def test_exif_can_be_ignored(mf: Mf, tmp_path: Path) -> None:
 def test_max_pixels(mf: Mf, coffee: Path) -> None:
     ran = mf("predict", coffee, "--max-pixels", "239999", "--format", "jsonl")
     assert ran.code == 6
-    assert json.loads(ran.out)["error"] == {"code": "too_large", "message": "600x400 is over --max-pixels 239999"}
+    assert json.loads(ran.out)["error"] == {"code": "too_large", "message": "600x400 is over max_pixels=239999"}
 
 
 def test_an_unwritable_cache(mf: Mf, coffee: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """From bytes to an upright RGB picture, safely.
 
-Decides what every kind of picture means as RGB (orientation, 16-bit and float greys, transparency, CMYK) and refuses
-what is broken, cut off or too large; which pixels a model then sees is preprocess.py's business.
+Defines the RGB of every kind of picture (orientation, 16-bit and float grey, transparency, CMYK) and refuses what is
+damaged, truncated or too large. Resizing and cropping for a model is done in models/preprocess.py.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from mfcli.settings import DEFAULT_MAX_PIXELS
 
 _DEFAULT_FORMATS = tuple(DEFAULT_FORMATS)
 _PREFIX_BYTES = 16
-_PNG_BEGINNING = b"\x89PNG"
+_PNG_SIGNATURE = b"\x89PNG"
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 """What follows `ftyp` in a HEIF file; AVIF has brands of its own, or mif1 with an AVIF brand after it."""
-_CUT_OFF = ("truncated", "unexpected end", "not enough image data")
-"""What decoders say of a file that lacks its end."""
+_SAYS_TRUNCATED = ("truncated", "unexpected end", "not enough image data")
+"""What the messages of decoders contain if a file lacks its end."""
 _OFTEN_WITHOUT_ALPHA = frozenset({"BMP", "TGA"})
-"""Formats that many programs write with a fourth byte of 0 instead of an alpha."""
+"""Formats that many programs write with a fourth byte of 0 in place of alpha."""
 
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG, _COMPRESSION_TAG, _PHOTOMETRIC_TAG, _PLANAR_TAG, _SAMPLE_FORMAT_TAG = 258, 259, 262, 284, 339
@@ -42,23 +42,23 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by the value of its EXIF orientation."""
+"""The operation that turns a picture upright, by the value of its EXIF orientation."""
 _INVERSE = {6: 8, 8: 6}
-"""The orientations whose turning another one undoes; the rest undo themselves."""
+"""The orientations whose operation is undone by that of another; the others are their own inverse."""
 
 _EIGHT_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
-"""The 8-bit level of each 16-bit one."""
+"""The 8-bit level of each 16-bit level."""
 _LEVEL_STEPS = {"L;2": 85, "L;4": 17}
-"""What a grey level of 2 or 4 bits counts in 8 bits, by Pillow's name of how it is stored."""
+"""The 8-bit step between grey levels of 2 or 4 bits, by Pillow's name for how they are stored."""
 _FLAT_LEVELS = 3
 _MAX_PROBED_BYTES = 2**28
 _MAX_PNG_TEXT = 2**26
 _ZEROS = bytes(16)
 _PROBE = b"\x55" * 64
 _END, _ARITHMETIC = 0xD9, {0xC9, 0xCA}
-"""The kinds of a JPEG's end marker, and of those that begin a picture with arithmetic coding."""
+"""The second bytes of a JPEG's end marker, and of the frame markers for arithmetic coding."""
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-"""A marker that ends the data of a scan and, but for the end marker, begins a segment with a length."""
+"""A marker that ends the data of a scan and, except for the end marker, is followed by the length of a segment."""
 _globals_lock = threading.Lock()
 _caps: list[int] = []
 _cap: int | None = None
@@ -91,48 +91,48 @@ def decode(
 
     Args:
         file: binary and seekable.
-        exif: whether to turn the picture upright by its EXIF orientation.
+        exif: whether to apply the EXIF orientation.
         max_pixels: the largest width x height that is decoded.
-        formats: the formats that it may be in, by Pillow's names; no other decoder sees the file.
+        formats: the formats to try, by Pillow's names; no other decoder reads the file.
 
     Raises:
         PictureError: decode, truncated, too_large or unsupported.
-        MemoryError: there is too little memory for it.
+        MemoryError: the picture does not fit into memory.
     """
-    with _pillow_errors(file, max_pixels):
+    with _translate_pillow_errors(file, max_pixels):
         if not file.read(1):
             raise PictureError(FailureCode.TRUNCATED, "is empty (0 bytes)")
         file.seek(0)
-        with _pillow_globals(max_pixels):
+        with _guard_pillow_globals(max_pixels):
             _allow_long_texts()
             return _decode(file, exif, max_pixels, formats)
 
 
 def _decode(file: BinaryIO, exif: bool, max_pixels: int, formats: Sequence[str]) -> DecodedPicture:
-    with Image.open(file, formats=_readable(formats, file.read(_PREFIX_BYTES))) as picture:
+    with Image.open(file, formats=_list_available(formats, file.read(_PREFIX_BYTES))) as picture:
         if picture.width * picture.height > max_pixels:
             raise PictureError(
-                FailureCode.TOO_LARGE, f"{picture.width}x{picture.height} is over --max-pixels {max_pixels}"
+                FailureCode.TOO_LARGE, f"{picture.width}x{picture.height} is over max_pixels={max_pixels}"
             )
         if picture.format == "PNG":
             _check_png(file)
             _scale_transparent_level(picture)
         tags = getattr(picture, "tag_v2", {})  # those of a TIFF
-        if _is_read_wrongly(tags):
+        if _is_misread_by_pillow(tags):
             raise PictureError(
                 FailureCode.UNSUPPORTED, "is an uncompressed TIFF with 16-bit channels apart, which is not decoded here"
             )
-        orientation = _orientation(picture)
+        orientation = _read_orientation(picture)
         picture.load()
-        if picture.format in ("JPEG", "MPO") and _is_cut(file, picture):
+        if picture.format in ("JPEG", "MPO") and _is_cut_jpeg(file, picture):
             raise PictureError(FailureCode.TRUNCATED, "is truncated: its data ends before its last row")
-        upright = _turned(picture, orientation, exif)
-        rgb = _to_rgb(_tiff_levels(upright, tags) if tags else upright)
+        upright = _turn_upright(picture, orientation, exif)
+        rgb = _to_rgb(_normalize_tiff_grey(upright, tags) if tags else upright)
         return DecodedPicture(rgb, rgb.width, rgb.height)
 
 
-def _readable(formats: Sequence[str], prefix: bytes) -> list[str]:
-    """The formats whose decoders are here; HEIF's is in a package of its own, imported when a file needs it."""
+def _list_available(formats: Sequence[str], prefix: bytes) -> list[str]:
+    """Return the formats with a decoder; HEIF's is in a package of its own, imported when a file needs it."""
     if "HEIF" in formats and "HEIF" not in Image.OPEN and _is_heif(prefix):
         with contextlib.suppress(ImportError):
             import pillow_heif
@@ -142,12 +142,12 @@ def _readable(formats: Sequence[str], prefix: bytes) -> list[str]:
 
 
 @contextlib.contextmanager
-def _pillow_globals(max_pixels: int) -> Iterator[None]:
-    """While any thread decodes, let Pillow's cap of pixels be ours and its Ghostscript be switched off.
+def _guard_pillow_globals(max_pixels: int) -> Iterator[None]:
+    """While any thread decodes, replace Pillow's limit of pixels by ours and disable its use of Ghostscript.
 
-    Both are globals of the whole program. The cap, which opening, checking and loading obey, counts where a decoder
-    finds another size than the header's; Pillow refuses from twice as much on. Without Ghostscript no decoder can start
-    a program, whatever a file may make one open.
+    Both are globals of the whole program. The limit is needed where a decoder finds a larger size than the header's;
+    Pillow raises from twice its value on. Without Ghostscript no decoder can start a program, whatever a file makes
+    Pillow open.
     """
     global _cap, _ghostscript
     from PIL import EpsImagePlugin  # takes half a millisecond
@@ -168,22 +168,22 @@ def _pillow_globals(max_pixels: int) -> Iterator[None]:
 
 
 def _allow_long_texts() -> None:
-    """Let Pillow read long texts and colour profiles of a PNG; all its texts together have a limit of their own."""
-    from PIL import PngImagePlugin  # not before a picture is opened, which imports it anyway
+    """Let Pillow read long texts and colour profiles of a PNG; it still limits all texts of a file together."""
+    from PIL import PngImagePlugin  # opening a picture imports it anyway
 
     PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, _MAX_PNG_TEXT)
 
 
 def _check_png(file: BinaryIO) -> None:
-    """Check the checksums of all chunks, which decoding passes over: a tail of zeros would be a picture otherwise."""
+    """Verify the checksums of all chunks, which decoding does not: a tail of zeros would go unnoticed."""
     position = file.tell()
     file.seek(0)
-    Image.open(file, formats=["PNG"]).verify()  # chunk by chunk: what follows the last one is not read
+    Image.open(file, formats=["PNG"]).verify()  # reads no further than the last chunk
     file.seek(position)
 
 
 def _scale_transparent_level(picture: Image.Image) -> None:
-    """Bring the transparent level to the 8 bits that the pixels will have, which Pillow leaves as it is stored."""
+    """Scale the transparent level to 8 bits like the pixels; Pillow leaves it as it is stored."""
     level = picture.info.get("transparency")
     tiles = getattr(picture, "tile", None)
     stored = tiles[0].args if tiles else None
@@ -193,42 +193,42 @@ def _scale_transparent_level(picture: Image.Image) -> None:
         picture.info["transparency"] = tuple(value >> 8 for value in level)
 
 
-def _is_read_wrongly(tags: Mapping[int, Any]) -> bool:
-    """Whether Pillow takes the two bytes of each value of a TIFF for two pixels."""
+def _is_misread_by_pillow(tags: Mapping[int, Any]) -> bool:
+    """Whether Pillow would read the two bytes of each value of a TIFF as two pixels."""
     apart = tags.get(_COMPRESSION_TAG, _UNCOMPRESSED) == _UNCOMPRESSED and tags.get(_PLANAR_TAG) == _CHANNELS_APART
     return apart and 16 in tags.get(_BITS_TAG, ())
 
 
-def _is_cut(file: BinaryIO, picture: Image.Image) -> bool:
-    """Whether a JPEG's data ends early although an end marker or zeros follow, for which the decoder makes pixels up.
+def _is_cut_jpeg(file: BinaryIO, picture: Image.Image) -> bool:
+    """Whether a JPEG's data ends early although an end marker or zeros follow; the decoder invents the missing pixels.
 
-    Bytes put after the data change nothing in a whole picture and change one that still waits for data. Only a
-    picture that may be cut is decoded again: one that ends in zeros, is progressive, or has a flat last block.
+    Bytes inserted after the data change the pixels of a cut picture, but not those of a whole one. Only a picture that
+    may be cut is decoded again: one that ends in zeros, is progressive, or has a flat last block.
     """
-    may_be_closed = "progressive" in picture.info or _ends_flat(picture)
+    may_be_cut = "progressive" in picture.info or _has_flat_last_block(picture)
     file.seek(-len(_ZEROS), io.SEEK_END)
-    if not may_be_closed and file.read() != _ZEROS:
+    if not may_be_cut and file.read() != _ZEROS:
         return False
     file.seek(0)
     data = file.read(_MAX_PROBED_BYTES)
-    markers = _markers_of_first(data)
-    if markers.keys() & _ARITHMETIC:  # a whole one reads on, too
+    markers = _find_markers(data)
+    if markers.keys() & _ARITHMETIC:  # its decoder reads past the data of a whole picture, too
         return False
     if _END in markers:
-        begun = data[: markers[_END]].rstrip(b"\xff")
-        return may_be_closed and _is_another(begun + _PROBE + data[len(begun) :], picture)
-    begun = data[: len(data.rstrip(b"\0")) + 1]  # one zero may belong to the data
-    return data.endswith(_ZEROS) and _is_another(begun + _PROBE + b"\xff\xd9", picture)
+        before = data[: markers[_END]].rstrip(b"\xff")
+        return may_be_cut and _has_other_pixels(before + _PROBE + data[len(before) :], picture)
+    before = data[: len(data.rstrip(b"\0")) + 1]  # one zero may be data
+    return data.endswith(_ZEROS) and _has_other_pixels(before + _PROBE + b"\xff\xd9", picture)
 
 
-def _ends_flat(picture: Image.Image) -> bool:
+def _has_flat_last_block(picture: Image.Image) -> bool:
     left, top = (picture.width - 1) // 8 * 8, (picture.height - 1) // 8 * 8
     last_block = np.asarray(picture.crop((left, top, picture.width, picture.height)).convert("L"))
     return bool(np.ptp(last_block) <= _FLAT_LEVELS)
 
 
-def _is_another(data: bytes, picture: Image.Image) -> bool:
-    """Whether a JPEG has other pixels than `picture`; one that cannot be decoded says nothing."""
+def _has_other_pixels(data: bytes, picture: Image.Image) -> bool:
+    """Whether a JPEG has other pixels than `picture`; False if it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as other:
             return other.tobytes() != picture.tobytes()
@@ -238,10 +238,10 @@ def _is_another(data: bytes, picture: Image.Image) -> bool:
         return False
 
 
-def _markers_of_first(data: bytes) -> dict[int, int]:
-    """The kinds of markers in a JPEG's first picture, with the place of the last of each.
+def _find_markers(data: bytes) -> dict[int, int]:
+    """Return the position of the last marker of each kind in a JPEG's first picture.
 
-    Another picture may follow the end marker, as in MPO, or anything else.
+    Anything may follow the end marker: another picture in an MPO, for example.
     """
     at, markers = 2, {}
     while _END not in markers and (found := _JPEG_MARKER.search(data, at)) is not None:
@@ -250,16 +250,16 @@ def _markers_of_first(data: bytes) -> dict[int, int]:
     return markers
 
 
-def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; metadata that cannot be read turns nothing."""
+def _read_orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 if the metadata cannot be read."""
     try:
         return int(picture.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged metadata raises almost anything, and says nothing about the pixels
+    except Exception:  # damaged metadata raises almost anything; the pixels may be fine
         return 1
 
 
-def _turned(picture: Image.Image, orientation: int, exif: bool) -> Image.Image:
-    """The picture upright, or, without exif, as stored; Pillow has turned a TIFF upright already."""
+def _turn_upright(picture: Image.Image, orientation: int, exif: bool) -> Image.Image:
+    """Return the picture upright or, without exif, as stored; Pillow has turned a TIFF upright already."""
     if picture.format == "TIFF":
         method = None if exif else _UPRIGHT.get(_INVERSE.get(orientation, orientation))
     else:
@@ -268,7 +268,7 @@ def _turned(picture: Image.Image, orientation: int, exif: bool) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
+def _translate_pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
     """Turn whatever a decoder raises into a PictureError; plugins raise almost anything on hostile bytes."""
     try:
         yield
@@ -277,30 +277,30 @@ def _pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))
         pixels = f"{found[0]} pixels are" if found else "is"
-        raise PictureError(FailureCode.TOO_LARGE, f"{pixels} over --max-pixels {max_pixels}") from error
+        raise PictureError(FailureCode.TOO_LARGE, f"{pixels} over max_pixels={max_pixels}") from error
     except Exception as error:
         if is_truncated(file):
             code, message = FailureCode.TRUNCATED, "is truncated: it is shorter than its headers say"
         elif isinstance(error, UnidentifiedImageError):
-            code, message = _unidentified(file)
+            code, message = _explain_unidentified(file)
         else:
             said = one_line(error)
-            cut_off = isinstance(error, EOFError) or any(words in said.lower() for words in _CUT_OFF)
+            cut_off = isinstance(error, EOFError) or any(words in said.lower() for words in _SAYS_TRUNCATED)
             code, message = FailureCode.TRUNCATED if cut_off else FailureCode.DECODE, f"cannot be decoded: {said}"
         raise PictureError(code, message) from error
 
 
-def _unidentified(file: BinaryIO) -> tuple[FailureCode, str]:
+def _explain_unidentified(file: BinaryIO) -> tuple[FailureCode, str]:
     file.seek(0)
     prefix = file.read(_PREFIX_BYTES)
-    if prefix.startswith(_PNG_BEGINNING):  # Pillow may take a damaged one for no picture at all
+    if prefix.startswith(_PNG_SIGNATURE):  # Pillow does not recognise some damaged ones
         return FailureCode.DECODE, "cannot be decoded: it is damaged after its first bytes"
     if _is_heif(prefix):
-        return FailureCode.UNSUPPORTED, "is HEIF, which takes pillow-heif: pip install pillow-heif"
+        return FailureCode.UNSUPPORTED, "is HEIF, which needs pillow-heif: pip install pillow-heif"
     for name in OPTIONAL_FORMATS:
-        accept = Image.OPEN[name][1] if name in Image.OPEN else None  # looks at the first bytes alone
+        accept = Image.OPEN[name][1] if name in Image.OPEN else None  # checks the first bytes only
         if accept is not None and accept(prefix):
-            return FailureCode.UNSUPPORTED, f"is {name}, which is decoded only on request: --formats {name.lower()}"
+            return FailureCode.UNSUPPORTED, f"is {name}, which is decoded only on request: formats={name.lower()}"
     return FailureCode.UNSUPPORTED, "is not a picture in a format that is decoded here"
 
 
@@ -308,8 +308,8 @@ def _is_heif(prefix: bytes) -> bool:
     return prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS
 
 
-def _tiff_levels(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Bring the greys of a TIFF to 16 bits, black at 0, where Pillow leaves them as they are stored."""
+def _normalize_tiff_grey(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Convert the greys of a TIFF that Pillow leaves as they are stored to 16 bits with black at 0."""
     if picture.mode == "I" and _SIGNED not in tags.get(_SAMPLE_FORMAT_TAG, ()):
         return Image.fromarray(np.asarray(picture).view(np.uint32).clip(0, 65535).astype(np.uint16))
     if picture.mode == "I;16" and 12 in tags.get(_BITS_TAG, ()):
@@ -321,22 +321,22 @@ def _tiff_levels(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data or picture.mode in ("RGBa", "La"):
-        return _on_white(picture)
+        return _composite_on_white(picture)
     if picture.mode.startswith("I;16"):
-        return _grey(_EIGHT_BITS[np.asarray(picture).astype(np.uint16, copy=False)])
+        return _convert_grey(_EIGHT_BITS[np.asarray(picture).astype(np.uint16, copy=False)])
     if picture.mode == "I":
-        return _grey(_EIGHT_BITS[np.asarray(picture).clip(0, 65535)])
+        return _convert_grey(_EIGHT_BITS[np.asarray(picture).clip(0, 65535)])
     if picture.mode == "F":
-        return _grey(_stretched(np.asarray(picture, np.float64)))
+        return _convert_grey(_stretch(np.asarray(picture, np.float64)))
     if picture.mode == "LAB":
         return _lab_to_rgb(picture)
     return picture.convert("RGB")
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
+def _composite_on_white(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16-bit grey with one transparent level
         values = np.asarray(picture)
-        return _grey(np.where(values == picture.info["transparency"], np.uint8(255), _EIGHT_BITS[values]))
+        return _convert_grey(np.where(values == picture.info["transparency"], np.uint8(255), _EIGHT_BITS[values]))
     rgba = picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
     if picture.format in _OFTEN_WITHOUT_ALPHA and rgba.getchannel("A").getextrema() == (0, 0):
         return rgba.convert("RGB")
@@ -344,12 +344,12 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, rgba).convert("RGB")
 
 
-def _grey(values: np.ndarray) -> Image.Image:
+def _convert_grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values).convert("RGB")
 
 
-def _stretched(values: np.ndarray) -> np.ndarray:
-    """Map the range of the finite values to uint8 0..255; what is not finite goes to the nearer end, NaN to black."""
+def _stretch(values: np.ndarray) -> np.ndarray:
+    """Map the range of the finite values to uint8 0..255; infinities become the nearer end, NaN black."""
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     scale = 255 / (high - low) if high > low else 0.0

@@ -13,8 +13,6 @@ from typing import BinaryIO
 
 from mfcli.errors import FailureCode, PictureError
 from mfcli.files import is_glob
-from mfcli.inputs.arguments import is_archive_name as is_archive_name  # for cli/predict
-from mfcli.inputs.arguments import split_member as split_member
 from mfcli.inputs.selection import Selection, compile_glob, is_hidden, sort_naturally
 from mfcli.results import Failure
 
