@@ -120,7 +120,7 @@ def test_a_web_page(server: Server) -> None:
     page = b"<!DOCTYPE html><html>no picture</html>"
     for body, kind, called in [
         (page, "text/html; charset=utf-8", ""),
-        (b"\n" + page, "image/jpeg", " (called image/jpeg)"),
+        (b"\n" + page, "image/jpeg", " (labelled image/jpeg)"),
         (b"<p>", "text/html", ""),
     ]:
         server.says("/a.jpg", body=body, Content_Type=kind)
@@ -432,7 +432,7 @@ def test_many_threads(server: Server) -> None:
 def test_a_limit_on_threads_is_that_pictures_failure(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     url = server.url()
     only_threads(0, monkeypatch)
-    assert "no thread can be started" in failure(url).message
+    assert "cannot start the thread" in failure(url).message
 
 
 def test_a_time_that_no_thread_can_wait(server: Server) -> None:
