@@ -1,4 +1,4 @@
-"""Archives: what can be read is read, whatever else they hold."""
+"""Archives: readable members are read, and hostile or damaged ones are failures."""
 
 import bz2
 import gzip
@@ -82,7 +82,7 @@ def test_zip(tmp_path: Path) -> None:
         ("p.TGZ", "w:gz"),
         ("p.tar.bz2", "w:bz2"),
         ("p.tar.xz", "w:xz"),
-        ("p.tgz", "w"),  # compressed by nothing, whatever its name says
+        ("p.tgz", "w"),  # not compressed, despite its suffix
         ("p.tar", "w:xz"),
     ],
 )
@@ -98,7 +98,7 @@ def test_include_and_exclude(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [zip_of, tar_of])
-def test_names_that_lead_out(tmp_path: Path, make: Callable[..., Path]) -> None:
+def test_names_that_lead_out_of_the_archive_are_refused(tmp_path: Path, make: Callable[..., Path]) -> None:
     names = ["/etc/a.jpg", "../a.jpg", "b/../../a.jpg", "C:/a.jpg", "..\\a.jpg", "ok.jpg"]
     suffix = "zip" if make is zip_of else "tar"
     found = read(make(tmp_path / f"p.{suffix}", dict.fromkeys(names, b"x")))
@@ -138,9 +138,9 @@ def patched_zip(path: Path, signature: bytes, offset: int, value: bytes) -> None
     path.write_bytes(data)
 
 
-def test_a_zip_header_that_lies(tmp_path: Path) -> None:
+def test_a_zip_header_with_a_wrong_size(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "p.zip", {"a.jpg": b"x" * 100_000, "b.jpg": b"y"})
-    patched_zip(path, b"PK\1\2", 24, struct.pack("<I", 10))  # says that it holds 10 bytes
+    patched_zip(path, b"PK\1\2", 24, struct.pack("<I", 10))  # claims to hold 10 bytes
     assert read(path) == {"a.jpg": "decode", "b.jpg": b"y"}
 
 
@@ -152,7 +152,7 @@ def test_zip_bomb(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 @pytest.mark.parametrize("name", ["b.jpg", "b.txt"])
-def test_a_tar_header_that_lies(name: str, compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_a_tar_header_with_a_wrong_size(name: str, compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = tar_of(tmp_path / "p.tar", {"a.jpg": b"a"})
     header = tarfile.TarInfo(name)
     header.size = 10**15
@@ -162,7 +162,7 @@ def test_a_tar_header_that_lies(name: str, compress: Callable[[bytes], bytes], t
 
 
 @pytest.mark.parametrize("folders", ["a/", "./"])
-def test_a_name_without_an_end(folders: str, tmp_path: Path) -> None:
+def test_very_long_names_are_refused(folders: str, tmp_path: Path) -> None:
     name = 200_000 * folders + "0.jpg"
     found = read(tar_of(tmp_path / "p.tar", {name: b"x", "b.jpg": b"b"}, "w"))
     assert found == {name: "unsupported", "b.jpg": b"b"}
@@ -179,7 +179,7 @@ def test_tar_bomb(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes
     assert read(path) == {"a.jpg": b"a", None: "too_large"}
 
 
-def test_a_tar_whose_names_are_a_bomb(tmp_path: Path) -> None:
+def test_oversized_and_chained_name_headers_of_a_tar(tmp_path: Path) -> None:
     header = tarfile.TarInfo("././@LongLink")
     header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2**33
     (tmp_path / "p.tar").write_bytes(header.tobuf() + bytes(10_240))
@@ -224,7 +224,7 @@ def test_damaged_members(tmp_path: Path) -> None:
         ("p.tar.bz2", b"BZh9" + b"x" * 100, "decode"),
     ],
 )
-def test_what_is_no_archive(tmp_path: Path, name: str, data: bytes, code: str) -> None:
+def test_files_that_are_not_archives(tmp_path: Path, name: str, data: bytes, code: str) -> None:
     (tmp_path / name).write_bytes(data)
     assert read(tmp_path / name) == {None: code}
 
@@ -234,7 +234,7 @@ def test_a_missing_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
-def test_a_tar_that_is_cut(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_tar(tmp_path: Path, suffix: str) -> None:
     noise = bytes(range(256)) * 40
     path = tar_of(tmp_path / f"p.{suffix}", {"a.jpg": b"a", "b.jpg": noise}, "w:gz" if suffix == "tar.gz" else "w")
     if suffix == "tar":
@@ -247,13 +247,13 @@ def test_a_tar_that_is_cut(tmp_path: Path, suffix: str) -> None:
     assert found[None] == "truncated"
 
 
-def test_a_tar_that_is_cut_between_its_members(tmp_path: Path) -> None:
+def test_a_tar_truncated_between_two_members(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "p.tar", {"a.jpg": b"a" * 600, "b.jpg": b"b"})
     whole = path.read_bytes()
     for size, found in (
         (512 + 1024, {"a.jpg": b"a" * 600, None: "truncated"}),
         (512 + 1024 + 1024, {"a.jpg": b"a" * 600, "b.jpg": b"b", None: "truncated"}),
-        (512 + 1024 + 1024 + 512, {"a.jpg": b"a" * 600, "b.jpg": b"b"}),  # one empty block is mark enough
+        (512 + 1024 + 1024 + 512, {"a.jpg": b"a" * 600, "b.jpg": b"b"}),  # one empty block marks the end
     ):
         path.write_bytes(whole[:size])
         assert read(path) == found
@@ -262,13 +262,13 @@ def test_a_tar_that_is_cut_between_its_members(tmp_path: Path) -> None:
 def test_a_tar_damaged_in_the_middle(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "p.tar", {"a.jpg": b"a", "b.jpg": b"b", "c.jpg": b"c"})
     data = bytearray(path.read_bytes())
-    data[1024:1100] = b"z" * 76  # the second header, which tarfile alone would take for the end
+    data[1024:1100] = b"z" * 76  # the second header; tarfile would take it for the end
     path.write_bytes(data)
     assert read(path) == {"a.jpg": b"a", None: "decode"}
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_zip_that_is_cut(tmp_path: Path, compression: int) -> None:
+def test_a_truncated_zip_gives_the_members_before_the_cut(tmp_path: Path, compression: int) -> None:
     noise = random.Random(1).randbytes(3000)
     files = {"b.jpg": noise, "a.jpg": b"a" * 500, "n.txt": b"n", "é.jpg": b"e", "c.jpg": noise}
     path = zip_of(tmp_path / "p.zip", files, compression)
@@ -290,13 +290,13 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert set(read(path)) == {"café.jpg", "quote\"' \n.jpg"}
 
 
-def test_a_zip_whose_names_break_their_promise(tmp_path: Path) -> None:
+def test_a_zip_whose_names_are_flagged_utf8_and_are_not(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "p.zip", {"é.jpg": b"x"})
     path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xff"))
     assert read(path) == {None: "decode"}
 
 
-def test_a_tar_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_tar_is_read_lazily(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "p.tar", {f"{number}.jpg": bytes(20_000) for number in range(5)})
     path.write_bytes(path.read_bytes()[:50_000])
     stream = iter_members(str(path), lambda _: True, 10**6)
@@ -304,7 +304,7 @@ def test_a_tar_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
     assert [member.failure and member.failure.code for member in stream] == [FailureCode.TRUNCATED]
 
 
-def test_a_tar_remembers_no_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tar_keeps_no_headers_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tar_of(tmp_path / "p.tar", {f"{number}.jpg": b"" for number in range(50)})
     opened = []
     original = tarfile.open

@@ -1,4 +1,4 @@
-"""Decoding: what each kind of picture means as RGB, and what is refused with which code."""
+"""Decoding: the RGB of each kind of picture, and the code of each refusal."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def failure_of(data: bytes, **options: Any) -> PictureError:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "RGBA", "LA"])
-def test_opaque_pictures_are_what_pillow_makes_of_them(mode: str) -> None:
+def test_opaque_pictures_equal_pillows_conversion(mode: str) -> None:
     image = picture(40, 30, mode)
     format = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
     file = encoded(image, format)
@@ -134,7 +134,7 @@ def bitmap_with_alpha(rgba: Image.Image) -> io.BytesIO:
 
 
 @pytest.mark.parametrize("format", ["BMP", "TGA"])
-def test_alpha_that_is_zero_everywhere_is_none(format: str) -> None:
+def test_alpha_that_is_zero_everywhere_is_ignored(format: str) -> None:
     for alpha, seen in ((0, [[200, 0, 0], [200, 0, 0]]), (255, [[200, 0, 0], [255, 255, 255]])):
         rgba = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
         rgba.putpixel((0, 0), (200, 0, 0, alpha))
@@ -203,13 +203,13 @@ def test_exif_orientation(orientation: int, format: str) -> None:
     assert (upright.shape != stored.shape) == (orientation > 4)
 
 
-def test_damaged_exif_turns_nothing() -> None:
+def test_damaged_exif_is_ignored() -> None:
     file = encoded(picture(48, 32), "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff")
     assert pixels_of(decode(file)).shape == (32, 48, 3)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_truncated_jpeg_is_an_error_wherever_it_ends(progressive: bool) -> None:
+def test_a_jpeg_truncated_anywhere_is_refused(progressive: bool) -> None:
     data = encoded(picture(300, 200), "JPEG", quality=80, progressive=progressive).getvalue()
     for share in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99):
         error = failure_of(data[: int(len(data) * share)])
@@ -221,7 +221,7 @@ def test_a_truncated_jpeg_is_an_error_wherever_it_ends(progressive: bool) -> Non
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}], ids=str
 )
-def test_a_jpeg_that_was_cut_and_closed_is_an_error(options: dict[str, Any], corner: str) -> None:
+def test_a_truncated_jpeg_with_an_end_marker_is_refused(options: dict[str, Any], corner: str) -> None:
     image = picture(300, 200)
     if corner == "flat":
         image.paste("white", (200, 100, 300, 200))
@@ -233,7 +233,7 @@ def test_a_jpeg_that_was_cut_and_closed_is_an_error(options: dict[str, Any], cor
 
 
 @pytest.mark.parametrize("format", ["JPEG", "MPO"])
-def test_what_follows_does_not_hide_that_a_jpeg_was_cut_and_closed(format: str) -> None:
+def test_a_truncated_jpeg_with_an_end_marker_and_a_trailer_is_refused(format: str) -> None:
     more = {"save_all": True, "append_images": [picture(300, 200, name="second")]} if format == "MPO" else {}
     data = encoded(picture(300, 200), format, quality=80, progressive=True, **more).getvalue()
     trailer = encoded(picture(40, 30), "JPEG").getvalue()
@@ -244,7 +244,7 @@ def test_what_follows_does_not_hide_that_a_jpeg_was_cut_and_closed(format: str) 
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_fill_bytes_before_the_end_of_a_jpeg_are_no_cut(progressive: bool) -> None:
+def test_fill_bytes_before_the_end_marker_are_not_a_truncation(progressive: bool) -> None:
     image = picture(300, 200)
     image.paste("white", (200, 100, 300, 200))
     data = encoded(image, "JPEG", quality=80, progressive=progressive).getvalue()
@@ -253,7 +253,7 @@ def test_fill_bytes_before_the_end_of_a_jpeg_are_no_cut(progressive: bool) -> No
     assert failure_of(data[: len(data) * 8 // 10] + b"\xff" * 5 + data[-2:]).code is FailureCode.TRUNCATED
 
 
-def test_a_probe_that_cannot_be_decoded_is_no_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_cannot_be_decoded_is_not_a_truncation(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(picture(300, 200), "JPEG", progressive=True).getvalue()
     opened = Image.open
 
@@ -268,14 +268,14 @@ def test_a_probe_that_cannot_be_decoded_is_no_cut(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
-def test_a_jpeg_with_a_tail_of_zeros_is_an_error(progressive: bool, share: float) -> None:
+def test_a_jpeg_with_a_tail_of_zeros_is_refused(progressive: bool, share: float) -> None:
     data = encoded(picture(300, 200), "JPEG", quality=95, subsampling=0, progressive=progressive).getvalue()
     cut = int(len(data) * share)
     assert failure_of(data[:cut] + bytes(len(data) - cut)).code is FailureCode.TRUNCATED
 
 
 @pytest.mark.parametrize("corner", ["busy", "flat"])
-def test_zeros_after_a_whole_jpeg_are_no_cut(corner: str) -> None:
+def test_zeros_after_a_complete_jpeg_are_not_a_truncation(corner: str) -> None:
     image = picture(300, 200)
     if corner == "flat":
         image.paste("white", (200, 100, 300, 200))
@@ -298,11 +298,11 @@ def test_zeros_after_a_whole_jpeg_are_no_cut(corner: str) -> None:
     ],
     ids=["sequential", "progressive"],
 )
-def test_a_whole_jpeg_with_arithmetic_coding_is_no_cut(data: str) -> None:
+def test_a_complete_jpeg_with_arithmetic_coding_is_decoded(data: str) -> None:
     assert decode(io.BytesIO(base64.b64decode(data))).width == 24
 
 
-def test_what_follows_a_png_is_not_read() -> None:
+def test_data_after_a_png_is_not_read() -> None:
     data = encoded(picture(30, 20)).getvalue()
     file = io.BytesIO(data + bytes(2**24))
     furthest = 0
@@ -319,7 +319,7 @@ def test_what_follows_a_png_is_not_read() -> None:
     assert furthest <= len(data) + 2**20
 
 
-def test_a_png_with_a_tail_of_zeros_is_an_error() -> None:
+def test_a_png_with_a_tail_of_zeros_is_refused() -> None:
     data = encoded(picture(300, 200)).getvalue()
     for share in (0.3, 0.6, 0.9, 0.99):
         cut = int(len(data) * share)
@@ -333,24 +333,24 @@ def png_with(kind: bytes, body: bytes, count: int = 1) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
-def test_a_png_with_a_long_text_or_profile_is_a_picture(kind: bytes) -> None:
+def test_a_png_with_a_long_text_or_profile_is_decoded(kind: bytes) -> None:
     head = b"name\0\1\0\0\0" if kind == b"iTXt" else b"name\0\0"
     assert decode(io.BytesIO(png_with(kind, head + zlib.compress(bytes(3 * 2**20))))).width == 30
 
 
-def test_a_bomb_of_texts_is_refused() -> None:
+def test_a_decompression_bomb_in_png_texts_is_refused() -> None:
     bomb = zlib.compress(bytes(2**24))
     error = failure_of(png_with(b"zTXt", b"name\0\0" + bomb, 1000))
     assert (error.code, "Too much memory used in text chunks" in error.message) == (FailureCode.DECODE, True)
 
 
-def test_pillows_limit_of_a_text_is_never_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillows_limit_of_texts_is_never_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 2**30)
     decode(encoded(picture(4, 4)))
     assert PngImagePlugin.MAX_TEXT_CHUNK == 2**30
 
 
-def test_pillows_own_cap_is_left_as_it_was() -> None:
+def test_pillows_pixel_limit_is_restored() -> None:
     before = Image.MAX_IMAGE_PIXELS
     decode(encoded(picture(4, 4)), max_pixels=10**12)
     assert before == Image.MAX_IMAGE_PIXELS
@@ -364,26 +364,26 @@ def test_pillows_own_cap_is_left_as_it_was() -> None:
         ("BMP", {}),
         ("GIF", {}),
         ("TIFF", {}),
-        ("TIFF", {"compression": "tiff_lzw"}),  # its directory lies at the end
+        ("TIFF", {"compression": "tiff_lzw"}),  # its directory is at the end
         ("AVIF", {}),
         ("JPEG2000", {}),
     ],
 )
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_other_truncated_formats_say_so(format: str, how: dict[str, str], share: float) -> None:
+def test_truncated_files_have_their_own_code(format: str, how: dict[str, str], share: float) -> None:
     data = encoded(picture(300, 200), format, **how).getvalue()
     assert failure_of(data[: int(len(data) * share)]).code is FailureCode.TRUNCATED
 
 
 @pytest.mark.parametrize("format", ["DDS", "QOI", "PPM", "SGI"])
-def test_a_truncated_optional_format_says_so(format: str) -> None:
+def test_truncated_files_of_optional_formats_have_their_own_code(format: str) -> None:
     data = encoded(picture(30, 20), format).getvalue()
     assert in_any_format(data).width == 30
     for length in (len(data) // 2, len(data) - 9):
         assert failure_of(data[:length], formats=(format,)).code is FailureCode.TRUNCATED
 
 
-def test_what_begins_as_a_png_is_not_foreign() -> None:
+def test_a_damaged_png_is_not_an_unsupported_format() -> None:
     data = encoded(picture(64, 64)).getvalue()
     assert failure_of(data[: len(data) // 2]).code is FailureCode.TRUNCATED
     assert failure_of(data[:10]).code is FailureCode.DECODE
@@ -394,7 +394,7 @@ def test_what_begins_as_a_png_is_not_foreign() -> None:
     assert failure_of(damaged + b"more").code is FailureCode.DECODE
 
 
-def test_what_is_whole_and_foreign_is_not_truncated() -> None:
+def test_complete_files_of_other_formats_are_unsupported() -> None:
     video = (16).to_bytes(4) + b"ftypmp42mp42" + (12).to_bytes(4) + b"mdatAAAA"
     sound = b"RIFF" + (8).to_bytes(4, "little") + b"WAVEfmt "
     for data in (video, sound):
@@ -402,14 +402,14 @@ def test_what_is_whole_and_foreign_is_not_truncated() -> None:
         assert failure_of(data[:-1]).code is FailureCode.TRUNCATED
 
 
-def test_empty_and_foreign_bytes() -> None:
+def test_empty_and_unknown_bytes() -> None:
     assert failure_of(b"").code is FailureCode.TRUNCATED
     assert failure_of(b"").message == "is empty (0 bytes)"
     for data in (b"hello\n", b"<html></html>", b"\0" * 1000, b"%PDF-1.4\n"):
         assert failure_of(data).code is FailureCode.UNSUPPORTED
 
 
-def test_damaged_bytes_never_escape_as_another_exception() -> None:
+def test_damaged_bytes_raise_nothing_but_picture_errors() -> None:
     whole = encoded(picture(64, 64), "PNG").getvalue()
     generator = np.random.RandomState(0)
     outcomes = set()
@@ -434,7 +434,7 @@ def test_optional_formats_are_decoded_only_on_request(format: str) -> None:
     assert error.message == f"is {format}, which is decoded only on request: formats={format.lower()}"
 
 
-def test_each_optional_format_is_one_of_pillows_with_its_suffixes() -> None:
+def test_formats_have_pillows_suffixes() -> None:
     registered = Image.registered_extensions()
     for name, suffixes in {**DEFAULT_FORMATS, **OPTIONAL_FORMATS}.items():
         pillows = {suffix for suffix, format in registered.items() if format == name}
@@ -448,7 +448,7 @@ def test_an_unknown_format_is_refused() -> None:
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1"])
-def test_heif_without_its_decoder_says_what_to_install(brand: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heif_without_its_decoder_names_the_package(brand: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     error = failure_of((16).to_bytes(4) + b"ftyp" + brand + bytes(4) + (8).to_bytes(4) + b"meta")
@@ -466,7 +466,7 @@ def test_heif_is_decoded() -> None:
     assert failure_of(file.getvalue()[:-40]).code is FailureCode.TRUNCATED
 
 
-def test_pillows_ghostscript_is_off_while_decoding_and_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ghostscript_is_disabled_while_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
     seen = []
     opened = Image.open
@@ -486,7 +486,7 @@ def test_pillows_ghostscript_is_off_while_decoding_and_then_as_before(monkeypatc
     [("PNG", "RGB", {}), ("JPEG", "RGB", {"progressive": True}), ("TIFF", "1", {"compression": "group4"})],
     ids=str,
 )
-def test_max_pixels_takes_the_place_of_pillows_cap(
+def test_max_pixels_replaces_pillows_limit(
     format: str, mode: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
@@ -494,16 +494,16 @@ def test_max_pixels_takes_the_place_of_pillows_cap(
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
-def test_pixel_cap() -> None:
+def test_max_pixels() -> None:
     data = encoded(picture(20, 10)).getvalue()
     assert pixels_of(decode(io.BytesIO(data), max_pixels=200)).shape == (10, 20, 3)
     error = failure_of(data, max_pixels=199)
     assert (error.code, error.message) == (FailureCode.TOO_LARGE, "20x10 is over max_pixels=199")
 
 
-def test_a_picture_that_is_larger_than_its_header_says() -> None:
+def test_a_picture_larger_than_its_header_says_is_refused() -> None:
     png = encoded(picture(600, 400)).getvalue()
-    icon = struct.pack("<3H4B2H2I", 0, 1, 1, 20, 10, 0, 0, 1, 8, len(png), 22) + png  # one of 20x10, it says
+    icon = struct.pack("<3H4B2H2I", 0, 1, 1, 20, 10, 0, 0, 1, 8, len(png), 22) + png  # claims to be 20x10
     assert in_any_format(icon, max_pixels=240_000).width == 600
     error = failure_of(icon, max_pixels=100_000, formats=("ICO",))
     assert (error.code, error.message) == (FailureCode.TOO_LARGE, "240000 pixels are over max_pixels=100000")
@@ -536,7 +536,7 @@ def test_a_transparent_level_is_white(bits: int, colours: int, level: int, pixel
     assert pixels_of(decode(file))[0, :2, 0].tolist() == seen
 
 
-def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+def test_a_decompression_bomb_is_refused_before_decoding() -> None:
     bomb = bytearray(encoded(Image.new("1", (8, 8))).getvalue())
     bomb[16:24] = struct.pack(">II", 60_000, 60_000)
     bomb[29:33] = struct.pack(">I", zlib.crc32(bytes(bomb[12:29])))

@@ -1,4 +1,4 @@
-"""No picture starts a program: not under any name, in a folder, an archive or on standard input."""
+"""No picture starts a program, under any suffix, in a folder, an archive or on standard input."""
 
 import json
 import os
@@ -63,8 +63,8 @@ def mf(*arguments: object, path: Path, stdin: bytes | None = None) -> subprocess
     )
 
 
-def test_pillow_alone_starts_it(false_gs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the others prove the absence of is there."""
+def test_pillow_alone_starts_ghostscript(false_gs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attack works on Pillow alone; otherwise the other tests would prove nothing."""
     import io
 
     from PIL import EpsImagePlugin
@@ -77,7 +77,7 @@ def test_pillow_alone_starts_it(false_gs: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("options", [(), ("--formats", ",".join(OPTIONAL_FORMATS))], ids=["default", "all formats"])
-def test_nothing_is_started_whatever_the_name(options: tuple[str, ...], false_gs: Path, tmp_path: Path) -> None:
+def test_no_file_starts_a_program_under_any_suffix(options: tuple[str, ...], false_gs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     payloads = {"ps": POSTSCRIPT, "iptc": iptc_with(POSTSCRIPT), "nested": iptc_with(iptc_with(POSTSCRIPT))}
@@ -101,7 +101,7 @@ def test_nothing_is_started_whatever_the_name(options: tuple[str, ...], false_gs
     assert not (false_gs / "started").exists()
 
 
-def test_nothing_is_started_by_standard_input(false_gs: Path) -> None:
+def test_standard_input_starts_no_program(false_gs: Path) -> None:
     for data in (POSTSCRIPT, iptc_with(POSTSCRIPT)):
         ran = mf("predict", "-", "--format", "jsonl", path=false_gs, stdin=data)
         assert ran.returncode == 6, ran.stderr.decode()

@@ -1,4 +1,4 @@
-"""Selection: what is taken by name, and in which order."""
+"""Selection: which names are taken, and in which order."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from mfcli.inputs.codecs import formats_with, suffixes_of
 from mfcli.inputs.selection import Selection, compile_glob, natural_key, sort_naturally
 
 
-def test_optional_formats_are_taken_where_they_are_asked_for() -> None:
+def test_optional_formats_are_taken_on_request() -> None:
     names = ["a.jpg", "b.HEIC", "c.ppm", "d.eps"]
     assert [name for name in names if Selection().takes(name)] == names[:2]
     asked = Selection(suffixes=suffixes_of(formats_with(["PPM"])))
@@ -49,7 +49,7 @@ def test_natural_order(names: list[str]) -> None:
         ("b/**/c/**/a.jpg", "b/x/y/z/a.jpg", False),
         ("./b//[!x].jpg", "b/a.jpg", True),
         ("[", "[", True),
-        ("/".join(["**", "a"] * 30), "/".join(["a"] * 200) + "/b", False),  # in no time
+        ("/".join(["**", "a"] * 30), "/".join(["a"] * 200) + "/b", False),  # must not take exponential time
     ],
 )
 def test_globs(glob: str, path: str, matches: bool) -> None:
@@ -79,13 +79,13 @@ def test_include_and_exclude(include: tuple[str, ...], exclude: tuple[str, ...],
     assert [name for name in names if selection.takes_member(name)] == wanted
 
 
-def test_without_subfolders_an_archive_gives_what_lies_at_its_top() -> None:
+def test_without_recursion_only_the_top_level_of_an_archive_is_taken() -> None:
     selection = Selection(recursive=False)
     assert [name for name in ("a.jpg", "s/c.webp", "s/t/d.gif") if selection.takes_member(name)] == ["a.jpg"]
 
 
 @given(st.lists(st.text("aB.01259/", max_size=6), max_size=300))
-def test_few_and_many_sorts_of_names_have_the_same_order(names: list[str]) -> None:
+def test_natural_order_is_the_same_for_few_and_many_groups(names: list[str]) -> None:
     expected = sorted(sorted(names), key=natural_key)
     assert list(sort_naturally(names, str)) == expected
     assert list(sort_naturally(names[:3] * 40, str)) == sorted(sorted(names[:3] * 40), key=natural_key)

@@ -1,4 +1,4 @@
-"""Sources: names as given, in order and as late as possible, and codes for what cannot be opened."""
+"""Sources: names as given, in order and lazily, and the codes of what cannot be opened."""
 
 import io
 import os
@@ -35,7 +35,7 @@ def code_of(source: Source) -> FailureCode:
 
 
 def shown(sources: Iterator[Source]) -> list[str]:
-    """Each source as input, !member and =code of its failure."""
+    """Return each source as its input, `! member` and `= code` of its failure."""
     found = []
     for source in sources:
         try:
@@ -104,14 +104,14 @@ def test_arguments(arguments: list[str], wanted: list[str]) -> None:
     assert shown(iter_sources(arguments, None)) == wanted
 
 
-def test_the_address_of_a_file(here: Path) -> None:
+def test_a_file_url(here: Path) -> None:
     (here / "a b.jpg").write_bytes(b"spaced")
     (source,) = iter_sources([f"file://{here}/a%20b.jpg"], None)
     assert source.input.endswith("a%20b.jpg")
     assert source.open().read() == b"spaced"
 
 
-def test_a_name_that_looks_like_a_glob(here: Path) -> None:
+def test_a_file_name_with_wildcards(here: Path) -> None:
     (here / "[x]*.jpg").touch()
     assert shown(iter_sources(["[x]*.jpg"], None)) == ["[x]*.jpg"]
 
@@ -131,13 +131,13 @@ def test_archives_in_folders_are_not_opened(here: Path) -> None:
     assert "p.zip" not in " ".join(shown(iter_sources(["f"], None)))
 
 
-def test_a_file_that_vanishes(here: Path) -> None:
+def test_a_file_that_is_deleted_meanwhile(here: Path) -> None:
     sources = list(iter_sources(["f"], None))
     (here / "f" / "2.jpg").unlink()
     assert [source.input for source in sources if source.input == "f/2.jpg" and code_of(source) == "not_found"]
 
 
-def test_lazy(here: Path) -> None:
+def test_sources_are_lazy(here: Path) -> None:
     sources = iter_sources(["a.jpg", "f", "late"], None)
     assert [source.input for source in islice(sources, 3)] == ["a.jpg", "f/1.jpg", "f/2.jpg"]
     (here / "late").mkdir()
@@ -226,7 +226,7 @@ def test_long_lines() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 7])
 @pytest.mark.usefixtures("here")
-def test_a_list_that_comes_in_pieces(size: int) -> None:
+def test_a_list_read_in_small_chunks(size: int) -> None:
     class Pieces(io.BytesIO):
         def read1(self, _: int | None = -1) -> bytes:
             return super().read1(size)
@@ -237,7 +237,7 @@ def test_a_list_that_comes_in_pieces(size: int) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_list_that_is_still_being_written() -> None:
-    """With find -print0 | mf predict --files-from - -0: the first picture does not wait for the last."""
+    """The first picture of `find -print0 | mf predict --files-from - -0` does not wait for the last."""
     reading, writing = os.pipe()
     with open(reading, "rb") as stdin, open(writing, "wb", buffering=0) as find:
         sources = iter_sources([], stdin, files_from="-", nul=True)
@@ -250,7 +250,7 @@ def test_a_list_that_is_still_being_written() -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_a_list_in_a_pipe_of_its_own() -> None:
+def test_a_list_in_a_named_pipe() -> None:
     os.mkfifo("list")
     writer = threading.Thread(target=Path("list").write_bytes, args=(b"a.jpg\n",))
     writer.start()
@@ -259,7 +259,7 @@ def test_a_list_in_a_pipe_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_a_list_that_cannot_be_read_to_its_end() -> None:
+def test_a_read_error_within_a_list_is_a_row() -> None:
     found = list(iter_sources(["a.jpg"], Failing(), files_from="-"))
     assert [source.input for source in found] == ["a.jpg", "-"]
     with pytest.raises(PictureError, match="as a list, cannot be read: Input/output error"):
@@ -298,7 +298,7 @@ def test_lists_are_filtered_in_archives() -> None:
 
 
 @pytest.mark.parametrize("name", ["q.zip", "q.tar", "q.tar.gz"])
-def test_a_list_reads_an_archive_once(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_is_opened_once_for_a_list(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "q.zip":
         (here / "p.zip").rename(name)
     else:
@@ -328,7 +328,7 @@ def test_a_list_reads_an_archive_once(name: str, here: Path, monkeypatch: pytest
     assert found("in/1.jpg", "none.jpg", "3.jpg")[1:] == ["none.jpg = not_found", "3.jpg"]
 
 
-def test_a_name_that_is_in_a_tar_twice_is_found_twice(here: Path) -> None:
+def test_duplicate_names_in_a_tar(here: Path) -> None:
     with tarfile.open("t.tar", "w") as file:
         for member in ("a.jpg", "b.jpg", "a.jpg"):
             file.add(here / "a.jpg", member)
@@ -337,7 +337,7 @@ def test_a_name_that_is_in_a_tar_twice_is_found_twice(here: Path) -> None:
         assert found == [f"t.tar ! {letter}.jpg" for letter in wanted]
 
 
-def test_a_glob_in_an_archive_takes_what_it_takes_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_glob_matches_the_same_in_archives_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = ["trip/a.jpg", "trip/b.jpg", "trip/notes.txt", "trip/.hid.jpg", "__MACOSX/trip/._a.jpg", ".git/c.jpg"]
     with zipfile.ZipFile("mac.zip", "w") as archive:
@@ -352,7 +352,7 @@ def test_a_glob_in_an_archive_takes_what_it_takes_in_a_folder(tmp_path: Path, mo
         assert found == wanted, glob
 
 
-def test_a_member_whose_name_looks_like_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_name_with_wildcards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = ["a[1].jpg", "a1.jpg", "s/b.jpg"]
     with zipfile.ZipFile("p.zip", "w") as file, tarfile.open("p.tar", "w") as tar:
@@ -369,7 +369,7 @@ def test_a_member_whose_name_looks_like_a_glob(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("here")
-def test_a_folder_in_an_archive_that_is_filtered() -> None:
+def test_a_folder_in_an_archive_is_filtered() -> None:
     with pytest.raises(NoInputsError, match=r"no pictures in p\.zip/in$"):
         list(iter_sources(["p.zip/in"], None, selection=Selection(include=("*.png",))))
 
@@ -380,7 +380,7 @@ def test_named_files_are_not_filtered() -> None:
     assert shown(iter_sources(["a.jpg"], None, selection=selection)) == ["a.jpg"]
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_codes_of_files_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
@@ -418,7 +418,7 @@ def test_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert code_of(Source(str(path))) is FailureCode.PERMISSION
 
 
-def test_standard_input_has_an_end() -> None:
+def test_standard_input_is_limited_in_size() -> None:
     with open("/dev/zero", "rb") as stdin:
         (source,) = iter_sources(["-"], stdin, selection=Selection(max_bytes=1000))
         assert code_of(source) is FailureCode.TOO_LARGE
@@ -431,7 +431,7 @@ def test_offline() -> None:
     assert caught.value.code is FailureCode.NETWORK
 
 
-def test_web_addresses() -> None:
+def test_a_url_is_fetched_when_it_is_opened() -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)

@@ -29,7 +29,7 @@ def encoded(format: str, **how: Any) -> bytes:
 
 
 @pytest.mark.parametrize(("format", "how"), FORMATS)
-def test_any_cut_is_recognised(format: str, how: dict[str, Any]) -> None:
+def test_truncation_at_any_point_is_recognised(format: str, how: dict[str, Any]) -> None:
     data = encoded(format, **how)
     Image.open(io.BytesIO(data)).load()
     assert not is_truncated(io.BytesIO(data))
@@ -37,7 +37,7 @@ def test_any_cut_is_recognised(format: str, how: dict[str, Any]) -> None:
         assert is_truncated(io.BytesIO(data[:-cut])), cut
 
 
-def test_a_tiff_whose_directory_comes_first() -> None:
+def test_a_tiff_with_its_directory_first() -> None:
     strips = [(60, 6), (90, 10)]  # offset and bytes of each
     for order in ("little", "big"):
 

@@ -1,4 +1,4 @@
-"""Paths: folders and globs are walked lazily and survive what file systems hold."""
+"""Walking folders and globs: order, filters, laziness, and the oddities of file systems."""
 
 import contextlib
 import inspect
@@ -60,7 +60,7 @@ def test_include_replaces_the_suffixes() -> None:
     assert names_of(walk_folder("f", Selection(exclude=("img*", "c")))) == ["f/a2.jpg", "f/b/3.jpg"]
 
 
-def test_nothing_is_listed_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_listed_lazily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(300):
         (tmp_path / f"{number}.jpg").touch()
         (tmp_path / f"d{number}").mkdir()
@@ -98,7 +98,7 @@ def test_links(tree: Path, tmp_path: Path) -> None:
         assert caught.value.code is FailureCode.NOT_FOUND
 
 
-def test_a_link_to_a_hidden_or_excluded_folder_is_judged_by_its_own_name(tree: Path) -> None:
+def test_filters_apply_to_the_name_of_a_link_not_its_target(tree: Path) -> None:
     (tree / "seen").symlink_to(".cache")
     (tree / ".unseen").symlink_to("b")
     (tree / "out").symlink_to("b")
@@ -123,7 +123,7 @@ def test_folders_that_cannot_be_read(tree: Path, monkeypatch: pytest.MonkeyPatch
     assert names_of(walk_folder("nowhere", Selection())) == ["nowhere: not_found"]
 
 
-def test_a_tree_too_deep_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_deeper_than_the_longest_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "top").mkdir()
     os.chdir("top")
@@ -146,7 +146,7 @@ def test_a_tree_too_deep_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         os.rmdir(part)
 
 
-def test_depth_needs_no_recursion(tmp_path: Path) -> None:
+def test_deep_trees_do_not_exhaust_the_recursion_limit(tmp_path: Path) -> None:
     deep = tmp_path / "/".join(["d"] * 150)
     deep.mkdir(parents=True)
     (deep / "a.jpg").touch()
@@ -159,7 +159,7 @@ def test_depth_needs_no_recursion(tmp_path: Path) -> None:
     assert found == [str(deep / "a.jpg")]
 
 
-def test_pipes_and_sockets_are_never_waited_for(tmp_path: Path) -> None:
+def test_pipes_and_sockets_are_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "p.jpg")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "s.jpg"))
@@ -171,7 +171,7 @@ def test_pipes_and_sockets_are_never_waited_for(tmp_path: Path) -> None:
             assert caught.value.code is FailureCode.UNSUPPORTED
 
 
-def test_a_file_that_becomes_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_replaced_by_a_pipe_is_refused_without_blocking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.jpg"
     os.mkfifo(path)
     monkeypatch.setattr(walk.os, "stat", lambda _: os.lstat(__file__))
@@ -234,7 +234,7 @@ def test_permission(tmp_path: Path, as_nobody: Callable[[], contextlib.AbstractC
 
 @pytest.fixture
 def as_nobody() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """Root may read everything: be somebody else for a while."""
+    """Return a context manager that drops root's permissions."""
 
     @contextlib.contextmanager
     def somebody_else() -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Web addresses: pictures from servers on loopback that do as they should, or not."""
+"""Fetching pictures from servers on loopback, well-behaved and hostile."""
 
 import _socket
 import contextlib
@@ -21,7 +21,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Server:
-    """Answers each path as it was told to, and notes what was asked."""
+    """A server with a programmed response for each path, which records the requests."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
@@ -74,7 +74,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """Names and their addresses, of which each look-up takes the next, the last for good."""
+    """Addresses by host name; each look-up takes the next one, and repeats the last."""
     known: dict[str, list[str]] = {}
     look_up = socket.getaddrinfo
 
@@ -100,7 +100,7 @@ def failure(url: str, timeout_s: float = 5, max_bytes: int = 10**6) -> PictureEr
 def test_a_picture(server: Server) -> None:
     assert open_url(server.url(), 5, 10**6).read() == PICTURE
     assert open_url(server.url(), 5, len(PICTURE)).read() == PICTURE
-    assert server.connections == 1  # kept
+    assert server.connections == 1  # reused
     headers = server.asked[0][1]
     assert headers["User-Agent"].startswith("mfcli/")
 
@@ -109,7 +109,7 @@ def test_a_picture(server: Server) -> None:
     ("status", "text"),
     [(404, "404 Not Found"), (500, "500 Internal"), (304, "304"), (799, "799"), (206, "206"), (204, "204")],
 )
-def test_what_the_server_refuses(server: Server, status: int, text: str) -> None:
+def test_status_codes_other_than_200(server: Server, status: int, text: str) -> None:
     server.says("/a.jpg", status)
     error = failure(server.url())
     assert error.code is FailureCode.NETWORK
@@ -147,7 +147,7 @@ def test_too_large(server: Server) -> None:
     assert failure(server.url("/bomb")).code is FailureCode.TOO_LARGE
 
 
-def test_a_body_that_is_cut(server: Server) -> None:
+def test_a_truncated_body(server: Server) -> None:
     server.says("/a.jpg", body=b"short", Content_Length="1000", Connection="close")
     server.answers["/a.jpg"] = closing(server.answers["/a.jpg"])
     error = failure(server.url())
@@ -190,7 +190,7 @@ def drip_head(handler: BaseHTTPRequestHandler) -> None:
         lambda _: time.sleep(3),
     ],
 )
-def test_a_server_that_drips(server: Server, answer: Answer) -> None:
+def test_a_slow_server_times_out(server: Server, answer: Answer) -> None:
     server.answers["/slow"] = answer
     for _ in range(2):
         start = time.monotonic()
@@ -224,7 +224,7 @@ def test_a_server_without_tls(server: Server) -> None:
         ("[X509] no certificate or crl found", "has to name a PEM file"),
     ],
 )
-def test_what_can_be_wrong_with_a_certificate(cause: str, said: str) -> None:
+def test_certificate_errors(cause: str, said: str) -> None:
     import requests
 
     from mfcli.http import describe_error
@@ -232,7 +232,7 @@ def test_what_can_be_wrong_with_a_certificate(cause: str, said: str) -> None:
     assert said in describe_error(requests.exceptions.SSLError(cause))
 
 
-def test_nobody_there() -> None:
+def test_a_refused_connection() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -252,7 +252,7 @@ def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "url", ["http://", "http://[", "http://x:y/", "http://u:secret@:80/", "http://*.example:99999/", "http://a\udce9/"]
 )
-def test_no_address(url: str) -> None:
+def test_malformed_urls(url: str) -> None:
     error = failure(url)
     assert error.code in (FailureCode.UNSUPPORTED, FailureCode.NETWORK)
     assert "secret" not in error.message
@@ -270,9 +270,7 @@ def test_credentials(server: Server) -> None:
     assert "secret" not in failure(url).message
 
 
-def test_what_is_wrong_with_the_settings_is_not_blamed_on_the_address(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_settings_are_not_blamed_on_the_url(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent/ca.pem")
     assert failure("https://127.0.0.1:9/a.jpg").message == (
         "REQUESTS_CA_BUNDLE names /nonexistent/ca.pem, which cannot be read"
@@ -306,7 +304,7 @@ def test_redirects(server: Server) -> None:
 
 @pytest.fixture
 def public(monkeypatch: pytest.MonkeyPatch) -> None:
-    """127.0.0.1 passes for an address of the public internet; 127.0.0.2, which is this machine too, does not."""
+    """127.0.0.1 counts as a public address; 127.0.0.2, also this machine, does not."""
     real = web._is_public
     monkeypatch.setattr(web, "_is_public", lambda address: address == "127.0.0.1" or real(address))
 
@@ -315,7 +313,7 @@ def public(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "host", ["127.0.0.2", "localhost", "0x7f.2", "2130706434", "[::1]", "10.1.2.3", "169.254.169.254", "inside"]
 )
-def test_a_public_server_cannot_redirect_inside(server: Server, hosts: dict[str, list[str]], host: str) -> None:
+def test_redirects_to_private_addresses_are_refused(server: Server, hosts: dict[str, list[str]], host: str) -> None:
     hosts |= {"public.example": ["127.0.0.1"], "localhost": ["127.0.0.2"]}
     server.says("/r", 302, Location=server.url("/secret", host))
     error = failure(server.url("/r", "public.example"))
@@ -325,8 +323,8 @@ def test_a_public_server_cannot_redirect_inside(server: Server, hosts: dict[str,
 
 
 @pytest.mark.usefixtures("public")
-def test_a_name_that_changes_its_address(server: Server, hosts: dict[str, list[str]]) -> None:
-    """Public when the user names it and private in the redirect, or the other way round: the connection decides."""
+def test_dns_rebinding_is_refused(server: Server, hosts: dict[str, list[str]]) -> None:
+    """A name may resolve to another address in the redirect; what counts is the address that is connected to."""
     hosts["other.example"] = ["127.0.0.2"]
     hosts["public.example"] = ["127.0.0.1"]
     server.says("/r", 302, Location=server.url("/secret", "other.example"))
@@ -337,7 +335,7 @@ def test_a_name_that_changes_its_address(server: Server, hosts: dict[str, list[s
     assert [path for path, _ in server.asked] == ["/r", "/r"]
 
 
-def test_a_private_server_can_redirect_to_itself_alone(server: Server, hosts: dict[str, list[str]]) -> None:
+def test_a_private_server_may_redirect_only_to_itself(server: Server, hosts: dict[str, list[str]]) -> None:
     hosts["inside.example"] = ["127.0.0.1"]
     server.says("/r", 302, Location=server.url())
     assert open_url(server.url("/r"), 5, 10**6).read() == PICTURE
@@ -354,14 +352,14 @@ def test_public_redirects_are_followed(server: Server, hosts: dict[str, list[str
 
 
 @pytest.mark.usefixtures("public")
-def test_a_kept_connection_is_no_way_inside(server: Server, hosts: dict[str, list[str]]) -> None:
+def test_a_kept_connection_to_a_private_address_is_not_reused(server: Server, hosts: dict[str, list[str]]) -> None:
     inside = ThreadingHTTPServer(("127.0.0.2", server.http.server_port), server.http.RequestHandlerClass)
     inside.daemon_threads = True
     threading.Thread(target=inside.serve_forever, args=(0.01,), daemon=True).start()
     hosts |= {"evil.example": ["127.0.0.2"], "public.example": ["127.0.0.1"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", connect_on_loopback)
-        assert open_url(server.url("/a.jpg", "evil.example"), 5, 10**6).read() == PICTURE  # the user said so
+        assert open_url(server.url("/a.jpg", "evil.example"), 5, 10**6).read() == PICTURE  # named by the user
         server.says("/r", 302, Location=server.url("/a.jpg", "evil.example"))
         assert "evil.example, a private" in failure(server.url("/r", "public.example")).message
     inside.shutdown()
@@ -369,7 +367,7 @@ def test_a_kept_connection_is_no_way_inside(server: Server, hosts: dict[str, lis
 
 
 def connect_on_loopback(self: socket.socket, address: tuple[str, int]) -> None:
-    """Connect to 127.0.0.2 as well, which the guard of the tests does not know."""
+    """Allow 127.0.0.2, which the network guard of the tests refuses."""
     assert address[0].startswith("127.")
     _socket.socket.connect(self, address)
 
@@ -429,11 +427,11 @@ def test_many_threads(server: Server) -> None:
     assert server.connections == 8
 
 
-def test_a_limit_on_threads_is_that_pictures_failure(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_be_started_is_a_failure(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     url = server.url()
     only_threads(0, monkeypatch)
     assert "cannot start the thread" in failure(url).message
 
 
-def test_a_time_that_no_thread_can_wait(server: Server) -> None:
+def test_a_timeout_longer_than_threads_can_wait(server: Server) -> None:
     assert open_url(server.url(), 1e300, 10**6).read() == PICTURE
