@@ -284,10 +284,15 @@ def _translate_pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
         elif isinstance(error, UnidentifiedImageError):
             code, message = _explain_unidentified(file)
         else:
-            said = one_line(error)
-            cut_off = isinstance(error, EOFError) or any(words in said.lower() for words in _SAYS_TRUNCATED)
-            code, message = FailureCode.TRUNCATED if cut_off else FailureCode.DECODE, f"cannot be decoded: {said}"
+            code, message = _explain_decoder_error(error)
         raise PictureError(code, message) from error
+
+
+def _explain_decoder_error(error: Exception) -> tuple[FailureCode, str]:
+    said = one_line(error)
+    if isinstance(error, EOFError) or any(words in said.lower() for words in _SAYS_TRUNCATED):
+        return FailureCode.TRUNCATED, f"is truncated: {said}"
+    return FailureCode.DECODE, f"cannot be decoded: {said}"
 
 
 def _explain_unidentified(file: BinaryIO) -> tuple[FailureCode, str]:
