@@ -383,10 +383,7 @@ def _expand_line(line: bytes, nul: bool, selection: Selection, get_last_archive:
         return None, iter([Source(name, failure=Failure(FailureCode.NOT_FOUND, f"no such file{advice}"))])
     argument = classify(name, is_listed=True)
     path = re.split(r"[?#]", name)[0] if argument.kind is ArgumentKind.URL else name
-    is_picture = argument.kind in (
-        ArgumentKind.URL,
-        ArgumentKind.FILE,
-    )  # include= is for these, and for what others hold
+    is_picture = argument.kind in (ArgumentKind.URL, ArgumentKind.FILE)  # others are filtered by what they hold
     if not selection.passes(path) if is_picture else selection.excludes(path):
         return None, iter(())
     return _expand(argument, None, selection, get_last_archive)
