@@ -1,7 +1,7 @@
-"""A server on loopback that behaves like the Hugging Face hub, and misbehaves on request.
+"""A server on loopback that behaves like the Hugging Face hub, and fails on request.
 
 One port answers `/.../resolve/...` with a redirect that carries X-Linked-Etag (the file's SHA-256), X-Linked-Size and
-X-Repo-Commit; the signed address in it, on a second port, serves the bytes, ranges included. What goes wrong, and how
+X-Repo-Commit; the signed address in it, on a second port, serves the bytes, ranges included. What fails, and how
 often, is set in `Behaviour`. Run as a program it serves one file until it is killed.
 """
 
@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass
 class Behaviour:
-    """What goes wrong. Counts go down as they are used up."""
+    """What fails. Counts are decremented as they are used."""
 
     cut_after: int | None = None
     cuts: int = 0
@@ -48,7 +48,7 @@ class Behaviour:
 
 @dataclass
 class Hub:
-    """Two servers, their files by path, and a log of what was asked and sent."""
+    """Two servers, their files by path, and a log of requests and of bytes sent."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     behaviour: Behaviour = field(default_factory=Behaviour)
@@ -75,7 +75,7 @@ class Hub:
 
     @property
     def gets(self) -> list[tuple[str, str, int]]:
-        """The answered requests for bytes."""
+        """The successful GET requests."""
         return [entry for entry in self.log if entry[0] == "GET" and entry[2] in (200, 206)]
 
 

@@ -1,7 +1,7 @@
-"""What a server says of a file, and how it is asked: redirects, refusals, patience.
+"""HTTP requests for files: metadata before the body, redirects, retries, and readable errors.
 
-Redirects are followed by hand, so that every hop gets its own host's credentials only and https stays https. Proxies,
-certificate bundles and .netrc are requests' business.
+Redirects are followed here rather than by requests, so that each host receives only its own credentials and https
+never becomes http. Proxies, certificate bundles and .netrc are left to requests.
 """
 
 import email.utils
@@ -24,15 +24,15 @@ from mfcli.version import __version__
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
 MAX_TRIES = 5
-"""Tries in a row that bring next to nothing before a source is given up."""
+"""Consecutive tries without progress after which a source is given up."""
 BACKOFF_S = 0.5
 """The first wait between tries; each further one is twice as long, with jitter."""
 MAX_WAIT_S = 60.0
 
 _MAX_REDIRECTS = 5
-_TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+_RETRY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_FINAL = re.compile("CERTIFICATE_VERIFY|WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|NO_CERTIFICATE|X509|PEM")
+_FINAL_TLS_ERRORS = re.compile("CERTIFICATE_VERIFY|WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|NO_CERTIFICATE|X509|PEM")
 
 
 class SourceError(ModelError):
@@ -40,27 +40,27 @@ class SourceError(ModelError):
 
 
 class UnreachableError(SourceError):
-    """The server could not be reached, or not for long enough; what has arrived stays and is gone on with."""
+    """The server was unreachable, or became so; the bytes received so far are kept and the download can be resumed."""
 
 
 class RefusedError(SourceError):
-    """The server says no: 401, 403, 404 and their like."""
+    """The server refuses the request with a status such as 401, 403 or 404."""
 
     def __init__(self, url: str, status: int) -> None:
-        super().__init__(f"{redact_url(url)} answers {status}")
+        super().__init__(f"{redact_url(url)} returned HTTP {status}")
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFileInfo:
-    """What a server says of a file before any byte of it is read.
+    """What the response headers say about a file; None for what the server does not send.
 
     Attributes:
-        url: the address that was asked for.
-        location: the address that serves the bytes; signed and short-lived behind a hub.
-        etag: names this version of the file; None where the server has no name for it.
-        sha256: its digest in hex, where the server tells it.
-        size_bytes: its size, where the server tells it.
-        commit: the repository's commit, where the server tells it.
+        url: the address that was requested.
+        location: the address that serves the bytes; on the Hugging Face hub it is signed and short-lived.
+        etag: identifies this version of the file.
+        sha256: its digest in hex.
+        size_bytes: its size.
+        commit: the repository's commit.
     """
 
     url: str
@@ -73,9 +73,15 @@ class RemoteFileInfo:
 
 @dataclass(frozen=True, slots=True)
 class RetryReason:
-    """Why a try brought nothing, how long the server wants to be left alone, and whether it will be so again."""
+    """Why a request failed.
 
-    reason: str
+    Attributes:
+        message: the cause, in a few words.
+        wait_s: the wait that the server asks for in Retry-After, None if it asks for none.
+        is_final: whether a retry cannot succeed.
+    """
+
+    message: str
     wait_s: float | None = None
     is_final: bool = False
 
@@ -83,13 +89,13 @@ class RetryReason:
 class TryLaterError(Exception):
     """The server is busy."""
 
-    def __init__(self, trouble: RetryReason) -> None:
-        super().__init__(trouble.reason)
-        self.trouble = trouble
+    def __init__(self, reason: RetryReason) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
 
 
 class Backoff:
-    """Waits between tries, longer each time, and gives up after MAX_TRIES of them."""
+    """Exponential backoff between tries, which gives up after MAX_TRIES."""
 
     def __init__(self, url: str, progress: Progress) -> None:
         self._url = url
@@ -97,62 +103,67 @@ class Backoff:
         self._tries = 0
 
     def restart(self) -> None:
-        """Count from zero again: the last try brought something."""
+        """Reset the count of tries, after one that made progress."""
         self._tries = 0
 
-    def wait(self, trouble: RetryReason) -> None:
-        """Wait after a try that failed.
+    def wait(self, reason: RetryReason) -> None:
+        """Wait after a failed try.
 
         Raises:
             UnreachableError: it was the last one.
         """
         self._tries += 1
-        if trouble.is_final:
+        if reason.is_final:
             raise UnreachableError(
-                f"{redact_url(self._url)} cannot be asked: {trouble.reason}", "see mf doctor, network"
+                f"cannot request {redact_url(self._url)}: {reason.message}", "see mf doctor, network"
             )
         if self._tries >= MAX_TRIES:
-            raise UnreachableError(f"gave up on {redact_url(self._url)} after {self._tries} tries: {trouble.reason}")
+            raise UnreachableError(f"gave up on {redact_url(self._url)} after {self._tries} tries: {reason.message}")
         backoff_s = BACKOFF_S * 2 ** (self._tries - 1) * random.uniform(0.5, 1.5)
-        wait_s = min(MAX_WAIT_S, max(backoff_s, trouble.wait_s or 0))
-        self._progress(f"{urlsplit(self._url).hostname}: {trouble.reason}; trying again in {wait_s:.1f} s")
+        wait_s = min(MAX_WAIT_S, max(backoff_s, reason.wait_s or 0))
+        self._progress(f"{urlsplit(self._url).hostname}: {reason.message}; retrying in {wait_s:.1f} s")
         time.sleep(wait_s)
 
 
 def resolve_url(session: requests.Session, url: str, progress: Progress) -> RemoteFileInfo:
-    """Ask a server what it has under an address, without fetching it.
+    """Request the metadata of a file without its body, with retries.
+
+    Args:
+        session: sends the requests.
+        url: the file's address.
+        progress: called with a message before each retry.
 
     Raises:
-        SourceError: the server says no, cannot be reached, or redirects from https to http.
+        SourceError: the server refuses, is unreachable, or redirects from https to http.
     """
-    patience = Backoff(url, progress)
+    backoff = Backoff(url, progress)
     while True:
         try:
             return _resolve_once(session, url)
         except TryLaterError as later:
-            patience.wait(later.trouble)
+            backoff.wait(later.reason)
         except requests.RequestException as error:
-            patience.wait(retry_reason(error))
+            backoff.wait(classify_error(error))
 
 
 def _resolve_once(session: requests.Session, url: str) -> RemoteFileInfo:
     location = url
     for _ in range(_MAX_REDIRECTS):
-        response = _one_request(session, "HEAD", location, {})
-        if response.status_code in (400, 403, 405, 501):  # HEAD is not to be had; the GET is not read
-            response = _one_request(session, "GET", location, {})
+        response = _send(session, "HEAD", location, {})
+        if response.status_code in (400, 403, 405, 501):  # no HEAD here: a GET whose body is not read
+            response = _send(session, "GET", location, {})
         response.close()
         if response.status_code >= 400:
             raise RefusedError(url, response.status_code)
         if not response.is_redirect:
-            return _remote(url, location, response.headers, response.headers.get("Content-Length"))
+            return _parse_headers(url, location, response.headers, response.headers.get("Content-Length"))
         location = redirect_target(location, response)
-        if "X-Linked-Etag" in response.headers:  # the hub has said all; what is behind may be signed for GET alone
-            return _remote(url, location, response.headers, response.headers.get("X-Linked-Size"))
-    raise SourceError(f"{redact_url(url)} redirects without end")
+        if "X-Linked-Etag" in response.headers:  # all that is needed; the target may be signed for GET only
+            return _parse_headers(url, location, response.headers, response.headers.get("X-Linked-Size"))
+    raise SourceError(f"{redact_url(url)} redirects too often")
 
 
-def _remote(url: str, location: str, headers: Mapping[str, str], size: str | None) -> RemoteFileInfo:
+def _parse_headers(url: str, location: str, headers: Mapping[str, str], size: str | None) -> RemoteFileInfo:
     etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
     linked = (headers.get("X-Linked-Etag") or "").strip('"').lower()
     return RemoteFileInfo(
@@ -166,17 +177,28 @@ def _remote(url: str, location: str, headers: Mapping[str, str], size: str | Non
 
 
 def get(session: requests.Session, url: str, headers: Mapping[str, str]) -> requests.Response:
-    """GET, following redirects by hand: every hop gets its own host's credentials only, and https stays https."""
+    """Send a GET request and follow redirects; the body is not read yet.
+
+    Args:
+        session: sends the requests.
+        url: the address.
+        headers: sent with each request.
+
+    Raises:
+        ModelError: the certificate bundle cannot be read.
+        SourceError: an address is malformed, or a redirect is not followed.
+        TryLaterError: the server is busy.
+    """
     for _ in range(_MAX_REDIRECTS):
-        response = _one_request(session, "GET", url, headers)
+        response = _send(session, "GET", url, headers)
         if not response.is_redirect:
             return response
         url = redirect_target(url, response)
         response.close()
-    raise SourceError(f"{redact_url(url)} redirects without end")
+    raise SourceError(f"{redact_url(url)} redirects too often")
 
 
-def _one_request(session: requests.Session, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
+def _send(session: requests.Session, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
     try:
         response = session.request(
             method,
@@ -186,39 +208,39 @@ def _one_request(session: requests.Session, method: str, url: str, headers: Mapp
             allow_redirects=False,
             timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
         )
-    except ValueError as error:  # requests' InvalidURL and its kin, and what urllib3 and the codec of host names raise
-        raise SourceError(f"{redact_url(url)} cannot be asked: {describe_malformed_url(url, error)}") from error
+    except ValueError as error:  # InvalidURL and similar of requests; LocationParseError; UnicodeError of host names
+        raise SourceError(f"cannot request {redact_url(url)}: {describe_malformed_url(url, error)}") from error
     except OSError as error:
         if isinstance(error, requests.RequestException):
             raise
         raise ModelError(*describe_missing_certificates(error)) from error
-    if response.status_code in _TRY_AGAIN:
+    if response.status_code in _RETRY_STATUSES:
         response.close()
-        trouble = RetryReason(f"the server answers {response.status_code}", _retry_after_s(response))
-        raise TryLaterError(trouble)
+        reason = RetryReason(f"the server returned HTTP {response.status_code}", _parse_retry_after(response))
+        raise TryLaterError(reason)
     return response
 
 
 def redirect_target(url: str, response: requests.Response) -> str:
-    """Return where an answer redirects to.
+    """Return the address that a response redirects to.
 
     Raises:
-        SourceError: that is no web address, or not https after https.
+        SourceError: it is not a web address, or not https although `url` is.
     """
     try:
         target = urljoin(url, response.headers["Location"])
         scheme = urlsplit(target).scheme
     except ValueError as error:
-        raise SourceError(f"{redact_url(url)} redirects to what is no web address") from error
+        raise SourceError(f"{redact_url(url)} redirects to a malformed address") from error
     if scheme not in ("http", "https"):
-        raise SourceError(f"{redact_url(url)} redirects to {redact_url(target)}, which is no web address")
+        raise SourceError(f"{redact_url(url)} redirects to {redact_url(target)}, which is not a web address")
     if urlsplit(url).scheme == "https" and scheme != "https":
         raise SourceError(f"{redact_url(url)} redirects from https to http, which is not followed")
     return target
 
 
-def _retry_after_s(response: requests.Response) -> float | None:
-    """The Retry-After header in seconds from now; it is a number or a date."""
+def _parse_retry_after(response: requests.Response) -> float | None:
+    """Return the Retry-After header, a number or a date, in seconds from now."""
     value = response.headers.get("Retry-After", "")
     if (seconds := parse_size(value)) is not None:
         return float(seconds)
@@ -229,18 +251,18 @@ def _retry_after_s(response: requests.Response) -> float | None:
 
 
 def parse_size(value: str | None) -> int | None:
-    """Return the number that a header says, None where it says none."""
+    """Return the number in a header, None if it has none."""
     return int(value) if value and value.isascii() and value.isdigit() and len(value) < 19 else None
 
 
 def get_strong_etag(response: requests.Response) -> str | None:
-    """Return the entity tag that If-Range takes, None where there is only a weak one or none."""
+    """Return the entity tag for If-Range, None if the response has none or a weak one."""
     etag = response.headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else None
 
 
 def redact_url(url: str) -> str:
-    """The address without credentials and signature."""
+    """Return an address without its credentials and query, which may hold a signature."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -251,7 +273,7 @@ def redact_url(url: str) -> str:
 
 
 def describe_error(error: Exception) -> str:
-    """Return what an exception of requests means, in a few words."""
+    """Return the meaning of an exception of requests or urllib3 in a few words."""
     match error:
         case requests.exceptions.SSLError() if re.search("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE", str(error)):
             return "the server does not speak https here; http:// may be meant"
@@ -273,19 +295,19 @@ def describe_error(error: Exception) -> str:
             return f"{type(error).__name__}: {error}"
 
 
-def retry_reason(error: Exception) -> RetryReason:
-    """Return what an exception of requests means; certificates do not become right by asking again."""
-    _, _, cause = str(error).rpartition("Caused by")  # before it is the address
-    is_final = isinstance(error, requests.exceptions.SSLError) and bool(_FINAL.search(cause))
+def classify_error(error: Exception) -> RetryReason:
+    """Return the meaning of an exception of requests or urllib3; certificate errors are final."""
+    _, _, cause = str(error).rpartition("Caused by")  # the address comes before it, and may match too
+    is_final = isinstance(error, requests.exceptions.SSLError) and bool(_FINAL_TLS_ERRORS.search(cause))
     return RetryReason(describe_error(error), is_final=is_final)
 
 
 def describe_malformed_url(url: str, error: ValueError) -> str:
-    """Return why an address cannot even be asked; the text of such an exception may hold a password."""
+    """Return why an address cannot be requested; the exception's own text may hold a password."""
     if isinstance(error, requests.exceptions.InvalidSchema) and "dependencies for SOCKS" in str(error):
-        return "a SOCKS proxy is set, and what speaks to one is not installed (pip install pysocks)"
+        return "a SOCKS proxy is set, but PySocks is not installed (pip install pysocks)"
     if isinstance(error, UnicodeEncodeError) and error.encoding.replace("-", "") == "latin1":
-        return "the login for it, from the address or .netrc, has letters that cannot be sent"
+        return "the credentials in the address or .netrc contain characters that cannot be sent"
     with suppress(ValueError):
         if requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url)):
             return "the address, or the proxy's (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY), is malformed"
@@ -293,24 +315,24 @@ def describe_malformed_url(url: str, error: ValueError) -> str:
 
 
 def describe_missing_certificates(error: OSError) -> tuple[str, str]:
-    """Return what is wrong where requests finds no certificates, which is no error of its own kind, and what to do."""
+    """Return message and hint for the bare OSError that requests raises if the certificate bundle cannot be read."""
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if (bundle := os.environ.get(name)) and bundle in str(error):
-            return f"{name} names {bundle}, which cannot be read", f"unset {name}, or let it name a PEM file"
-    return str(error), "mf doctor shows the settings of the network"
+            return f"{name} names {bundle}, which cannot be read", f"unset {name}, or point it to a PEM file"
+    return str(error), "mf doctor shows the network settings"
 
 
 class Session(requests.Session):
-    """A session that never looks where an answer redirects to, as requests does even where it need not follow."""
+    """A session that never looks at redirects: requests would parse their targets, malformed ones too."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002
-        """Nowhere: `redirect_target` says where."""
+        """Return None; callers use the function `redirect_target`."""
         return
 
 
 @contextmanager
 def open_session() -> Iterator[requests.Session]:
-    """Open a session that says who asks, and wants the bytes as they are."""
+    """Open a session that identifies mfcli and asks for uncompressed bodies."""
     with Session() as session:
         session.headers.update({"User-Agent": f"mfcli/{__version__}", "Accept-Encoding": "identity"})
         yield session

@@ -1,4 +1,4 @@
-"""Weights: where they are looked for, in which order they are fetched, and what is never used."""
+"""Getting checkpoints: the order of caches and sources, digests, manual files, and what is never used."""
 
 import dataclasses
 import hashlib
@@ -42,7 +42,7 @@ def sha256(data: bytes) -> str:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BACKOFF_S", 0.001)
 
 
@@ -83,7 +83,7 @@ def test_bundled_files_are_found() -> None:
         bundled_file("none.onnx")
 
 
-def test_the_papers_host_comes_first_and_once(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+def test_the_papers_host_is_asked_first_and_once(hub: Hub, settings: Settings, tmp_path: Path) -> None:
     have = get(settings)
     assert have.path == tmp_path / "cache" / "checkpoints" / "tiny" / "tiny.pth"
     assert have.path.read_bytes() == ONE
@@ -95,51 +95,53 @@ def test_the_papers_host_comes_first_and_once(hub: Hub, settings: Settings, tmp_
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_a_refusal_goes_to_the_next_source(status: int, hub: Hub, settings: Settings) -> None:
+def test_a_refusal_leads_to_the_next_source(status: int, hub: Hub, settings: Settings) -> None:
     hub.behaviour = Behaviour(busy=2 if status == 403 else 1, busy_status=status)
     told: list[Any] = []
     have = get(settings, told=told)
     assert have.path.name == "model.safetensors"
     assert have.path.read_bytes() == OTHER
-    assert any(f"answers {status}" in event for event in told if isinstance(event, str))
+    assert any(f"returned HTTP {status}" in event for event in told if isinstance(event, str))
 
 
-def test_a_pin_belongs_to_its_source(settings: Settings) -> None:
+def test_a_published_digest_belongs_to_its_source(settings: Settings) -> None:
     wrong = WeightsSource(HUB + PAPER, "0" * 64)
     row = dataclasses.replace(TINY, sources=(wrong, WeightsSource(HUB + TIMM, sha256(OTHER))))
     told: list[Any] = []
     assert get(settings, row=row, told=told).path.read_bytes() == OTHER
-    assert any("but this release says 000" in event for event in told if isinstance(event, str))
+    assert any("but the published digest is 000" in event for event in told if isinstance(event, str))
 
 
-def test_a_server_that_lies_about_the_digest(hub: Hub, settings: Settings) -> None:
+def test_a_wrong_digest_from_the_server_is_refused(hub: Hub, settings: Settings) -> None:
     hub.behaviour = Behaviour(digest="0" * 64)
-    with pytest.raises(ModelError, match="no source delivers tiny: .*X-Linked-Etag says 000.*; .*X-Linked") as caught:
+    with pytest.raises(
+        ModelError, match="cannot fetch tiny from any source: .*X-Linked-Etag is 000.*; .*X-Linked"
+    ) as caught:
         get(settings)
-    assert caught.value.hint == "carry the file by hand: mf download tiny --from FILE"
+    assert caught.value.hint == f"get the file elsewhere and place it at {manual_path(TINY, settings)}"
     assert find_stored_weights(TINY, settings) is None
 
 
-def test_without_anybody_who_vouches_the_first_digest_counts(hub: Hub, settings: Settings) -> None:
+def test_without_a_published_digest_the_first_download_counts(hub: Hub, settings: Settings) -> None:
     hub.behaviour = Behaviour(linked=False)
     get(settings)
     hub.files[PAPER] = b"changed" * 30_000
     told: list[Any] = []
     have = get(settings, FetchOptions(force=True), told=told)
     assert have.path.read_bytes() == OTHER
-    assert any("but the first download says" in event for event in told if isinstance(event, str))
+    assert any("but the digest of the first download is" in event for event in told if isinstance(event, str))
     accepted = get(settings, FetchOptions(force=True, expect_sha256=sha256(hub.files[PAPER])))
     assert accepted.path.read_bytes() == hub.files[PAPER]
 
 
-def test_the_digest_that_was_asked_for(hub: Hub, settings: Settings) -> None:
-    with pytest.raises(ModelError, match="but --expect-sha256 says 111"):
+def test_the_requested_digest(hub: Hub, settings: Settings) -> None:
+    with pytest.raises(ModelError, match="but the requested digest is 111"):
         get(settings, FetchOptions(expect_sha256="1" * 64))
     assert hub.sent == 0
     assert get(settings, FetchOptions(expect_sha256=sha256(OTHER).upper())).path.read_bytes() == OTHER
-    with pytest.raises(ModelError, match="but --expect-sha256 says 111") as caught:
+    with pytest.raises(ModelError, match="but the requested digest is 111") as caught:
         get(settings, FetchOptions(expect_sha256="1" * 64))
-    assert caught.value.hint == "fetch it again: add --force"
+    assert caught.value.hint == "fetch it again: force=True"
 
 
 def test_force_fetches_again(hub: Hub, settings: Settings) -> None:
@@ -148,35 +150,35 @@ def test_force_fetches_again(hub: Hub, settings: Settings) -> None:
     assert len(hub.gets) == 2
 
 
-def test_a_file_or_a_mirror_instead(hub: Hub, settings: Settings, tmp_path: Path) -> None:
-    carried = tmp_path / "carried.bin"
-    carried.write_bytes(OTHER)
-    have = get(settings, FetchOptions(origin=str(carried)))
+def test_another_origin_may_be_a_file_or_a_mirror(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+    local = tmp_path / "local.bin"
+    local.write_bytes(OTHER)
+    have = get(settings, FetchOptions(origin=str(local)))
     assert (have.path.name, have.url, have.sha256) == ("tiny.pth", None, sha256(OTHER))
-    carried.unlink()
+    local.unlink()
     assert get(settings).path.read_bytes() == OTHER
     hub.files["/mirror/.x;y.pth"] = ONE
     mirrored = get(settings, FetchOptions(origin=f"{hub.endpoint}/mirror/.x;y.pth"))
     assert mirrored.path.parent == have.path.parent
     assert mirrored.path.read_bytes() == ONE
     with pytest.raises(ModelError, match="cannot read weights from"):
-        get(settings, FetchOptions(origin=str(carried)))
+        get(settings, FetchOptions(origin=str(local)))
 
 
 def test_offline_opens_no_socket(hub: Hub, settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
     with pytest.raises(ModelError) as caught:
         get(offline)
-    assert caught.value.message == "the weights of tiny are not on this machine, and offline none are fetched"
+    assert caught.value.message == "the weights of tiny are not on this machine and cannot be fetched while offline"
     place = manual_path(TINY, settings)
-    assert caught.value.hint == f"with a network: mf download tiny; or place the file at {place}"
+    assert caught.value.hint == f"when online: mf download tiny; or place the file at {place}"
     assert not hub.log
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(ONE)
     assert get(offline).sha256 == sha256(ONE)
 
 
-def test_a_checkpoint_that_was_damaged_is_fetched_again(settings: Settings) -> None:
+def test_a_damaged_checkpoint_is_fetched_again(settings: Settings) -> None:
     have = get(settings)
     have.path.write_bytes(ONE[:-1])
     assert not have.is_here
@@ -206,16 +208,16 @@ def refuse(path: Path) -> None:
         raise ModelError(f"{path} is not a checkpoint")
 
 
-def test_a_wrong_file_that_was_placed_by_hand_stays_beside_what_is_fetched(hub: Hub, settings: Settings) -> None:
+def test_a_wrong_manual_file_is_kept_beside_the_downloaded_one(hub: Hub, settings: Settings) -> None:
     place = manual_path(TINY, settings)
     place.parent.mkdir(parents=True)
-    place.write_bytes(b"wrong, but dear to somebody")
-    (place.parent / ".tiny.pth.123").write_bytes(b"what a copy left that was killed")
+    place.write_bytes(b"wrong, but the user's")
+    (place.parent / ".tiny.pth.123").write_bytes(b"left by a killed copy")
     hub.files[PAPER] = b"<html>wrong</html>"
     hub.behaviour = Behaviour(linked=False)
     have = get(settings, check=refuse)
     assert have.path.read_bytes() == OTHER
-    assert place.read_bytes() == b"wrong, but dear to somebody"
+    assert place.read_bytes() == b"wrong, but the user's"
     assert not (place.parent / ".tiny.pth.123").exists()
     assert not acquire.has_new_manual_file(TINY, settings)  # it was tried
     hub.files[PAPER] = ONE
@@ -223,7 +225,7 @@ def test_a_wrong_file_that_was_placed_by_hand_stays_beside_what_is_fetched(hub: 
     assert not have.path.exists()
 
 
-def test_torch_hubs_cache_is_used_if_it_is_the_model(hub: Hub, settings: Settings) -> None:
+def test_torch_hubs_cache_is_used_if_it_holds_the_model(hub: Hub, settings: Settings) -> None:
     assert settings.torch_hub_dir is not None
     settings.torch_hub_dir.mkdir(parents=True)
     (settings.torch_hub_dir / "tiny.pth").write_bytes(b"good")
@@ -234,7 +236,7 @@ def test_torch_hubs_cache_is_used_if_it_is_the_model(hub: Hub, settings: Setting
     assert get(settings, check=refuse).path.read_bytes() == ONE
 
 
-def test_a_page_instead_of_a_checkpoint_never_stays(hub: Hub, settings: Settings) -> None:
+def test_a_web_page_instead_of_a_checkpoint_is_not_kept(hub: Hub, settings: Settings) -> None:
     hub.behaviour = Behaviour(linked=False)
     hub.files[PAPER] = b"<html>wrong</html>"
     assert get(settings, check=refuse).path.read_bytes() == OTHER
@@ -243,7 +245,7 @@ def test_a_page_instead_of_a_checkpoint_never_stays(hub: Hub, settings: Settings
     assert get(settings, check=refuse).path.read_bytes() == ONE
 
 
-def test_a_bad_mirror_leaves_the_good_checkpoint(hub: Hub, settings: Settings) -> None:
+def test_a_wrong_mirror_leaves_the_cached_checkpoint(hub: Hub, settings: Settings) -> None:
     have = get(settings)
     hub.files["/x"] = b"wrong"
     with pytest.raises(ModelError, match="is not the checkpoint"):
@@ -252,12 +254,12 @@ def test_a_bad_mirror_leaves_the_good_checkpoint(hub: Hub, settings: Settings) -
     assert have.is_here
 
 
-def test_a_checkpoint_that_was_still_being_copied(hub: Hub, settings: Settings) -> None:
+def test_a_manual_file_that_grows_is_tried_again(hub: Hub, settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
     place = manual_path(TINY, settings)
     place.parent.mkdir(parents=True)
     place.write_bytes(b"wrong, half")
-    with pytest.raises(ModelError, match="what is on this machine is not the weights of tiny: .* is not a checkpoint"):
+    with pytest.raises(ModelError, match="no file on this machine has the weights of tiny: .* is not a checkpoint"):
         get(offline, check=refuse)
     place.write_bytes(ONE)
     assert get(offline, check=refuse).sha256 == sha256(ONE)
@@ -266,7 +268,7 @@ def test_a_checkpoint_that_was_still_being_copied(hub: Hub, settings: Settings) 
     assert not hub.log
 
 
-def test_a_file_that_is_swapped_by_hand_for_one_as_long(settings: Settings) -> None:
+def test_a_manual_file_replaced_by_one_of_the_same_size_is_used(settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
     place = manual_path(TINY, settings)
     place.parent.mkdir(parents=True)
@@ -282,7 +284,7 @@ def test_a_file_that_is_swapped_by_hand_for_one_as_long(settings: Settings) -> N
     assert found[0][1] != found[1][1]
 
 
-def test_a_checkpoint_that_was_touched_is_hashed_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_touched_checkpoint_is_hashed_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     have, hashed = get(settings), []
     monkeypatch.setattr("mfcli.hub.cache.sha256_of", lambda path: hashed.append(path) or sha256(path.read_bytes()))
     get(settings)
@@ -292,7 +294,7 @@ def test_a_checkpoint_that_was_touched_is_hashed_once(settings: Settings, monkey
     assert hashed == [have.path]
 
 
-def test_a_file_as_long_and_as_old_is_another_one(settings: Settings) -> None:
+def test_a_file_of_the_same_size_and_time_is_noticed(settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
     place = manual_path(TINY, settings)
     place.parent.mkdir(parents=True)
@@ -303,7 +305,7 @@ def test_a_file_as_long_and_as_old_is_another_one(settings: Settings) -> None:
         assert get(offline).sha256 == sha256(data)
 
 
-def test_a_file_that_changes_while_it_is_prepared(settings: Settings) -> None:
+def test_a_file_that_changes_during_its_check(settings: Settings) -> None:
     place = manual_path(TINY, settings)
     place.parent.mkdir(parents=True)
     place.write_bytes(ONE)
@@ -318,7 +320,9 @@ def test_a_file_that_changes_while_it_is_prepared(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("is_pruned", [False, True])
-def test_a_file_that_is_placed_by_hand_beside_another(is_pruned: bool, settings: Settings, tmp_path: Path) -> None:
+def test_a_manual_file_beside_another_checkpoint_is_tried_once(
+    is_pruned: bool, settings: Settings, tmp_path: Path
+) -> None:
     offline = dataclasses.replace(settings, offline=True)
     (tmp_path / "x.safetensors").write_bytes(OTHER)
     have = get(offline, FetchOptions(origin=str(tmp_path / "x.safetensors")))
@@ -342,7 +346,7 @@ def test_a_file_that_is_placed_by_hand_beside_another(is_pruned: bool, settings:
     assert not acquire.has_new_manual_file(TINY, offline)
 
 
-def test_what_is_known_of_a_file_is_not_written_over_what_came_after_it(settings: Settings) -> None:
+def test_a_newer_sidecar_is_not_overwritten(settings: Settings) -> None:
     have = get(settings)
     os.utime(have.path, (0, 0))
     sidecar = have.path.with_name("tiny.pth.json")
@@ -351,7 +355,7 @@ def test_what_is_known_of_a_file_is_not_written_over_what_came_after_it(settings
     assert "1" * 64 in sidecar.read_text()
 
 
-def test_a_file_by_hand_that_is_wrong_costs_no_model_that_is_ready(settings: Settings, tmp_path: Path) -> None:
+def test_a_wrong_manual_file_leaves_the_prepared_model_usable(settings: Settings, tmp_path: Path) -> None:
     offline = dataclasses.replace(settings, offline=True)
     state = fill(create_model("bundled", num_classes=1000)).state_dict()
     save_file(state, tmp_path / "x.safetensors")
@@ -367,9 +371,7 @@ def test_a_file_by_hand_that_is_wrong_costs_no_model_that_is_ready(settings: Set
     assert [str(note)[:8] for note in told if "preparing" not in str(note)] == ["not used"]
 
 
-def test_a_copied_cache_that_cannot_be_written_is_not_hashed_each_time(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copied_read_only_cache_is_not_hashed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     have = get(settings)
     status = have.path.stat()
     copy = have.path.with_name("copy")
@@ -394,7 +396,7 @@ def test_sidecars_of_other_versions(settings: Settings) -> None:
     assert find_stored_weights(TINY, settings) is None
 
 
-def test_states(settings: Settings, tmp_path: Path) -> None:
+def test_checkpoint_statuses(settings: Settings, tmp_path: Path) -> None:
     have = get(settings)
     assert check_stored_weights(have) is CheckpointStatus.INTACT
     have.path.rename(tmp_path / "elsewhere")
@@ -407,7 +409,7 @@ def test_states(settings: Settings, tmp_path: Path) -> None:
     assert check_stored_weights(have) is CheckpointStatus.OTHER
 
 
-def test_another_file_in_a_cache_that_cannot_be_written(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_file_in_a_read_only_cache(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     have = get(settings)
     have.path.write_bytes(OTHER)
 
@@ -416,61 +418,61 @@ def test_another_file_in_a_cache_that_cannot_be_written(settings: Settings, monk
 
     monkeypatch.setattr(acquire, "lock", refuse_lock)
     monkeypatch.setattr(acquire, "is_writable", lambda _: False)
-    with pytest.raises(ModelError, match="is not the file that was prepared, and cannot write to the cache"):
+    with pytest.raises(ModelError, match="changed since it was prepared, and cannot write to the cache"):
         get(settings)
     have.path.unlink()
-    with pytest.raises(ModelError, match="offline none are fetched"):
+    with pytest.raises(ModelError, match="cannot be fetched while offline"):
         get(dataclasses.replace(settings, offline=True))
     with pytest.raises(OutputError):
         get(settings)
 
 
-def test_what_is_ready_needs_no_lock(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_checkpoint_needs_no_lock(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     have = get(settings)
-    monkeypatch.setattr(acquire, "lock", None)  # on a cache that cannot be written it fails
+    monkeypatch.setattr(acquire, "lock", None)  # it fails in a read-only cache
     assert get(settings, FetchOptions(keep=True)) == have
     assert get(settings, FetchOptions(keep=True, expect_sha256=have.sha256)) == have
 
 
-def test_offline_it_says_why_what_is_here_is_not_used(settings: Settings) -> None:
+def test_offline_the_error_says_why_local_files_are_not_used(settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
     have = get(settings)
     have.path.write_bytes(OTHER)
     with pytest.raises(ModelError) as caught:
         get(offline)
     assert caught.value.message == (
-        f"what is on this machine is not the weights of tiny: {have.path} has SHA-256 {sha256(OTHER)}, but the note"
-        f" beside it says {sha256(ONE)}"
+        f"no file on this machine has the weights of tiny: {have.path} has SHA-256 {sha256(OTHER)}, but the"
+        f" recorded digest is {sha256(ONE)}"
     )
-    assert caught.value.hint == f"with a network: mf download tiny; or place the right file at {have.path}"
+    assert caught.value.hint == f"when online: mf download tiny; or place the file at {have.path}"
 
 
-def test_caches_of_others_that_cannot_be_looked_at(settings: Settings, tmp_path: Path) -> None:
-    unseen = tmp_path / ("x" * 300)  # as unseen as a folder that may not be entered
+def test_unreadable_caches_of_other_programs_are_skipped(settings: Settings, tmp_path: Path) -> None:
+    unseen = tmp_path / ("x" * 300)  # fails as a folder without permissions does
     assert get(dataclasses.replace(settings, hub_cache_dir=unseen, torch_hub_dir=unseen)).path.read_bytes() == ONE
 
 
-def test_addresses_that_differ_in_their_query_have_each_their_first_digest(hub: Hub, settings: Settings) -> None:
+def test_the_first_digest_is_recorded_per_query(hub: Hub, settings: Settings) -> None:
     hub.behaviour = Behaviour(linked=False)
     for version, data in ("1", ONE), ("2", OTHER):
         hub.files["/x.pth"] = data
         get(settings, FetchOptions(origin=f"{hub.endpoint}/x.pth?version={version}"))
-    with pytest.raises(ModelError, match="but the first download says") as caught:
+    with pytest.raises(ModelError, match="but the digest of the first download is") as caught:
         get(settings, FetchOptions(origin=f"{hub.endpoint}/x.pth?version=1"))
-    assert caught.value.hint == (f"if the new file is the right one: mf download tiny --expect-sha256 {sha256(OTHER)}")
+    assert caught.value.hint == (f"to accept the new file: mf download tiny with expect_sha256={sha256(OTHER)}")
 
 
 @pytest.mark.parametrize(
     "address", ["nonsense://x/y", "http://", "http://[x/", "http://h:99999/x", "file:///etc/passwd"]
 )
-def test_addresses_that_are_none(address: str, settings: Settings) -> None:
+def test_malformed_addresses(address: str, settings: Settings) -> None:
     with pytest.raises(UsageError, match="is not a web address"):
         get(settings, FetchOptions(origin=address))
     with pytest.raises(UsageError, match="is not a web address"):
         get(dataclasses.replace(settings, endpoint="mirror.example"))
 
 
-def test_secrets_in_an_address_are_not_kept(hub: Hub, settings: Settings) -> None:
+def test_secrets_in_an_address_are_not_stored(hub: Hub, settings: Settings) -> None:
     hub.files["/x.pth"] = ONE
     address = hub.endpoint.replace("//", "//joe:secret@") + "/x.pth?token=" + "s" * 400
     assert get(settings, FetchOptions(origin=address)).url == f"{hub.endpoint}/x.pth"
@@ -478,15 +480,13 @@ def test_secrets_in_an_address_are_not_kept(hub: Hub, settings: Settings) -> Non
     assert not [path for path in kept if "secret" in path.read_text() or "ssss" in path.read_text()]
 
 
-def test_a_cache_that_cannot_be_written(settings: Settings, tmp_path: Path) -> None:
+def test_an_unusable_cache_folder(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write to the cache"):
         get(dataclasses.replace(settings, named_cache_dir=tmp_path / "file"))
 
 
-def test_a_downloaded_checkpoint_becomes_an_artifact_that_outlives_it(
-    hub: Hub, settings: Settings, tmp_path: Path
-) -> None:
+def test_the_artifact_of_a_download_outlives_its_checkpoint(hub: Hub, settings: Settings, tmp_path: Path) -> None:
     torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
     hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()
     artifact = ensure_artifact(TINY, None, settings)
@@ -507,7 +507,7 @@ def test_a_downloaded_checkpoint_becomes_an_artifact_that_outlives_it(
     assert len(hub.log) > requests
 
 
-def test_a_checkpoint_that_was_changed_is_not_used(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+def test_a_corrupted_checkpoint_is_replaced(hub: Hub, settings: Settings, tmp_path: Path) -> None:
     torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
     hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()
     have = get(settings)
@@ -519,7 +519,7 @@ def test_a_checkpoint_that_was_changed_is_not_used(hub: Hub, settings: Settings,
     assert have.path.read_bytes() == hub.files[PAPER]
 
 
-def test_a_damaged_checkpoint_is_fetched_again_with_the_digest_that_was_asked_for(
+def test_the_requested_digest_is_compared_when_a_damaged_checkpoint_is_replaced(
     hub: Hub, settings: Settings, tmp_path: Path
 ) -> None:
     torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
@@ -527,5 +527,5 @@ def test_a_damaged_checkpoint_is_fetched_again_with_the_digest_that_was_asked_fo
     have = get(settings)
     have.path.write_bytes(good[:-1] + b"x")
     hub.files[PAPER] = ONE  # another version by now
-    with pytest.raises(ModelError, match="but --expect-sha256 says"):
+    with pytest.raises(ModelError, match="but the requested digest is"):
         ensure_artifact(TINY, None, settings, fetch=FetchOptions(expect_sha256=sha256(good)))

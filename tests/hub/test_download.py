@@ -1,4 +1,4 @@
-"""Downloads: whole or not at all, whatever the server does; bytes that have arrived are not asked for again."""
+"""Downloads: complete and verified or not at all, whatever the server does; received bytes are not requested again."""
 
 import hashlib
 import shutil
@@ -25,7 +25,7 @@ PATH = "/org/repo/resolve/main/x.pth"
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BACKOFF_S", 0.001)
     monkeypatch.setattr(http, "READ_TIMEOUT_S", 0.5)
 
@@ -47,7 +47,7 @@ def assert_arrived(fetched: DownloadedFile) -> None:
     assert (fetched.sha256, fetched.size_bytes) == (DIGEST, len(DATA))
 
 
-def test_a_file_arrives_with_all_that_is_known_of_it(hub: Hub, tmp_path: Path) -> None:
+def test_a_download_returns_the_servers_metadata(hub: Hub, tmp_path: Path) -> None:
     told: list[Any] = []
     fetched = get(hub, tmp_path, told=told)
     assert_arrived(fetched)
@@ -79,12 +79,12 @@ def test_a_file_arrives_with_all_that_is_known_of_it(hub: Hub, tmp_path: Path) -
     ],
     ids=str,
 )
-def test_trouble_that_passes(behaviour: Behaviour, hub: Hub, tmp_path: Path) -> None:
+def test_temporary_failures(behaviour: Behaviour, hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = behaviour
     assert_arrived(get(hub, tmp_path))
 
 
-def test_a_cut_download_goes_on_from_its_last_byte(hub: Hub, tmp_path: Path) -> None:
+def test_a_broken_download_resumes_at_its_last_byte(hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(cut_after=100_000, cuts=2)
     assert_arrived(get(hub, tmp_path))
     assert [status for _, _, status in hub.gets] == [200, 206, 206]
@@ -94,7 +94,7 @@ def test_a_cut_download_goes_on_from_its_last_byte(hub: Hub, tmp_path: Path) -> 
     assert hub.sent <= 1.05 * len(DATA)
 
 
-def test_another_process_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_call_resumes(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MAX_TRIES", 1)
     hub.behaviour = Behaviour(cut_after=200_000, cuts=1)
     with pytest.raises(UnreachableError):
@@ -104,13 +104,13 @@ def test_another_process_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     assert hub.sent <= 1.05 * len(DATA)
 
 
-def test_an_expired_address_is_asked_for_again_and_the_download_goes_on(hub: Hub, tmp_path: Path) -> None:
+def test_an_expired_address_is_renewed_during_the_download(hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(cut_after=100_000, cuts=1, expired=0)
     told: list[Any] = []
 
     def expire(event: Any) -> None:
         told.append(event)
-        if isinstance(event, str):  # between the cut and the next try the signed address dies
+        if isinstance(event, str):  # the signed address expires before the next try
             hub.tokens += 1
 
     fetched = download_file(
@@ -122,7 +122,7 @@ def test_an_expired_address_is_asked_for_again_and_the_download_goes_on(hub: Hub
 
 def test_an_address_that_always_expires_is_given_up(hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(expired=100)
-    with pytest.raises(SourceError, match="answers 403"):
+    with pytest.raises(SourceError, match="returned HTTP 403"):
         get(hub, tmp_path)
     assert [entry[0] for entry in hub.log].count("HEAD") == 1 + download.MAX_RESOLVES
 
@@ -142,7 +142,7 @@ def test_a_version_that_changed_starts_over(hub: Hub, tmp_path: Path, monkeypatc
 def test_a_server_that_changes_the_file_in_mid_download(
     linked: bool, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The entity tag of the bytes differs although the hub's does not: If-Range brings the whole new file."""
+    """The entity tag of the body differs although the hub's does not: with If-Range the server sends the new file."""
     monkeypatch.setattr(http, "MAX_TRIES", 1)
     hub.files[PATH] = b"old" * 100_000
     hub.behaviour = Behaviour(cut_after=200_000, cuts=1, digest=DIGEST if linked else None, redirect=linked)
@@ -155,21 +155,21 @@ def test_a_server_that_changes_the_file_in_mid_download(
 @pytest.mark.parametrize(
     ("behaviour", "options", "message"),
     [
-        (Behaviour(digest="0" * 64), {}, "but the server's X-Linked-Etag says 000"),
-        (Behaviour(), {"expected_sha256": {"the pin": "1" * 64}}, "but the pin says 111"),
-        (Behaviour(linked=False), {"expected_sha256": {"the pin": "1" * 64}}, "but the pin says 111"),
-        (Behaviour(), {"max_bytes": 1000}, "has 300000 bytes, more than this model can have"),
-        (Behaviour(endless=True, redirect=False), {"max_bytes": 500_000}, "sends more than 500000 bytes"),
-        (Behaviour(endless=True), {}, "sends more than 300000 bytes"),
-        (Behaviour(size=299_999), {}, "sends more than 299999 bytes"),
-        (Behaviour(size=300_001), {}, "has 300000 bytes, not the announced number"),
+        (Behaviour(digest="0" * 64), {}, "but the server's X-Linked-Etag is 000"),
+        (Behaviour(), {"expected_sha256": {"the pin": "1" * 64}}, "but the pin is 111"),
+        (Behaviour(linked=False), {"expected_sha256": {"the pin": "1" * 64}}, "but the pin is 111"),
+        (Behaviour(), {"max_bytes": 1000}, "has 300000 bytes, more than the limit of 1000"),
+        (Behaviour(endless=True, redirect=False), {"max_bytes": 500_000}, "sent more than 500000 bytes"),
+        (Behaviour(endless=True), {}, "sent more than 300000 bytes"),
+        (Behaviour(size=299_999), {}, "sent more than 299999 bytes"),
+        (Behaviour(size=300_001), {}, "has 300000 bytes instead of the announced 300001"),
         (Behaviour(cut_after=100_000, cuts=99, ignore_range=True), {}, "gave up on .* after 5 tries"),
-        (Behaviour(busy=100), {}, "gave up on .* after 5 tries: the server answers 429"),
+        (Behaviour(busy=100), {}, "gave up on .* after 5 tries: the server returned HTTP 429"),
         (Behaviour(stalls=100), {}, "gave up on .*: the (server does not answer in time|connection ended early)"),
     ],
     ids=str,
 )
-def test_a_wrong_file_never_stays(
+def test_a_wrong_file_is_not_kept(
     behaviour: Behaviour, options: dict[str, Any], message: str, hub: Hub, tmp_path: Path
 ) -> None:
     hub.behaviour = behaviour
@@ -179,28 +179,28 @@ def test_a_wrong_file_never_stays(
         assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_pin_is_compared_before_a_byte_is_fetched(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="but the pin says"):
+def test_a_known_digest_is_compared_before_the_body_is_requested(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="but the pin is"):
         get(hub, tmp_path, expected_sha256={"the pin": "1" * 64})
     assert hub.sent == 0
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refusal_is_not_tried_again(status: int, hub: Hub, tmp_path: Path) -> None:
+def test_a_refusal_is_not_retried(status: int, hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(busy=2, busy_status=status)
-    with pytest.raises(SourceError, match=f"answers {status}"):
+    with pytest.raises(SourceError, match=f"returned HTTP {status}"):
         get(hub, tmp_path)
     assert [entry[0] for entry in hub.log] == (["HEAD", "GET"] if status == 403 else ["HEAD"])
 
 
-def test_a_link_that_drops_often_loses_no_byte(hub: Hub, tmp_path: Path) -> None:
+def test_an_unstable_connection_loses_no_bytes(hub: Hub, tmp_path: Path) -> None:
     hub.files[PATH] = DATA * 5
     hub.behaviour = Behaviour(cut_after=100_000, cuts=14)
     assert get(hub, tmp_path, max_bytes=10**7).path.read_bytes() == DATA * 5
     assert hub.sent <= 1.05 * len(DATA * 5)
 
 
-def test_a_link_that_crawls_is_given_up(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_connection_is_given_up(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "_SLOW_S", 0.02)
     monkeypatch.setattr(download, "_PROGRESS_BYTES", 10**6)
     hub.files[PATH] = DATA * 5
@@ -209,7 +209,7 @@ def test_a_link_that_crawls_is_given_up(hub: Hub, tmp_path: Path, monkeypatch: p
         get(hub, tmp_path, max_bytes=10**7)
 
 
-def test_a_server_that_ignores_if_range_mixes_nothing(
+def test_a_server_that_ignores_if_range_does_not_mix_versions(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "MAX_TRIES", 1)
@@ -223,24 +223,24 @@ def test_a_server_that_ignores_if_range_mixes_nothing(
 
 
 @pytest.mark.parametrize("value", ["\u00b2", "-1", "9" * 400, "soon", "", f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"])
-def test_odd_numbers_in_headers(value: str, hub: Hub, tmp_path: Path) -> None:
+def test_malformed_retry_after_headers(value: str, hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(busy=1, retry_after=value)
     assert_arrived(get(hub, tmp_path))
 
 
-def test_an_address_is_shown_without_its_secrets() -> None:
+def test_addresses_are_redacted() -> None:
     assert http.redact_url("http://me:secret@[::1]:45/x?token=1") == "http://[::1]:45/x"
     assert http.redact_url("https://me@example.org/x?token=1") == "https://example.org/x"
 
 
-def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+def test_an_unreachable_server(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="after 5 tries: no connection"):
         download_file(
             "http://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None
         )
 
 
-def test_an_address_that_is_none(tmp_path: Path) -> None:
+def test_a_malformed_address(tmp_path: Path) -> None:
     for url in ("nonsense", "http://", "ftp://127.0.0.1/x", "file:///etc/passwd"):
         with pytest.raises(SourceError):
             download_file(url, tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
@@ -257,32 +257,32 @@ def test_https_never_becomes_http() -> None:
 
 def test_a_redirect_to_a_file(hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(redirect_scheme="file")
-    with pytest.raises(SourceError, match="which is no web address"):
+    with pytest.raises(SourceError, match="which is not a web address"):
         get(hub, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("http://[bad", "http://127.0.0.1:PORT/org/repo/resolve/main/x.pth redirects to what is no web address"),
-        ("http://joe:secret@h:99999/x", "http://h:99999/x cannot be asked: the address is malformed"),
-        ("http://a..b/x", "http://a..b/x cannot be asked: the address is malformed"),
-        ("http://*.x/", "http://*.x/ cannot be asked: the address is malformed"),
-        ("ftp://joe:secret@h:99999/x", "redirects to ftp://h:99999/x, which is no web address"),
+        ("http://[bad", "http://127.0.0.1:PORT/org/repo/resolve/main/x.pth redirects to a malformed address"),
+        ("http://joe:secret@h:99999/x", "cannot request http://h:99999/x: the address is malformed"),
+        ("http://a..b/x", "cannot request http://a..b/x: the address is malformed"),
+        ("http://*.x/", "cannot request http://*.x/: the address is malformed"),
+        ("ftp://joe:secret@h:99999/x", "redirects to ftp://h:99999/x, which is not a web address"),
     ],
 )
-def test_a_redirect_to_what_is_no_address(location: str, message: str, hub: Hub, tmp_path: Path) -> None:
+def test_a_redirect_to_a_malformed_address(location: str, message: str, hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(location=location, linked=False)
     told: list[Any] = []
     with pytest.raises(SourceError) as caught:
         get(hub, tmp_path, told=told)
     assert message.replace("PORT", str(hub.resolver.server_port)) in caught.value.message
     assert "secret" not in caught.value.message
-    assert told == []  # no further tries
+    assert told == []  # no retries
 
 
 @pytest.mark.parametrize("proxy", ["foo://x", "http://[bad", "http://", "127.0.0.1:99999", "http://a..b:3"])
-def test_a_proxy_that_is_none(proxy: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malformed_proxy(proxy: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy)
     with pytest.raises(SourceError, match="the address, or the proxy's .*, is malformed"):
         get(hub, tmp_path)
@@ -290,27 +290,27 @@ def test_a_proxy_that_is_none(proxy: str, hub: Hub, tmp_path: Path, monkeypatch:
 
 def test_a_socks_proxy_without_its_package(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:9")
-    monkeypatch.setattr("requests.adapters.SOCKSProxyManager", _no_socks)
+    monkeypatch.setattr("requests.adapters.SOCKSProxyManager", _refuse_socks)
     with pytest.raises(SourceError, match="pip install pysocks"):
         get(hub, tmp_path)
 
 
-def _no_socks(*_: object, **__: object) -> None:
+def _refuse_socks(*_: object, **__: object) -> None:
     raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
 
 
 @pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-def test_certificates_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_certificate_bundle(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
     monkeypatch.setenv(name, "/nonexistent/ca.pem")
     with pytest.raises(ModelError, match=f"{name} names /nonexistent/ca.pem, which cannot be read") as caught:
         download_file(
             "https://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None
         )
-    assert caught.value.hint == f"unset {name}, or let it name a PEM file"
+    assert caught.value.hint == f"unset {name}, or point it to a PEM file"
 
 
-def test_certificates_that_are_none_are_not_tried_again(
+def test_an_invalid_certificate_bundle_is_not_retried(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "ca.pem").write_text("hello")
@@ -322,16 +322,16 @@ def test_certificates_that_are_none_are_not_tried_again(
     assert told == []
 
 
-def test_an_address_does_not_look_like_an_error() -> None:
+def test_an_address_is_not_mistaken_for_a_certificate_error() -> None:
     error = requests.exceptions.SSLError(
         "HTTPSConnectionPool(host='h', port=443): Max retries exceeded with url: /x?sig=aPEMX509 (Caused by"
         " SSLError(SSLEOFError(8, 'EOF occurred in violation of protocol')))"
     )
-    assert not http.retry_reason(error).is_final
+    assert not http.classify_error(error).is_final
 
 
-def test_a_login_that_cannot_be_sent(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="the login for it, from the address or .netrc, has letters"):
+def test_credentials_that_cannot_be_encoded(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="the credentials in the address or .netrc contain characters"):
         download_file(
             hub.endpoint.replace("//", "//joe:%E2%82%AC@") + PATH,
             tmp_path,
@@ -359,12 +359,12 @@ def test_credentials_stay_with_their_host(hub: Hub, tmp_path: Path, monkeypatch:
 def test_a_full_disk(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 299_999))
-    with pytest.raises(OutputError, match="300000 bytes are still to come and .* has 299999 free"):
+    with pytest.raises(OutputError, match="300000 more bytes are needed, but .* has 299999 free"):
         get(hub, tmp_path)
     assert hub.sent == 0
 
 
-def test_a_disk_that_fills_up_keeps_what_is_there(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_keeps_the_partial_file(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -376,8 +376,8 @@ def test_a_disk_that_fills_up_keeps_what_is_there(hub: Hub, tmp_path: Path, monk
     assert_arrived(get(hub, tmp_path))
 
 
-def interrupted(hub: Hub, folder: Path) -> Path:
-    """Begin a download and interrupt it; return what has arrived."""
+def interrupt_download(hub: Hub, folder: Path) -> Path:
+    """Start a download and interrupt it; return the partial file."""
 
     def interrupt(event: Any) -> None:
         if isinstance(event, Transfer) and event.done_bytes > 150_000:
@@ -390,27 +390,27 @@ def interrupted(hub: Hub, folder: Path) -> Path:
     return partial
 
 
-def test_an_interrupt_keeps_what_is_there(hub: Hub, tmp_path: Path) -> None:
-    before = interrupted(hub, tmp_path).stat().st_size
+def test_an_interrupt_keeps_the_partial_file(hub: Hub, tmp_path: Path) -> None:
+    before = interrupt_download(hub, tmp_path).stat().st_size
     assert_arrived(get(hub, tmp_path))
     assert f"bytes={before}-" in [headers.get("Range") for headers in hub.headers]
 
 
 @pytest.mark.parametrize("is_whole", [False, True])
-def test_bytes_that_a_power_cut_took_are_fetched_again(is_whole: bool, hub: Hub, tmp_path: Path) -> None:
-    partial = interrupted(hub, tmp_path)
+def test_a_corrupted_partial_file_is_downloaded_again(is_whole: bool, hub: Hub, tmp_path: Path) -> None:
+    partial = interrupt_download(hub, tmp_path)
     damaged = bytearray(DATA if is_whole else partial.read_bytes())
     damaged[100_000:100_008] = bytes(8)
     partial.write_bytes(damaged)
     told: list[Any] = []
     assert_arrived(get(hub, tmp_path, told=told))
-    assert "what had arrived of x before was damaged: starting over" in told
+    assert "the partial download of x was damaged: starting over" in told
 
 
-def test_a_file_that_stays_another_is_fetched_again_once(hub: Hub, tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_digest_is_downloaded_again_once(hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(linked=False)
-    partial = interrupted(hub, tmp_path)
-    with pytest.raises(SourceError, match="but the first download says 111"):
+    partial = interrupt_download(hub, tmp_path)
+    with pytest.raises(SourceError, match="but the digest of the first download is 111"):
         get(hub, tmp_path, first_sha256="1" * 64)
-    assert len(hub.gets) == 3  # what was interrupted, the rest of it, and all of it
+    assert len(hub.gets) == 3  # the interrupted one, its rest, and the whole file
     assert not partial.exists()

@@ -297,7 +297,7 @@ def test_redirects(server: Server) -> None:
     server.says("/file", 302, Location="file:///etc/passwd")
     error = failure(server.url("/file"))
     assert error.code is FailureCode.NETWORK
-    assert "no web address" in error.message
+    assert "not a web address" in error.message
     server.says("/odd", 302, Location="http://[")
     assert failure(server.url("/odd")).code in (FailureCode.UNSUPPORTED, FailureCode.NETWORK)
 

@@ -1,4 +1,4 @@
-"""Getting a model's checkpoint onto this machine: the cache, other programs' caches, downloads, the bundled model.
+"""Checkpoints on this machine: the cache, other programs' caches, downloads, and the bundled model.
 
-Knows files and digests only. What is done with a checkpoint is up to artifact.
+Knows files and digests only; what a checkpoint is made into is the business of mfcli.artifact.
 """

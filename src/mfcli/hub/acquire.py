@@ -1,29 +1,24 @@
-"""How a row's checkpoint gets into the cache: from where it was placed, other programs' caches, or its sources.
+"""Getting a model's checkpoint into the cache: from a local file, other programs' caches, or a download.
 
-Knows nothing of artifacts. What the cache holds already, and in which state, is stored.py's.
+Knows nothing of artifacts. What the cache already holds, and in which state, is the business of cache.py.
 """
 
 import contextlib
-import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.files import (
     ELSEWHERE,
-    cache_write_error,
     cached_sha256,
     is_file,
     is_url,
-    list_files,
     lock,
     sha256_of,
     write_atomically,
@@ -33,32 +28,34 @@ from mfcli.hub.cache import (
     StoredWeights,
     check_stored_weights,
     checkpoint_folder,
+    choose_path,
     file_identity,
     find_stored_weights,
     is_intact,
     is_writable,
     manual_path,
-    read_sidecar,
     sidecar_path,
-    write_sidecar,
+    store_checkpoint,
 )
+from mfcli.hub.candidates import find_candidates, published_digest
+from mfcli.hub.first_digests import read_first_digest, record_first_digest
 from mfcli.models.registry import HUB, Variant, WeightsSource
 from mfcli.results import Progress
 from mfcli.settings import Settings
 
-_HUB_URL = re.compile(rf"{re.escape(HUB)}/(?P<repository>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+FETCH_AGAIN = "fetch it again: force=True"
+"""What to do about a cached checkpoint that is not the requested one."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """How a checkpoint is wanted, beyond the row.
+    """How a checkpoint is fetched.
 
     Attributes:
-        force: fetch it again although it is there.
-        origin: an address or a file to take it from, instead of where the row is published.
+        force: fetch it again although it is in the cache.
+        origin: an address or a file to take it from, instead of the model's published sources.
         expect_sha256: the digest it must have.
-        keep: whether the checkpoint itself must be there, not only its artifact.
+        keep: whether the checkpoint itself must be in the cache, not only its artifact.
     """
 
     force: bool = False
@@ -71,168 +68,198 @@ DEFAULT_FETCH = FetchOptions()
 
 
 Check = Callable[[Path], object]
-"""Raises a ModelError for a file that is not the row's checkpoint."""
+"""Raises a ModelError for a file that is not the model's checkpoint."""
 
 
 def fetch_checkpoint(
     variant: Variant, settings: Settings, progress: Progress, check: Check, fetch: FetchOptions = DEFAULT_FETCH
 ) -> StoredWeights:
-    """Return a row's checkpoint, from the cache, from another program's cache, or downloaded and verified.
+    """Return a model's checkpoint: from the cache, from another program's cache, or downloaded and verified.
 
-    A file whose digest nobody vouches for is kept only after `check` let it pass. Several processes that ask at once
-    wait for the first.
+    Concurrent processes wait for the first one to fetch it.
+
+    Args:
+        variant: the model.
+        settings: locate the caches and the hub.
+        progress: called before what takes long, and during a download.
+        check: tries each local file, and a download without a published digest, before it is used.
+        fetch: how it is fetched.
 
     Raises:
         EngineError: from `check`.
-        ModelError: it is not here and cannot be had: offline, no source has it, or its digest is another.
-        OutputError: the cache cannot be written.
-        UsageError: the fetch's origin, or the endpoint, is no address.
+        ModelError: it is missing and cannot be fetched: offline, no source has it, or it has another digest.
+        OutputError: the cache is not writable.
+        UsageError: the origin, or MF_ENDPOINT, is not an address.
     """
-    if ready := _ready(variant, settings, fetch):
-        return ready
+    if cached := _find_cached(variant, settings, fetch):
+        return cached
     folder = checkpoint_folder(variant, settings)
     try:
         with lock(folder / "lock", f"another process that fetches {variant.name}", progress):
-            return _ready(variant, settings, fetch) or _obtain(variant, settings, progress, check, fetch)
+            return _find_cached(variant, settings, fetch) or _obtain(variant, settings, progress, check, fetch)
     except OutputError as error:
         have = find_stored_weights(variant, settings)
-        if settings.offline and not fetch.origin and next(find_candidates(variant, settings, fetch), None) is None:
+        if settings.offline and not fetch.origin and next(find_candidates(variant, settings), None) is None:
             raise missing_weights_error(variant, settings, fetch) from error
         if have and not is_writable(folder) and check_stored_weights(have) is CheckpointStatus.OTHER:
-            raise ModelError(
-                f"{have.path} is not the file that was prepared, and {error.message}", ELSEWHERE
-            ) from error
+            raise ModelError(f"{have.path} changed since it was prepared, and {error.message}", ELSEWHERE) from error
         raise
 
 
-def _ready(variant: Variant, settings: Settings, fetch: FetchOptions) -> StoredWeights | None:
-    """The checkpoint that is here, if it is what is wished for."""
+def _find_cached(variant: Variant, settings: Settings, fetch: FetchOptions) -> StoredWeights | None:
+    """Return the checkpoint in the cache, if it is intact and nothing else is asked for."""
     have = find_stored_weights(variant, settings)
     if have is None or fetch.force or fetch.origin or not is_intact(have):
         return None
-    check_digest(str(have.path), have.sha256, fetch, "fetch it again: add --force")
+    check_digest(str(have.path), have.sha256, fetch, FETCH_AGAIN)
     return have
 
 
 def adopt_manual_file(variant: Variant, settings: Settings, progress: Progress, check: Check) -> None:
-    """Take a file that was placed by hand beside another checkpoint of the row, if it proves right.
+    """Use a file that the user placed beside another checkpoint of the model, if it passes `check`.
 
-    One that does not is said once, and stays where it is.
+    One that fails is reported once, and stays in place.
+
+    Args:
+        variant: the model.
+        settings: locate the cache.
+        progress: told the outcome.
+        check: as for `fetch_checkpoint`.
 
     Raises:
-        OutputError: the cache cannot be written.
+        OutputError: the cache is not writable.
     """
     with lock(checkpoint_folder(variant, settings) / "lock", f"another process that fetches {variant.name}", progress):
         if has_new_manual_file(variant, settings):
-            candidate = next(find_candidates(variant, settings, DEFAULT_FETCH))
+            candidate = next(find_candidates(variant, settings))
             try:
                 _adopt(variant, settings, candidate.path, candidate.expected, check, copy=False)
             except ModelError as error:
                 progress(f"not used: {error.message}")
-                _refuse(candidate.path)
+                _record_rejection(candidate.path)
             else:
                 progress(f"found the weights of {variant.name} in {candidate.path}")
 
 
 def has_new_manual_file(variant: Variant, settings: Settings) -> bool:
-    """Whether a file was placed by hand beside another checkpoint of the row, and has not been tried, but can be."""
+    """Whether the user placed a file beside another checkpoint of the model that can be tried and was not yet."""
     place = manual_path(variant, settings)
     if not is_file(place) or is_file(sidecar_path(place)) or not is_writable(place.parent):
         return False
     with contextlib.suppress(OSError, ValueError):
-        if json.loads(_refusal_of(place).read_bytes()) == file_identity(place.stat()):
+        if json.loads(_rejection_path(place).read_bytes()) == file_identity(place.stat()):
             return False
     return find_stored_weights(variant, settings) is not None
 
 
-def _refusal_of(place: Path) -> Path:
+def _rejection_path(place: Path) -> Path:
     return place.with_name("refused.json")
 
 
-def _refuse(place: Path) -> None:
+def _record_rejection(place: Path) -> None:
     with contextlib.suppress(OSError):
-        write_atomically(_refusal_of(place), json.dumps(file_identity(place.stat())).encode())
+        write_atomically(_rejection_path(place), json.dumps(file_identity(place.stat())).encode())
 
 
-def check_digest(what: str, sha256: str, fetch: FetchOptions, hint: str = "it is another file: see --from") -> None:
-    """Compare the digest of a file, or of what an address serves, with the one that is wished for.
+def check_digest(what: str, sha256: str, fetch: FetchOptions, hint: str = "use another file: origin=FILE|URL") -> None:
+    """Compare a digest with the requested one, if any.
+
+    Args:
+        what: the file or address whose digest it is.
+        sha256: the digest.
+        fetch: has the requested digest.
+        hint: the error's hint.
 
     Raises:
-        ModelError: it is another.
+        ModelError: they differ.
     """
-    _compare(what, sha256, _expected(fetch), hint)
+    _compare_digest(what, sha256, _expect_digests(fetch), hint)
 
 
-def _compare(what: str, sha256: str, expected: Mapping[str, str], hint: str) -> None:
-    for origin, value in expected.items():
+def _compare_digest(what: str, sha256: str, expected: Mapping[str, str], hint: str) -> None:
+    for label, value in expected.items():
         if value.lower() != sha256:
-            raise ModelError(f"{what} has SHA-256 {sha256}, but {origin} says {value.lower()}", hint)
+            raise ModelError(f"{what} has SHA-256 {sha256}, but {label} is {value.lower()}", hint)
 
 
 def _obtain(
     variant: Variant, settings: Settings, progress: Progress, check: Check, fetch: FetchOptions
 ) -> StoredWeights:
     if fetch.origin and not is_url(fetch.origin):
-        return _adopt(variant, settings, Path(fetch.origin), _expected(fetch), check, copy=True)
-    unfit: list[str] = []
+        return _adopt(variant, settings, Path(fetch.origin), _expect_digests(fetch), check, copy=True)
+    rejected: list[str] = []
     if not fetch.force and not fetch.origin:
-        for candidate in find_candidates(variant, settings, fetch):
+        for candidate in find_candidates(variant, settings):
+            expected = _expect_digests(fetch) | candidate.expected
             try:
-                found = _adopt(
-                    variant, settings, candidate.path, candidate.expected, check, copy=candidate.is_elsewhere
-                )
+                found = _adopt(variant, settings, candidate.path, expected, check, copy=candidate.is_elsewhere)
             except ModelError as error:
-                unfit.append(error.message)
+                rejected.append(error.message)
                 progress(f"not used: {error.message}")
                 if candidate.path == manual_path(variant, settings):
-                    _refuse(candidate.path)
+                    _record_rejection(candidate.path)
             else:
                 progress(f"found the weights of {variant.name} in {candidate.path}")
                 return found
     if settings.offline:
-        raise missing_weights_error(variant, settings, fetch, unfit)
-    return _first_that_delivers(variant, settings, progress, check, fetch)
+        raise missing_weights_error(variant, settings, fetch, rejected)
+    return _try_sources(variant, settings, progress, check, fetch)
 
 
 def missing_weights_error(
-    variant: Variant, settings: Settings, fetch: FetchOptions, unfit: Sequence[str] = ()
+    variant: Variant, settings: Settings, fetch: FetchOptions, rejected: Sequence[str] = ()
 ) -> ModelError:
-    """Return the error of a checkpoint that is not here, or only in files that are another, and may not be fetched."""
+    """Return the error of a checkpoint that is needed and cannot be fetched while offline.
+
+    Args:
+        variant: the model.
+        settings: locate the cache.
+        fetch: how it was to be fetched.
+        rejected: why each local file was not used.
+    """
     if fetch.force or fetch.origin:
-        option = "--from takes a file" if fetch.origin else "without --force, what is here counts"
-        return ModelError(f"offline nothing is fetched: {variant.name} stays as it is", option)
-    place = manual_path(variant, settings)
-    if unfit:
-        return ModelError(
-            f"what is on this machine is not the weights of {variant.name}: {'; '.join(unfit)}",
-            f"with a network: mf download {variant.name}; or place the right file at {place}",
-        )
+        hint = "to use a local file: origin=FILE" if fetch.origin else "to use the cached file: omit force=True"
+        return ModelError(f"cannot fetch {variant.name} while offline", hint)
+    hint = f"when online: mf download {variant.name}; or place the file at {manual_path(variant, settings)}"
+    if rejected:
+        return ModelError(f"no file on this machine has the weights of {variant.name}: {'; '.join(rejected)}", hint)
     return ModelError(
-        f"the weights of {variant.name} are not on this machine, and offline none are fetched",
-        f"with a network: mf download {variant.name}; or place the file at {place}",
+        f"the weights of {variant.name} are not on this machine and cannot be fetched while offline", hint
     )
 
 
 def resolve_sources(variant: Variant, settings: Settings, fetch: FetchOptions) -> list[tuple[WeightsSource, str]]:
-    """Return where a checkpoint is fetched from, in order, each with the address that is really asked.
+    """Return the sources of a checkpoint in order, each with the address to request.
+
+    Args:
+        variant: the model.
+        settings: has the endpoint.
+        fetch: may name another origin.
 
     Raises:
-        UsageError: an address is none.
+        UsageError: one is not a web address.
     """
     sources = (WeightsSource(fetch.origin),) if fetch.origin else variant.sources
-    addressed = [(source, apply_endpoint(source.url, settings)) for source in sources]
-    for _, url in addressed:
+    resolved = [(source, _apply_endpoint(source.url, settings)) for source in sources]
+    for _, url in resolved:
         try:
             parts = urlsplit(url)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            is_web_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
-            good = False
-        if not good:
-            raise UsageError(f"{url!r} is not a web address", "it begins with https://; see --from and MF_ENDPOINT")
-    return addressed
+            is_web_address = False
+        if not is_web_address:
+            raise UsageError(f"{url!r} is not a web address", "check origin=URL and MF_ENDPOINT: https://...")
+    return resolved
 
 
-def _first_that_delivers(
+def _apply_endpoint(url: str, settings: Settings) -> str:
+    """Return an address with the Hugging Face hub's host replaced by the configured endpoint; others are unchanged."""
+    if settings.endpoint and url.startswith(f"{HUB}/"):
+        return settings.endpoint.rstrip("/") + url.removeprefix(HUB)
+    return url
+
+
+def _try_sources(
     variant: Variant, settings: Settings, progress: Progress, check: Check, fetch: FetchOptions
 ) -> StoredWeights:
     from mfcli.http import SourceError, UnreachableError
@@ -243,8 +270,7 @@ def _first_that_delivers(
         try:
             return _download(variant, source, url, settings, progress, check, fetch)
         except UnreachableError as error:
-            place = manual_path(variant, settings)
-            hint = f"the same command again goes on where it stopped; without a network, place the file at {place}"
+            hint = f"run the same command again to resume; or place the file at {manual_path(variant, settings)}"
             raise ModelError(error.message, error.hint or hint) from error
         except SourceError as error:
             failures.append(error)
@@ -252,17 +278,13 @@ def _first_that_delivers(
                 progress(error.message)
     hints = dict.fromkeys(error.hint for error in failures if error.hint)
     raise ModelError(
-        f"no source delivers {variant.name}: {'; '.join(error.message for error in failures)}",
-        "; ".join(hints) or f"carry the file by hand: mf download {variant.name} --from FILE",
+        f"cannot fetch {variant.name} from any source: {'; '.join(error.message for error in failures)}",
+        "; ".join(hints) or f"get the file elsewhere and place it at {manual_path(variant, settings)}",
     )
 
 
-def _expected(fetch: FetchOptions, **others: str | None) -> dict[str, str]:
-    return {
-        origin: digest
-        for origin, digest in {"--expect-sha256": fetch.expect_sha256, **others}.items()
-        if digest is not None
-    }
+def _expect_digests(fetch: FetchOptions) -> dict[str, str]:
+    return {} if fetch.expect_sha256 is None else {"the requested digest": fetch.expect_sha256}
 
 
 def _download(
@@ -277,17 +299,17 @@ def _download(
     from mfcli.http import SourceError, redact_url
     from mfcli.hub.download import download_file
 
-    expected = _expected(fetch, **{"this release": source.sha256})
+    expected = _expect_digests(fetch) | published_digest(source)
     fetched = download_file(
         url,
         settings.cache_dir / "partial",
         expected_sha256=expected,
-        first_sha256=_first_digests(variant, settings).get(_name_of(source.url)),
-        max_bytes=max_checkpoint_bytes(variant),
+        first_sha256=read_first_digest(variant, source.url, settings),
+        max_bytes=16 * variant.params + (1 << 24),  # four times the float32 weights: with an optimizer's state
         name=variant.name,
         progress=progress,
     )
-    if fetch.origin or not (expected or fetched.remote.sha256):  # nobody vouches for it
+    if fetch.origin or not (expected or fetched.remote.sha256):  # no published digest
         try:
             check(fetched.path)
         except ModelError as error:
@@ -299,156 +321,34 @@ def _download(
         "commit": fetched.remote.commit,
         "sha256": fetched.sha256,
     }
-    kept = _keep(_place(variant, settings, source.file_name), fetched.path.replace, fields)
-    _remember_first(variant, settings, _name_of(source.url), fetched.sha256)
+    kept = store_checkpoint(choose_path(variant, settings, source.file_name), fetched.path.replace, fields)
+    record_first_digest(variant, source.url, settings, fetched.sha256)
     return kept
-
-
-def _place(variant: Variant, settings: Settings, file_name: str) -> Path:
-    """Where a checkpoint goes: a name of the row's own, whatever the file was called."""
-    own = {source.file_name for source in variant.sources}
-    if file_name not in own:
-        file_name = "model.safetensors" if file_name.endswith(".safetensors") else f"{variant.name}.pth"
-    return checkpoint_folder(variant, settings) / file_name
-
-
-def _name_of(url: str) -> str:
-    """What tells an address from others, without its secrets: its query, which may be one, as a digest."""
-    from mfcli.http import redact_url
-
-    query = url.partition("?")[2]
-    return f"{redact_url(url)}?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else redact_url(url)
-
-
-def _first_digests(variant: Variant, settings: Settings) -> dict[str, str]:
-    """The digest of what first came from each source; it counts where nobody else vouches for a file."""
-    try:
-        known = json.loads(_first_digests_file(variant, settings).read_bytes())
-        return {url: digest for url, digest in known.items() if isinstance(digest, str)}
-    except (OSError, ValueError, AttributeError):
-        return {}
-
-
-def _remember_first(variant: Variant, settings: Settings, address: str, digest: str) -> None:
-    known = _first_digests(variant, settings) | {address: digest}
-    path = _first_digests_file(variant, settings)
-    try:
-        write_atomically(path, json.dumps(known).encode())
-    except OSError as error:
-        raise cache_write_error(path.parent, error) from error
-
-
-def _first_digests_file(variant: Variant, settings: Settings) -> Path:
-    return settings.cache_dir / "known" / f"{variant.name}.json"
-
-
-def apply_endpoint(url: str, settings: Settings) -> str:
-    """Return an address on the hub with the endpoint that is set in the hub's place; others stay."""
-    if settings.endpoint and url.startswith(f"{HUB}/"):
-        return settings.endpoint.rstrip("/") + url.removeprefix(HUB)
-    return url
-
-
-def max_checkpoint_bytes(variant: Variant) -> int:
-    """Return a size that no checkpoint of a row reaches: four times its parameters in float32, for trainers' states."""
-    return 16 * variant.params + (1 << 24)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A file of this machine that may be a row's checkpoint, with the digests it must have, by a word for each."""
-
-    path: Path
-    expected: dict[str, str]
-    is_elsewhere: bool
-
-
-def find_candidates(variant: Variant, settings: Settings, fetch: FetchOptions) -> Iterator[Candidate]:
-    """What was placed by hand, and what the caches of Hugging Face's client and torch.hub hold."""
-    for source in variant.sources:
-        by_hand = checkpoint_folder(variant, settings) / source.file_name
-        for path, digest in (*_placed(by_hand), *_in_other_caches(source, settings)):
-            expected = _expected(fetch, **{"this release": source.sha256, "the note beside it": digest})
-            yield Candidate(path, expected, is_elsewhere=path != by_hand)
-
-
-def _placed(path: Path) -> list[tuple[Path, str | None]]:
-    """A checkpoint in its place, with the digest it had if it was downloaded; one placed by hand may be another now."""
-    sidecar = read_sidecar(sidecar_path(path))
-    return [(path, sidecar.sha256 if sidecar and sidecar.url else None)] if is_file(path) else []
-
-
-def _in_other_caches(source: WeightsSource, settings: Settings) -> Iterator[tuple[Path, str | None]]:
-    """Files that other programs fetched from a source, with the digest that they keep with it."""
-    match = _HUB_URL.fullmatch(source.url)
-    if match and settings.hub_cache_dir:
-        repository = "models--" + match["repository"].replace("/", "--")
-        for path in list_files(settings.hub_cache_dir, f"{repository}/snapshots/*/{match['path']}"):
-            blob = Path(os.path.realpath(path)).name  # the hub's client names a large file by its digest
-            if _SHA256.fullmatch(blob):
-                yield path, blob
-    if settings.torch_hub_dir and source.file_name != "model.safetensors":
-        path = settings.torch_hub_dir / source.file_name
-        if is_file(path):
-            yield path, None
 
 
 def _adopt(
     variant: Variant, settings: Settings, path: Path, expected: Mapping[str, str], check: Check, *, copy: bool
 ) -> StoredWeights:
-    """Take a file of this machine for a row's checkpoint, after its digest was compared and it was tried."""
+    """Use a local file as the model's checkpoint, after its digest was compared and `check` has passed."""
     digest = cached_sha256(path, settings.cache_dir / "digests")
-    _compare(str(path), digest, expected, "it is another file: fetch it again")
+    _compare_digest(str(path), digest, expected, "fetch the file again")
     check(path)
     if cached_sha256(path, settings.cache_dir / "digests") != digest:  # the check takes seconds
         raise ModelError(f"{path} changed while it was prepared", "run the same command again")
     fields = {"url": None, "etag": None, "commit": None, "sha256": digest}
     if not copy:
-        return _keep(path, lambda _: None, fields)
-
-    def bring(target: Path) -> None:
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            shutil.copyfile(path, partial)
-            with partial.open("rb") as copied:
-                os.fsync(copied.fileno())
-            if sha256_of(partial) != digest:
-                raise ModelError(f"{path} changed while it was copied", "run the same command again")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    return _keep(_place(variant, settings, path.name), bring, fields)
+        return store_checkpoint(path, lambda _: None, fields)
+    return store_checkpoint(choose_path(variant, settings, path.name), partial(_copy_verified, path, digest), fields)
 
 
-def _keep(target: Path, bring: Callable[[Path], object], fields: dict[str, Any]) -> StoredWeights:
-    """Bring a verified checkpoint to its place, write its sidecar, and drop those that it replaces."""
+def _copy_verified(source: Path, sha256: str, target: Path) -> None:
+    copy = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sidecar_file = sidecar_path(target)
-        sidecar_file.unlink(missing_ok=True)  # never the old digest beside the new file
-        bring(target)
-        status = target.stat()
-        kept = StoredWeights(
-            path=target,
-            size_bytes=status.st_size,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            identity=file_identity(status),
-            **fields,
-        )
-        write_sidecar(kept)
-        _drop_others(target)
-    except OSError as error:
-        raise cache_write_error(target.parent, error) from error
-    return kept
-
-
-def _drop_others(kept: Path) -> None:
-    """Delete the row's other checkpoints and what a copy left that was killed; a file that was never one stays."""
-    left = list_files(kept.parent, ".*")
-    for sidecar in list_files(kept.parent, "*.json"):
-        if sidecar != sidecar_path(kept) and read_sidecar(sidecar) is not None:
-            left += [sidecar.with_suffix(""), sidecar]
-    for path in left:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        shutil.copyfile(source, copy)
+        with copy.open("rb") as file:
+            os.fsync(file.fileno())
+        if sha256_of(copy) != sha256:
+            raise ModelError(f"{source} changed while it was copied", "run the same command again")
+        copy.replace(target)
+    finally:
+        copy.unlink(missing_ok=True)

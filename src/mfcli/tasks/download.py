@@ -12,13 +12,13 @@ from mfcli.files import cached_sha256, is_glob, is_url
 from mfcli.hub.acquire import (
     FetchOptions,
     check_digest,
-    find_candidates,
     has_new_manual_file,
     missing_weights_error,
     resolve_sources,
 )
 from mfcli.hub.bundled import bundled_file
 from mfcli.hub.cache import StoredWeights, find_stored_weights, is_intact, manual_path
+from mfcli.hub.candidates import find_candidates
 from mfcli.models.registry import Variant, find_variant, list_variants
 from mfcli.results import Progress
 from mfcli.settings import Settings
@@ -136,7 +136,7 @@ def _plan(variant: Variant, settings: Settings, fetch: FetchOptions, progress: P
         return _plan_copy(variant, settings, fetch, Path(fetch.origin), place)
     if not fetch.origin and not fetch.force:
         good = have if have and is_intact(have) else None
-        for candidate in find_candidates(variant, settings, fetch):
+        for candidate in find_candidates(variant, settings):
             if good and not (has_new_manual_file(variant, settings) and str(candidate.path) == place):
                 continue
             copy = _plan_copy(variant, settings, fetch, candidate.path, place)
