@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mfcli.artifact.build import build_artifact
 from mfcli.files import sha256_of
-from mfcli.models.labels import labels_of_wnids
+from mfcli.models.labels import look_up_wnids
 from mfcli.models.registry import find_variant
 
 HERE = Path(__file__).parent
@@ -18,7 +18,7 @@ def main() -> None:
     """Build the artifact in place."""
     variant = find_variant("bundled")
     checkpoint = HERE / f"{variant.name}.safetensors"
-    labels = labels_of_wnids((HERE / "classes.txt").read_text().split())
+    labels = look_up_wnids((HERE / "classes.txt").read_text().split())
     build_artifact(
         variant, checkpoint, sha256_of(checkpoint), HERE / f"{variant.name}.onnx", labels=labels, half_weights=True
     )

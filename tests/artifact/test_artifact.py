@@ -1,4 +1,4 @@
-"""Artifacts: built once, self-describing, checked against torch, and never trusted when torn, foreign or stale."""
+"""Artifacts: built once, self-describing, compared with torch, and rebuilt if damaged, foreign or stale."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ from mfcli.files import sha256_of
 from mfcli.hub.bundled import bundled_file
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import EngineName
-from mfcli.models.labels import numbered_labels
+from mfcli.models.labels import make_numbered_labels
 from mfcli.models.metaformer import build_model
 from mfcli.models.registry import Family, find_variant, list_variants
 from mfcli.settings import Settings
@@ -33,7 +33,7 @@ from mfcli.settings import Settings
 BUNDLED = find_variant("bundled")
 
 
-def kept_in(cache: Path) -> Settings:
+def use_cache(cache: Path) -> Settings:
     return Settings(model="bundled", named_cache_dir=cache, debug=False)
 
 
@@ -41,19 +41,19 @@ def kept_in(cache: Path) -> Settings:
 def built(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that holds the artifact of the small weights."""
     cache = tmp_path_factory.mktemp("built")
-    ensure_artifact(BUNDLED, small_weights, kept_in(cache))
+    ensure_artifact(BUNDLED, small_weights, use_cache(cache))
     return cache
 
 
 @pytest.fixture
 def cache(built: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
+    """A copy of that folder, which a test may damage."""
     return shutil.copytree(built, tmp_path / "cache")
 
 
 def forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*_: Any, **__: Any) -> None:
-        raise AssertionError("it was built again")
+        raise AssertionError("the artifact was built again")
 
     monkeypatch.setattr(ensuring, "build_artifact", no)
 
@@ -61,11 +61,11 @@ def forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_second_start_builds_nothing(cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_building(monkeypatch)
     told: list[str] = []
-    artifact = ensure_artifact(BUNDLED, small_weights, kept_in(cache), told.append)
+    artifact = ensure_artifact(BUNDLED, small_weights, use_cache(cache), told.append)
     assert not told
     assert artifact.variant == "convformer_t8_64"
     assert artifact.weights_sha256 == sha256_of(small_weights)
-    assert artifact.labels == numbered_labels(7)
+    assert artifact.labels == make_numbered_labels(7)
     assert artifact.checkpoint == small_weights
     assert artifact.key == artifact_key(BUNDLED, artifact.weights_sha256)
     assert artifact.plan.crop_size == (64, 64)
@@ -74,7 +74,7 @@ def test_a_second_start_builds_nothing(cache: Path, small_weights: Path, monkeyp
     assert "torch" in artifact.versions
 
 
-def test_what_the_file_says_of_itself(cache: Path) -> None:
+def test_the_file_is_self_describing(cache: Path) -> None:
     (path,) = (cache / "artifacts").glob("*.onnx")
     model = onnx.load(path)
     onnx.checker.check_model(model)
@@ -106,7 +106,7 @@ def test_what_the_file_says_of_itself(cache: Path) -> None:
 
 
 def test_logits_equal_torch_at_any_batch_size(cache: Path, small_weights: Path) -> None:
-    artifact = ensure_artifact(BUNDLED, small_weights, kept_in(cache))
+    artifact = ensure_artifact(BUNDLED, small_weights, use_cache(cache))
     batch = pixels(5, 64).numpy()
     runtime = load_engine(EngineName.ONNXRUNTIME, artifact)
     expected = load_engine(EngineName.TORCH, artifact).logits(batch)
@@ -116,8 +116,8 @@ def test_logits_equal_torch_at_any_batch_size(cache: Path, small_weights: Path) 
     assert np.abs(alone - expected).max() <= 1e-4 * expected.std()
 
 
-def test_the_bundled_artifact_is_small_and_true() -> None:
-    artifact = ensure_artifact(BUNDLED, None, kept_in(Path("never touched")))
+def test_the_bundled_artifact_is_small_and_equals_torch() -> None:
+    artifact = ensure_artifact(BUNDLED, None, use_cache(Path("never touched")))
     assert artifact.size_bytes <= 12_000_000
     assert artifact.key == artifact_key(BUNDLED, artifact.weights_sha256, half_weights=True)
     assert artifact.checkpoint is not None
@@ -133,7 +133,7 @@ def test_the_bundled_artifact_is_small_and_true() -> None:
 
 
 def test_every_class_of_the_bundled_model_has_a_name() -> None:
-    labels = ensure_artifact(BUNDLED, None, kept_in(Path("never touched"))).labels
+    labels = ensure_artifact(BUNDLED, None, use_cache(Path("never touched"))).labels
     assert len(labels) == len({label.wnid for label in labels}) == 200
     assert all(label.name and label.name != label.wnid for label in labels)
     assert labels[0].name == "goldfish, Carassius auratus"
@@ -200,17 +200,17 @@ def test_a_touched_artifact_is_hashed_once(
         path.with_suffix(".json").write_text(json.dumps(sidecar))
     hashed: list[Path] = []
 
-    def counted(path: Path) -> str:
+    def count_hash(path: Path) -> str:
         hashed.append(path)
         return sha256_of(path)
 
-    monkeypatch.setattr(artifact_file, "sha256_of", counted)
+    monkeypatch.setattr(artifact_file, "sha256_of", count_hash)
     for _ in range(2):
-        ensure_artifact(BUNDLED, small_weights, kept_in(cache))
+        ensure_artifact(BUNDLED, small_weights, use_cache(cache))
     assert hashed == [path]
 
 
-def test_damage_of_the_bundled_artifact_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_bundled_artifact_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert artifact_file.bundled_is_intact(BUNDLED)
     for suffix in ("onnx", "json"):
         shutil.copy(bundled_file(f"{BUNDLED.name}.{suffix}"), tmp_path)
@@ -254,7 +254,7 @@ def test_a_bad_artifact_is_built_again(
             shutil.copy(built / "artifacts" / name, path.parent / name)
 
     monkeypatch.setattr(ensuring, "build_artifact", rebuild)
-    assert ensure_artifact(BUNDLED, small_weights, kept_in(cache), told.append).key in path.read_bytes().decode(
+    assert ensure_artifact(BUNDLED, small_weights, use_cache(cache), told.append).key in path.read_bytes().decode(
         errors="ignore"
     )
     assert told == ["preparing convformer_t8_64 (once for these weights)"]
@@ -264,34 +264,34 @@ def test_heads_of_one_class_and_of_equal_logits(tmp_path: Path) -> None:
     model = create_model("bundled", num_classes=1)
     torch.nn.init.zeros_(model.head.weight)
     torch.save(model.state_dict(), tmp_path / "x.pth")
-    assert ensure_artifact(BUNDLED, tmp_path / "x.pth", kept_in(tmp_path)).labels == numbered_labels(1)
+    assert ensure_artifact(BUNDLED, tmp_path / "x.pth", use_cache(tmp_path)).labels == make_numbered_labels(1)
     torch.manual_seed(0)
     torch.save(create_model("bundled", num_classes=1).state_dict(), tmp_path / "y.pth")
-    assert ensure_artifact(BUNDLED, tmp_path / "y.pth", kept_in(tmp_path)).check["batch_1"] < 1e-4
+    assert ensure_artifact(BUNDLED, tmp_path / "y.pth", use_cache(tmp_path)).check["batch_1"] < 1e-4
 
 
 def test_changed_weights_at_the_same_path_make_another_artifact(cache: Path, tmp_path: Path) -> None:
     weights = tmp_path / "mine.pth"
     torch.save(fill(create_model("bundled", num_classes=3)).state_dict(), weights)
-    first = ensure_artifact(BUNDLED, weights, kept_in(cache))
+    first = ensure_artifact(BUNDLED, weights, use_cache(cache))
     torch.save(create_model("bundled", num_classes=4).state_dict(), weights)
-    second = ensure_artifact(BUNDLED, weights, kept_in(cache))
+    second = ensure_artifact(BUNDLED, weights, use_cache(cache))
     assert first.key != second.key
     assert (len(first.labels), len(second.labels)) == (3, 4)
 
 
-def test_weights_that_are_replaced_while_they_are_prepared(cache: Path, tmp_path: Path) -> None:
+def test_weights_replaced_during_the_build(cache: Path, tmp_path: Path) -> None:
     weights, newer = tmp_path / "last.pth", tmp_path / "newer.pth"
     for path, classes in ((weights, 3), (newer, 4)):
         torch.save(fill(create_model("bundled", num_classes=classes)).state_dict(), path)
     before = {path.name for path in (cache / "artifacts").glob("*.onnx")}
     with pytest.raises(ModelError, match="changed while it was read"):
-        ensure_artifact(BUNDLED, weights, kept_in(cache), lambda _: newer.replace(weights))
+        ensure_artifact(BUNDLED, weights, use_cache(cache), lambda _: newer.replace(weights))
     assert {path.name for path in (cache / "artifacts").glob("*.onnx")} == before
-    assert len(ensure_artifact(BUNDLED, weights, kept_in(cache)).labels) == 4
+    assert len(ensure_artifact(BUNDLED, weights, use_cache(cache)).labels) == 4
 
 
-def test_the_key_covers_what_shapes_the_graph() -> None:
+def test_the_key_covers_all_that_determines_the_graph() -> None:
     keys = {
         artifact_key(BUNDLED, "0" * 64),
         artifact_key(BUNDLED, "1" * 64),
@@ -302,25 +302,25 @@ def test_the_key_covers_what_shapes_the_graph() -> None:
     assert len(keys) == 5
 
 
-def test_weights_with_infinities_are_refused(tmp_path: Path) -> None:
+def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
     state = fill(create_model("bundled")).state_dict()
     state["head.bias"][0] = float("nan")
     torch.save(state, tmp_path / "x.pth")
-    with pytest.raises(ModelError, match="computes infinities or what is no number"):
-        ensure_artifact(BUNDLED, tmp_path / "x.pth", kept_in(tmp_path / "cache"))
+    with pytest.raises(ModelError, match="produces NaN or infinite logits"):
+        ensure_artifact(BUNDLED, tmp_path / "x.pth", use_cache(tmp_path / "cache"))
     assert not list((tmp_path / "cache").rglob("*.onnx"))
 
 
-def test_a_graph_that_is_wrong_is_refused(small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_graph_is_refused(small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export = building._export
 
-    def wrong(*arguments: Any) -> onnx.ModelProto:
+    def export_wrongly(*arguments: Any) -> onnx.ModelProto:
         proto = export(*arguments)
         bias = next(t for t in proto.graph.initializer if t.name == "head.bias")
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
         return proto
 
-    monkeypatch.setattr(building, "_export", wrong)
+    monkeypatch.setattr(building, "_export", export_wrongly)
     with pytest.raises(ModelError, match="differs from torch by 0\\.0"):
         build_artifact(BUNDLED, small_weights, sha256_of(small_weights), tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
@@ -328,13 +328,13 @@ def test_a_graph_that_is_wrong_is_refused(small_weights: Path, tmp_path: Path, m
 
 @pytest.mark.parametrize("family", Family)
 def test_every_family_exports(family: Family, tmp_path: Path) -> None:
-    """A narrow model of each family with one block a stage; building checks the graph against torch."""
+    """A narrow model of each family with one block per stage; building compares the graph with torch."""
     row = next(v for v in list_variants() if v.family is family and v.input_size[1] == 224)
     small = dataclasses.replace(row.architecture, depths=(1, 1, 1, 1), dims=(8, 16, 32, 32))
     row = dataclasses.replace(row, architecture=small)
     state = fill(build_model(small, num_classes=1000)).state_dict()
     torch.save(state, tmp_path / "x.pth")
-    artifact = ensure_artifact(row, tmp_path / "x.pth", kept_in(tmp_path))
+    artifact = ensure_artifact(row, tmp_path / "x.pth", use_cache(tmp_path))
     assert max(artifact.check.values()) <= 1e-4
     assert artifact.labels[0].wnid == "n01440764"
     logits = load_engine(EngineName.ONNXRUNTIME, artifact).logits(pixels(2, 224).numpy())
@@ -342,10 +342,10 @@ def test_every_family_exports(family: Family, tmp_path: Path) -> None:
     assert logits.std() > 0.1
 
 
-def test_a_cache_that_cannot_be_written(small_weights: Path, tmp_path: Path) -> None:
-    in_the_way = tmp_path / "file"
-    in_the_way.write_text("")
+def test_an_unusable_cache_folder(small_weights: Path, tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
     with pytest.raises(OutputError, match="cannot write to the cache") as caught:
-        ensure_artifact(BUNDLED, small_weights, kept_in(in_the_way))
+        ensure_artifact(BUNDLED, small_weights, use_cache(blocker))
     assert "MF_CACHE_DIR=DIR" in (caught.value.hint or "")
     assert caught.value.exit_code == 8

@@ -340,10 +340,10 @@ def test_info(mf: Mf) -> None:
 
 @pytest.mark.parametrize("variant", list_variants(), ids=lambda v: v.name)
 def test_the_preprocessing_that_info_tells_is_timms(variant: Variant) -> None:
-    from mfcli.models.preprocess import plan_for
+    from mfcli.models.preprocess import make_preprocess_plan
     from mfcli.tasks.info import describe
 
-    plan, told = plan_for(variant), describe(variant, Settings.from_environ())
+    plan, told = make_preprocess_plan(variant), describe(variant, Settings.from_environ())
     assert told["resize_shorter_side"] == plan.resize_shorter_side
     assert tuple(told["crop_size"]) == plan.crop_size
 

@@ -1,4 +1,4 @@
-"""Checkpoints: every layout loads to the same logits; what does not fit, or carries code, is refused with advice."""
+"""Checkpoints: every layout loads to the same logits; files that do not fit, or contain code, are refused."""
 
 import argparse
 import os
@@ -19,11 +19,11 @@ from parity import to_reference_names_of
 State = dict[str, torch.Tensor]
 
 
-def state_of(name: str, **options: Any) -> State:
+def make_state(name: str, **options: Any) -> State:
     return dict(fill(create_model(name, **options)).state_dict())
 
 
-def in_timm_layout(name: str, state: State, num_classes: int) -> State:
+def convert_to_timm_layout(name: str, state: State, num_classes: int) -> State:
     import timm
 
     twin = timm.create_model(find_variant(name).timm_name, pretrained=False, num_classes=num_classes)
@@ -31,7 +31,7 @@ def in_timm_layout(name: str, state: State, num_classes: int) -> State:
     return {names[ours]: tensor.reshape(shapes[names[ours]].shape).clone() for ours, tensor in state.items()}
 
 
-def in_first_poolformer_layout(state: State) -> State:
+def convert_to_first_poolformer_layout(state: State) -> State:
     """The layout of the first PoolFormer's code: one flat `network`, 1x1 convolutions, bare layer scales."""
     renamed = {}
     for name, tensor in state.items():
@@ -52,9 +52,9 @@ def in_first_poolformer_layout(state: State) -> State:
 def test_both_layouts_load_to_the_same_logits(name: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    state = state_of(name, num_classes=10)
+    state = make_state(name, num_classes=10)
     torch.save(state, tmp_path / "paper.pth")
-    save_file(in_timm_layout(name, state, 10), tmp_path / "timm.safetensors")
+    save_file(convert_to_timm_layout(name, state, 10), tmp_path / "timm.safetensors")
     batch = pixels(1, 64)
     logits = []
     for file in ("paper.pth", "timm.safetensors"):
@@ -68,13 +68,13 @@ def test_both_layouts_load_to_the_same_logits(name: str, tmp_path: Path) -> None
 
 
 def test_the_first_poolformers_layout_loads(tmp_path: Path) -> None:
-    state = state_of("poolformer_s12")
-    torch.save(in_first_poolformer_layout(state), tmp_path / "old.pth.tar")
+    state = make_state("poolformer_s12")
+    torch.save(convert_to_first_poolformer_layout(state), tmp_path / "old.pth.tar")
     loaded = load_checkpoint(tmp_path / "old.pth.tar", find_variant("poolformer_s12")).model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
-def wrapped(wrapper: str, state: State) -> Any:
+def wrap(wrapper: str, state: State) -> Any:
     other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     return {
         "state_dict": {"state_dict": state, "epoch": 3},
@@ -116,9 +116,9 @@ def wrapped(wrapper: str, state: State) -> Any:
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
-def test_wrappers_are_taken_off(wrapper: str, zipped: bool, tmp_path: Path) -> None:
-    state = state_of("bundled")
-    torch.save(wrapped(wrapper, state), tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+def test_wrappers_are_removed(wrapper: str, zipped: bool, tmp_path: Path) -> None:
+    state = make_state("bundled")
+    torch.save(wrap(wrapper, state), tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     loaded = load_checkpoint(tmp_path / "x.pth", find_variant("bundled")).model.state_dict()
     for name, tensor in state.items():
         assert loaded[name].dtype == torch.float32
@@ -126,7 +126,7 @@ def test_wrappers_are_taken_off(wrapper: str, zipped: bool, tmp_path: Path) -> N
 
 
 class Planted:
-    """A pickle of this writes a file when it is loaded without care."""
+    """A pickle of this creates a file when it is loaded with weights_only=False."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -136,17 +136,17 @@ class Planted:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_carries_code_is_refused_and_nothing_runs(zipped: bool, tmp_path: Path) -> None:
+def test_a_pickle_with_code_is_refused_and_not_run(zipped: bool, tmp_path: Path) -> None:
     trace, file = tmp_path / "trace", tmp_path / "evil.pth"
     torch.save({"state_dict": {}, "x": Planted(trace)}, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ModelError, match="carries code or objects, not only weights; nothing of it was run"):
+    with pytest.raises(ModelError, match="contains code or objects, not only weights; none of it was run"):
         read_state_dict(file)
     assert not trace.exists()
-    torch.load(file, weights_only=False)  # the plant works: without care it would have run
+    torch.load(file, weights_only=False)  # with weights_only=False it does run
     assert trace.exists()
 
 
-def test_a_plain_pickle_that_carries_code_is_refused(tmp_path: Path) -> None:
+def test_a_plain_pickle_with_code_is_refused(tmp_path: Path) -> None:
     trace, file = tmp_path / "trace", tmp_path / "evil.pth"
     file.write_bytes(pickle.dumps(Planted(trace)))
     with pytest.raises(ModelError):
@@ -165,7 +165,7 @@ def test_a_plain_pickle_that_carries_code_is_refused(tmp_path: Path) -> None:
         (b"\x08" + b"\x00" * 7 + b"{      }", "does not fit"),
     ],
 )
-def test_what_is_no_checkpoint(content: bytes, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints(content: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "x.pth"
     file.write_bytes(content)
     with pytest.raises(ModelError, match=message) as caught:
@@ -174,9 +174,9 @@ def test_what_is_no_checkpoint(content: bytes, message: str, tmp_path: Path) -> 
     assert caught.value.hint
 
 
-def test_what_holds_no_tensors(tmp_path: Path) -> None:
+def test_a_checkpoint_without_tensors(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "x.pth")
-    with pytest.raises(ModelError, match="holds no state dict"):
+    with pytest.raises(ModelError, match="contains no state dict"):
         read_state_dict(tmp_path / "x.pth")
 
 
@@ -185,71 +185,71 @@ def test_what_holds_no_tensors(tmp_path: Path) -> None:
     [torch.zeros(3, dtype=torch.int32), torch.zeros(3, dtype=torch.complex64), torch.eye(3).to_sparse()],
     ids=["int32", "complex64", "sparse"],
 )
-def test_weights_that_are_no_numbers(tensor: torch.Tensor, tmp_path: Path) -> None:
+def test_tensors_other_than_dense_floats(tensor: torch.Tensor, tmp_path: Path) -> None:
     torch.save({"head.weight": tensor}, tmp_path / "x.pth")
-    with pytest.raises(ModelError, match="weights are floating numbers"):
+    with pytest.raises(ModelError, match="weights are dense floats"):
         read_state_dict(tmp_path / "x.pth")
 
 
-def test_keys_that_are_no_names(tmp_path: Path) -> None:
+def test_keys_that_are_not_strings(tmp_path: Path) -> None:
     torch.save({0: torch.zeros(2)}, tmp_path / "x.pth")
-    with pytest.raises(ModelError, match="holds no state dict"):
+    with pytest.raises(ModelError, match="contains no state dict"):
         read_state_dict(tmp_path / "x.pth")
 
 
-def test_a_head_that_does_not_fit_itself(tmp_path: Path) -> None:
-    state = state_of("bundled")
+def test_a_head_with_inconsistent_shapes(tmp_path: Path) -> None:
+    state = make_state("bundled")
     torch.save({**state, "head.bias": torch.zeros(7)}, tmp_path / "x.pth")
     with pytest.raises(ModelError, match="head.bias \\(7,\\) instead of \\(200,\\)") as caught:
         load_checkpoint(tmp_path / "x.pth", find_variant("bundled"))
-    assert caught.value.hint == "these weights fit no row of mf list-models"
+    assert caught.value.hint == "these weights fit no model of mf list-models"
     torch.save({**state, "head.bias": torch.zeros(0), "head.weight": torch.zeros(0, 256)}, tmp_path / "x.pth")
     with pytest.raises(ModelError, match="does not fit"):
         load_checkpoint(tmp_path / "x.pth", find_variant("bundled"))
 
 
 def test_a_truncated_checkpoint(tmp_path: Path) -> None:
-    torch.save(state_of("bundled"), tmp_path / "x.pth")
+    torch.save(make_state("bundled"), tmp_path / "x.pth")
     data = (tmp_path / "x.pth").read_bytes()
     (tmp_path / "x.pth").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ModelError, match="not a checkpoint, or a damaged one"):
+    with pytest.raises(ModelError, match="not a checkpoint, or is damaged"):
         read_state_dict(tmp_path / "x.pth")
 
 
-def test_a_bit_that_flipped_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
-    torch.save(state_of("bundled"), path)
+    torch.save(make_state("bundled"), path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    torch.load(path)  # torch does not look
-    with pytest.raises(ModelError, match="not a checkpoint, or a damaged one") as caught:
+    torch.load(path)  # torch does not compare checksums
+    with pytest.raises(ModelError, match="not a checkpoint, or is damaged") as caught:
         read_state_dict(path)
     assert caught.value.hint == "get the file again"
 
 
-def test_checksums_that_were_left_out_and_names_that_lie(tmp_path: Path) -> None:
+def test_missing_checksums_and_a_misleading_file_name(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:
-        torch.save({"a": torch.ones(3)}, tmp_path / "x.safetensors")  # what it is, its bytes say
+        torch.save({"a": torch.ones(3)}, tmp_path / "x.safetensors")  # the content decides
     finally:
         torch.serialization.set_crc32_options(True)
     assert read_state_dict(tmp_path / "x.safetensors")["a"].tolist() == [1, 1, 1]
 
 
-def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:
+def test_a_dictionary_that_contains_itself(tmp_path: Path) -> None:
     loop: dict[str, object] = {}
     loop["state_dict"] = loop
     torch.save(loop, tmp_path / "x.pth")
-    with pytest.raises(ModelError, match="holds no state dict"):
+    with pytest.raises(ModelError, match="contains no state dict"):
         read_state_dict(tmp_path / "x.pth")
 
 
-def test_a_file_that_changes_later_changes_nothing(tmp_path: Path) -> None:
+def test_the_weights_do_not_change_with_the_file(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     path = tmp_path / "x.safetensors"
-    state = {name: tensor.contiguous() for name, tensor in state_of("bundled").items()}
+    state = {name: tensor.contiguous() for name, tensor in make_state("bundled").items()}
     save_file(state, path)
     bias = load_checkpoint(path, find_variant("bundled")).model.head.bias
     with path.open("r+b") as file:
@@ -258,7 +258,7 @@ def test_a_file_that_changes_later_changes_nothing(tmp_path: Path) -> None:
     assert torch.equal(bias, state["head.bias"])
 
 
-def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
     from safetensors.torch import save
 
     path = tmp_path / "w\udcff.safetensors"
@@ -274,26 +274,26 @@ def test_random_weights_that_cannot_be_written(tmp_path: Path) -> None:
         write_random(tmp_path / "none" / "x.safetensors", find_variant("bundled"))
 
 
-def test_views_that_negate(tmp_path: Path) -> None:
+def test_negative_views(tmp_path: Path) -> None:
     view = torch.full((200,), 1 - 2j).conj().imag
     assert view.is_neg()
-    torch.save({**state_of("bundled"), "head.bias": view}, tmp_path / "x.pth")
+    torch.save({**make_state("bundled"), "head.bias": view}, tmp_path / "x.pth")
     bias = load_checkpoint(tmp_path / "x.pth", find_variant("bundled")).model.head.bias
     assert bias.detach().numpy().tolist() == [2.0] * 200
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_shapes_larger_than_what_is_stored(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_shapes_larger_than_the_storage(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.save({"head.weight": torch.zeros(1, dtype=dtype).expand(10**9, 10**6)}, tmp_path / "x.pth")
-    with pytest.raises(ModelError, match="but fewer are stored"):
+    with pytest.raises(ModelError, match="but stores fewer"):
         read_state_dict(tmp_path / "x.pth")
     torch.save({"head.weight": torch.zeros(10**9, 0, dtype=dtype)}, tmp_path / "x.pth")
     with pytest.raises(ModelError, match="does not fit"):
         load_checkpoint(tmp_path / "x.pth", find_variant("bundled"))
 
 
-def test_a_mismatch_names_the_first_tensors_and_the_row_that_fits(tmp_path: Path) -> None:
-    torch.save(state_of("caformer_s18"), tmp_path / "x.pth")
+def test_a_mismatch_names_the_first_tensors_and_the_fitting_models(tmp_path: Path) -> None:
+    torch.save(make_state("caformer_s18"), tmp_path / "x.pth")
     with pytest.raises(ModelError) as caught:
         load_checkpoint(tmp_path / "x.pth", find_variant("convformer_s18"))
     assert caught.value.message == (
@@ -302,33 +302,32 @@ def test_a_mismatch_names_the_first_tensors_and_the_row_that_fits(tmp_path: Path
         "24 unexpected, first stages.2.0.token_mixer.qkv.weight"
     )
     assert caught.value.hint == (
-        "these weights fit --model caformer_s18 or caformer_s18_384 or caformer_s18_in21ft1k "
-        "or caformer_s18_384_in21ft1k"
+        "these weights fit caformer_s18 or caformer_s18_384 or caformer_s18_in21ft1k or caformer_s18_384_in21ft1k"
     )
 
 
 def test_a_mismatch_of_shapes_in_timms_layout(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    state = in_timm_layout("poolformerv2_s12", state_of("poolformerv2_s12"), 1000)
+    state = convert_to_timm_layout("poolformerv2_s12", make_state("poolformerv2_s12"), 1000)
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(ModelError) as caught:
         load_checkpoint(tmp_path / "x.safetensors", find_variant("poolformerv2_m36"))
     assert "of another shape, first downsample_layers.0.conv.weight (64, 3, 7, 7) instead of (96, 3, 7, 7)" in str(
         caught.value
     )
-    assert caught.value.hint == "these weights fit --model identityformer_s12 or poolformerv2_s12"
+    assert caught.value.hint == "these weights fit identityformer_s12 or poolformerv2_s12"
 
 
-def test_weights_that_fit_nothing(tmp_path: Path) -> None:
+def test_weights_that_fit_no_model(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(2, 2)}, tmp_path / "resnet.pth")
     with pytest.raises(ModelError) as caught:
         load_checkpoint(tmp_path / "resnet.pth", find_variant("caformer_s18"))
-    assert caught.value.hint == "these weights fit no row of mf list-models"
+    assert caught.value.hint == "these weights fit no model of mf list-models"
 
 
 def test_only_the_head_may_have_another_size(tmp_path: Path) -> None:
-    state = state_of("convformer_t8_64", num_classes=7)
+    state = make_state("convformer_t8_64", num_classes=7)
     torch.save(state, tmp_path / "seven.pth")
     assert load_checkpoint(tmp_path / "seven.pth", find_variant("convformer_t8_64")).num_classes == 7
     state["norm.weight"] = torch.ones(319)

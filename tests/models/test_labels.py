@@ -1,34 +1,34 @@
-"""Class names: ImageNet's, numbers, and files of the user's."""
+"""Class labels: ImageNet's, numbered ones, and the user's files."""
 
 from pathlib import Path
 
 import pytest
 
 from mfcli.errors import ModelError, UsageError
-from mfcli.models.labels import imagenet_labels, labels_of_wnids, numbered_labels, read_labels
+from mfcli.models.labels import load_imagenet_labels, look_up_wnids, make_numbered_labels, read_labels
 from mfcli.results import Label
 
 
 def test_imagenet_lists() -> None:
-    small, full = imagenet_labels(1000), imagenet_labels(21841)
+    small, full = load_imagenet_labels(1000), load_imagenet_labels(21841)
     assert (len(small), len(full)) == (1000, 21841)
     assert small[281] == Label("n02123045", "tabby, tabby cat")
     assert full[0] == Label("n00004475", "organism, being")
     assert len({label.wnid for label in full}) == 21841
     assert all(label.wnid and label.name for label in full)
     with pytest.raises(ModelError):
-        imagenet_labels(7)
+        load_imagenet_labels(7)
 
 
-def test_labels_of_wnids_keep_their_order() -> None:
-    assert labels_of_wnids(["n02123045", "n01443537"]) == (
+def test_wnids_keep_their_order() -> None:
+    assert look_up_wnids(["n02123045", "n01443537"]) == (
         Label("n02123045", "tabby, tabby cat"),
         Label("n01443537", "goldfish, Carassius auratus"),
     )
 
 
-def test_numbers() -> None:
-    assert numbered_labels(2) == (Label(None, "class_0"), Label(None, "class_1"))
+def test_numbered_labels() -> None:
+    assert make_numbered_labels(2) == (Label(None, "class_0"), Label(None, "class_1"))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_numbers() -> None:
         ("chat\u00e9\n", [(None, "chat\u00e9")]),
     ],
 )
-def test_files(text: str, labels: list[tuple[str | None, str]] | None, tmp_path: Path) -> None:
+def test_label_files(text: str, labels: list[tuple[str | None, str]] | None, tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     path.write_text(text, encoding="utf-8", newline="")
     if labels is None:
@@ -57,22 +57,22 @@ def test_files(text: str, labels: list[tuple[str | None, str]] | None, tmp_path:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds an empty name or none"),
+        (b"", "contains an empty name, or none at all"),
         (b'{\n "0": "cat",\n "1": "dog"\n}\n', "is JSON"),
         (b'["cat",\n"dog"]', "is JSON"),
-        (b"cat\n\ndog\n", "holds an empty name or none"),
+        (b"cat\n\ndog\n", "contains an empty name, or none at all"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"wnid,name\nn1\n", "1 columns instead of 2 in 'n1'"),
         (b"wnid,name\nn1,tabby, tabby cat\n", "3 columns instead of 2"),
         (b"wnid,name\nn1," + b"x" * 200_000, "is not UTF-8 text"),
     ],
 )
-def test_bad_files(content: bytes, message: str, tmp_path: Path) -> None:
+def test_malformed_label_files(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         read_labels(tmp_path / "labels.txt")
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_label_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read labels from .*: No such file"):
         read_labels(tmp_path / "none.txt")

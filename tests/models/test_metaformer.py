@@ -1,4 +1,4 @@
-"""The backbone: its numbers, its norms' eps, its sizes, and that it trains."""
+"""The backbone: logits, eps of the norms, sizes, and training."""
 
 import json
 
@@ -28,7 +28,7 @@ EVERY_ROW = pytest.mark.parametrize("variant", list_variants(), ids=lambda v: v.
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_are_the_golden_ones(name: str) -> None:
+def test_logits_equal_the_golden_ones(name: str) -> None:
     golden = json.loads(GOLDEN.read_text())[name]
     found = compute(name)
     spread = np.mean(golden["logits_std"])
@@ -38,7 +38,7 @@ def test_logits_are_the_golden_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["identityformer_s12", "randformer_s12", "poolformerv2_s12", "caformer_s18"])
-def test_logits_are_those_of_the_papers_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_equal_those_of_the_papers_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = TRIAL_DATA / "golden"
     if not (folder / "fill.py").is_file():
         pytest.skip("no reference values here")
@@ -140,7 +140,7 @@ def test_it_trains() -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_the_class_takes_what_the_paper_varies() -> None:
+def test_the_class_accepts_other_mixers_norms_and_depths() -> None:
     model = MetaFormer(
         depths=(1, 1),
         dims=(32, 64),

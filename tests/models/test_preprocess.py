@@ -1,4 +1,4 @@
-"""Preprocessing plans: bit for bit what timm's transform does, for every plan the registry can ask for."""
+"""Preprocessing plans: bit-identical to timm's transform, for every configuration of the registry."""
 
 import json
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deterministic import picture
 from mfcli.errors import FailureCode, ModelError, PictureError
-from mfcli.models.preprocess import PreprocessPlan, plan_for, plan_from_timm
+from mfcli.models.preprocess import PreprocessPlan, convert_transform, make_preprocess_plan
 from mfcli.models.registry import list_variants
 
 CONFIGURATIONS = sorted({(v.input_size, v.crop_pct, v.interpolation) for v in list_variants()})
@@ -26,7 +26,7 @@ def timm_transform(input_size: tuple[int, int, int], crop_pct: float, interpolat
     return create_transform(input_size=input_size, crop_pct=crop_pct, interpolation=interpolation)
 
 
-def test_the_registry_asks_for_five_configurations() -> None:
+def test_the_registry_has_five_configurations() -> None:
     assert [(size[1], crop_pct) for size, crop_pct, _ in CONFIGURATIONS] == [
         (64, 0.95),
         (224, 0.9),
@@ -51,7 +51,7 @@ def test_a_plan_equals_timms_transform_bit_for_bit(
         height = width
     transform = timm_transform(configuration[0], configuration[1], interpolation)
     rgb = picture(width, height, mode).convert("RGB")
-    found = plan_from_timm(transform).apply(rgb)
+    found = convert_transform(transform).apply(rgb)
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
     assert np.array_equal(found, transform(rgb).numpy())
@@ -59,22 +59,22 @@ def test_a_plan_equals_timms_transform_bit_for_bit(
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (224, 224), (225, 224), (64, 63), (500, 375)])
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
-def test_sizes_at_the_edges(size: tuple[int, int], configuration: tuple[tuple[int, int, int], float, str]) -> None:
+def test_extreme_sizes(size: tuple[int, int], configuration: tuple[tuple[int, int, int], float, str]) -> None:
     transform = timm_transform(*configuration)
     rgb = picture(*size)
-    assert np.array_equal(plan_from_timm(transform).apply(rgb), transform(rgb).numpy())
+    assert np.array_equal(convert_transform(transform).apply(rgb), transform(rgb).numpy())
 
 
 @pytest.mark.parametrize("variant", list_variants(), ids=lambda v: v.name)
 def test_every_row_has_a_plan(variant: Any) -> None:
-    plan = plan_for(variant)
+    plan = make_preprocess_plan(variant)
     assert plan.crop_size == variant.input_size[1:]
     assert plan.resize_shorter_side == int(variant.input_size[1] / variant.crop_pct)
     assert (plan.mean, plan.std) == (variant.mean, variant.std)
     assert PreprocessPlan.from_json(json.dumps(asdict(plan))) == plan
 
 
-def test_what_a_plan_cannot_say_is_refused() -> None:
+def test_transforms_that_a_plan_cannot_express_are_refused() -> None:
     from timm.data import create_transform
     from torchvision import transforms
 
@@ -87,20 +87,20 @@ def test_what_a_plan_cannot_say_is_refused() -> None:
         transforms.Compose([transforms.ToTensor()]),
         transforms.ToTensor(),
     ):
-        with pytest.raises(ModelError, match="no preprocessing plan describes"):
-            plan_from_timm(transform)
+        with pytest.raises(ModelError, match="a preprocessing plan cannot express"):
+            convert_transform(transform)
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", "3", '{"resize_shorter_side": 3}', json.dumps(asdict(PLAN)).replace("bi", "x")]
 )
-def test_what_is_no_plan(text: str) -> None:
+def test_malformed_plans(text: str) -> None:
     with pytest.raises(ModelError, match="not a preprocessing plan"):
         PreprocessPlan.from_json(text)
 
 
-def test_a_strip_is_refused_before_it_is_resized() -> None:
+def test_a_long_strip_is_refused_before_resizing() -> None:
     with pytest.raises(PictureError) as caught:
         PLAN.apply(picture(1, 10_000), max_pixels=178_956_970)
     assert caught.value.code is FailureCode.TOO_LARGE
-    assert caught.value.message == "1x10000 would be resized to 248x2480000, over --max-pixels 178956970"
+    assert caught.value.message == "1x10000 would be resized to 248x2480000, which exceeds max_pixels=178956970"

@@ -40,12 +40,12 @@ def test_names_and_aliases_are_unique() -> None:
         ("bundled", "convformer_t8_64"),
     ],
 )
-def test_a_row_is_found_by_every_name(name: str, row: str) -> None:
+def test_a_variant_is_found_by_every_name(name: str, row: str) -> None:
     assert find_variant(name).name == row
 
 
 @pytest.mark.parametrize(("name", "suggestion"), [("caformer_s8", "caformer_s18"), ("convfomer_s36", "convformer_s36")])
-def test_a_miss_suggests_the_nearest_names(name: str, suggestion: str) -> None:
+def test_an_unknown_name_suggests_similar_ones(name: str, suggestion: str) -> None:
     with pytest.raises(ModelError) as caught:
         find_variant(name)
     assert caught.value.message == f"unknown model '{name}'"
@@ -53,7 +53,7 @@ def test_a_miss_suggests_the_nearest_names(name: str, suggestion: str) -> None:
     assert caught.value.exit_code == 4
 
 
-def test_a_name_near_to_nothing_points_to_the_list() -> None:
+def test_a_name_without_similar_ones_points_to_the_list() -> None:
     with pytest.raises(ModelError) as caught:
         find_variant("zzzz")
     assert caught.value.hint == "All names: mf list-models"
@@ -79,7 +79,7 @@ def test_rows_agree_with_the_published_table() -> None:
 
 
 @pytest.mark.parametrize("variant", [v for v in list_variants() if v.timm_name], ids=lambda v: v.name)
-def test_preprocessing_is_what_timm_configures(variant) -> None:  # type: ignore[no-untyped-def]
+def test_preprocessing_equals_timms_configuration(variant) -> None:  # type: ignore[no-untyped-def]
     import timm
 
     config = timm.get_pretrained_cfg(variant.timm_name)

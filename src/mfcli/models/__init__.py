@@ -1,4 +1,4 @@
-"""What there is to know about a model: its row in the registry, the backbone, checkpoints, preprocessing, labels.
+"""Models: the registry, the backbone in torch, reading checkpoints, preprocessing plans, and class labels.
 
-Nothing here knows where files are kept or what computes the logits of an artifact.
+Nothing here knows where files are kept or how an artifact's logits are computed.
 """

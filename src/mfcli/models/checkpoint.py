@@ -1,7 +1,7 @@
-"""From a checkpoint file to a loaded backbone: read, unwrap, rename, load strictly.
+"""Loading a checkpoint file into a backbone: read, unwrap, rename parameters, load strictly.
 
-Nothing in a file is ever executed: pickles go through torch's weights-only reader. What does not fit is refused with
-the first names that differ and the row that would fit.
+Nothing in a file is executed: pickles are read with weights_only=True. A file that does not fit is refused with the
+first names that differ and the models that it would fit.
 """
 
 import argparse
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 StateDict = dict[str, "Tensor"]
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net")
-"""Keys under which trainers put the state dict; averaged weights first, as they are the better ones."""
+"""Keys under which trainers store the state dict; averaged weights come first because they are more accurate."""
 _MAX_DEPTH = 4
-"""How deep wrappers lie in one another; a dictionary may hold itself."""
+"""The maximum nesting of wrappers: a dictionary may contain itself."""
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and trainers put before every name, also several of them."""
-_BINARY = (b"P", b"\x80")
-"""How zipped checkpoints and binary pickles begin; a text may read as a pickle, too, and is none."""
+"""Prefixes that DataParallel, torch.compile and trainers add to every name, possibly several."""
+_BINARY_STARTS = (b"P", b"\x80")
+"""First bytes of zipped checkpoints and binary pickles; plain text may also parse as a pickle."""
 _FIRST_LAYER = re.compile(
     rf"((?:{'|'.join(map(re.escape, _PREFIXES))})*)(?:downsample_layers\.0\.conv|stem\.conv|patch_embed\.proj)\.weight"
 )
-"""The first weights of a backbone, by the names of the paper's code, timm, and the first PoolFormer's code."""
+"""The stem's weights under the names of the paper's code, of timm, and of the first PoolFormer's code."""
 
 _COUNTERS = frozenset({"n_averaged"})
-"""Tensors beside the weights that are none: torch's AveragedModel counts its updates."""
+"""Tensors that are not weights: torch's AveragedModel counts its updates."""
 
 # timm's names on the left; `stages.0.blocks.1.` becomes `stages.0.1.`, and so on.
 _TIMM_NAMES = (
@@ -55,22 +55,22 @@ _TIMM_NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class LoadedCheckpoint:
-    """A backbone with the weights of a file.
+    """A backbone with the weights of a checkpoint.
 
     Attributes:
         model: in eval mode, float32.
-        num_classes: outputs of the head, which the file decides.
+        num_classes: outputs of the head, as in the file.
     """
 
     model: "MetaFormer"
     num_classes: int
 
 
-def need_packages(*names: str) -> None:
-    """Import packages for what comes next.
+def require_packages(*names: str) -> None:
+    """Import packages, to fail early.
 
     Raises:
-        EngineError: one is not installed, or cannot be loaded.
+        EngineError: one is not installed or cannot be loaded.
     """
     for name in names:
         try:
@@ -80,18 +80,18 @@ def need_packages(*names: str) -> None:
 
 
 def load_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> LoadedCheckpoint:
-    """Load a checkpoint into the backbone of `variant`; the head may have another size, the rest must match strictly.
+    """Load a checkpoint into a variant's backbone, strictly; only the number of classes may differ.
 
     Args:
         path: the file.
-        variant: the row.
-        sha256: the digest that the file had when it was chosen; None where nobody has looked.
+        variant: the model.
+        sha256: the digest that the file had when it was chosen; None if it is unknown.
 
     Raises:
-        EngineError: a package that it takes cannot be loaded.
-        ModelError: the file cannot be read, carries code, holds other weights, or has another digest by now.
+        EngineError: a package that is needed cannot be loaded.
+        ModelError: the file cannot be read, contains code, has other weights, or has changed.
     """
-    need_packages("torch", "timm", "safetensors")
+    require_packages("torch", "timm", "safetensors")
     import torch
 
     from mfcli.models.metaformer import build_model
@@ -99,27 +99,28 @@ def load_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> 
     state = to_reference_names(read_state_dict(path))
     head = state.get("head.fc2.weight", state.get("head.weight"))
     num_classes = variant.num_classes if head is None or head.ndim == 0 else max(head.shape[0], 1)
-    with torch.device("meta"):  # nothing is drawn that would be overwritten
+    with torch.device("meta"):  # skips the random initialisation
         model = build_model(variant.architecture, num_classes=num_classes)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state = _squeeze_1x1_convolutions(state, expected)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if shapes != expected:
-        fitting = _architectures_that_fit(shapes)
+        fitting = _find_fitting_architectures(shapes)
         raise ModelError(
-            f"{path} does not fit {variant.name}: {_difference(shapes, expected)}", _advice(fitting, state)
+            f"{path} does not fit {variant.name}: {_describe_mismatch(shapes, expected)}",
+            _suggest_models(fitting, state),
         )
-    model.to_empty(device="cpu").load_state_dict(state, strict=True)  # copied: the file may be mapped, and may change
-    if sha256 is not None and sha256_of(path) != sha256:  # a training may write a new one at any time
+    model.to_empty(device="cpu").load_state_dict(state, strict=True)  # a copy: the tensors may be memory-mapped
+    if sha256 is not None and sha256_of(path) != sha256:  # a running training may overwrite it
         raise ModelError(f"{path} changed while it was read", "run the same command again")
     return LoadedCheckpoint(model.eval(), num_classes)
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Read the tensors of a .pth or .safetensors file, told apart by content; floating ones come as float32.
+    """Read the tensors of a .pth or .safetensors file, distinguished by content, as float32.
 
     Raises:
-        ModelError: the file cannot be read, is neither, carries code, or holds no tensors.
+        ModelError: the file cannot be read, is neither, contains code, no tensors, or tensors other than dense floats.
     """
     try:
         with path.open("rb") as file:
@@ -130,28 +131,28 @@ def read_state_dict(path: Path) -> StateDict:
         tensors: Mapping[str, Any] = _read_safetensors(path)
     else:
         tensors = _unwrap(path, _read_pickle(path, start))
-    prefix = _prefix_of(tensors)
+    prefix = _find_prefix(tensors)
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return {name: _as_float32(path, name, tensor) for name, tensor in tensors.items()}
+    return {name: _to_float32(path, name, tensor) for name, tensor in tensors.items()}
 
 
-def _prefix_of(names: Iterable[str]) -> str:
-    """What stands before the names of the backbone; names without it are of something else, a loss for instance."""
+def _find_prefix(names: Iterable[str]) -> str:
+    """Return the prefix of the backbone's names; other names belong to something else, such as a loss."""
     found = [match[1] for name in names if (match := _FIRST_LAYER.fullmatch(name))]
     return min(found, key=len, default="")
 
 
-def _as_float32(path: Path, name: str, tensor: "Tensor") -> "Tensor":
+def _to_float32(path: Path, name: str, tensor: "Tensor") -> "Tensor":
     import torch
 
     if tensor.layout is torch.strided and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ModelError(
-            f"{path} holds {name} with {tensor.numel()} numbers, but fewer are stored",
+            f"{path} declares {tensor.numel()} values for {name}, but stores fewer",
             "save the weights alone: torch.save(model.state_dict(), FILE)",
         )
     if tensor.layout is not torch.strided or tensor.is_meta or not tensor.is_floating_point():
         raise ModelError(
-            f"{path} holds {name} as {tensor.dtype} on {tensor.device}, {tensor.layout}; weights are floating numbers",
+            f"{path} has {name} as {tensor.dtype}, {tensor.layout}, on {tensor.device}; weights are dense floats",
             "save the weights alone: torch.save(model.state_dict(), FILE)",
         )
     return tensor.float()
@@ -163,10 +164,10 @@ def _read_safetensors(path: Path) -> StateDict:
     try:
         try:
             str(path).encode()
-        except UnicodeEncodeError:  # such a name it does not take
+        except UnicodeEncodeError:  # load_file does not accept such a name
             return load(path.read_bytes())
         return load_file(path)
-    except Exception as error:  # SafetensorError, and whatever torch says of a dtype it does not know
+    except Exception as error:  # SafetensorError, and what torch raises for an unknown dtype
         raise ModelError(f"{path} is a damaged safetensors file: {error}", "get the file again") from error
 
 
@@ -174,26 +175,26 @@ def _read_pickle(path: Path, start: bytes) -> object:
     import torch
 
     try:
-        # A Namespace, which training scripts put beside the weights, is plain data.
+        # Training scripts store an argparse.Namespace beside the weights; it is plain data.
         with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
-            _check_sums(file)
+            _verify_checksums(file)
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if start[:1] in _BINARY and re.search("unsupported (global|class)", str(error), re.IGNORECASE):
+        if start[:1] in _BINARY_STARTS and re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise ModelError(
-                f"{path} carries code or objects, not only weights; nothing of it was run",
+                f"{path} contains code or objects, not only weights; none of it was run",
                 "save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors",
             ) from error
         raise ModelError(f"{path} is not a checkpoint", "expected a .pth or .safetensors file") from error
-    except Exception as error:  # a damaged file makes the readers of zip and pickle raise almost anything
-        raise ModelError(f"{path} is not a checkpoint, or a damaged one", "get the file again") from error
+    except Exception as error:  # zipfile and pickle raise almost anything for a damaged file
+        raise ModelError(f"{path} is not a checkpoint, or is damaged", "get the file again") from error
 
 
-def _check_sums(file: BinaryIO) -> None:
-    """Compare the checksums of a zipped checkpoint, which torch's reader does not; it can leave them out, all zero.
+def _verify_checksums(file: BinaryIO) -> None:
+    """Verify the checksums of a zipped checkpoint, which torch does not; torch can also write it without, all zero.
 
     Raises:
-        BadZipFile: a part is not what was written.
+        BadZipFile: one differs.
     """
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as parts:
@@ -206,12 +207,12 @@ def _unwrap(path: Path, loaded: object) -> Mapping[str, Any]:
     found = _find_state_dict(loaded)
     if not found:
         hint = "expected {name: tensor}, alone or under 'state_dict' or 'model'"
-        raise ModelError(f"{path} holds no state dict", hint)
+        raise ModelError(f"{path} contains no state dict", hint)
     return found
 
 
 def _find_state_dict(loaded: object, depth: int = 0) -> StateDict:
-    """The tensors under the first wrapper that has some, else those at this level, without counters."""
+    """Return the tensors under the first wrapper that has some, else those at this level, without counters."""
     import torch
 
     if not isinstance(loaded, Mapping) or depth > _MAX_DEPTH:
@@ -224,24 +225,24 @@ def _find_state_dict(loaded: object, depth: int = 0) -> StateDict:
 
 
 def to_reference_names(state: StateDict) -> StateDict:
-    """Rename timm's parameter names, and those of the first PoolFormer's code, to the paper's; others stay."""
+    """Rename the parameters of timm, and of the first PoolFormer's code, to those of the paper's code."""
     if "stem.conv.weight" in state:
-        return {_renamed(name, _TIMM_NAMES): tensor for name, tensor in state.items()}
+        return {_rename_timm(name): tensor for name, tensor in state.items()}
     if "patch_embed.proj.weight" in state:
-        return {_from_poolformer(name): tensor for name, tensor in state.items()}
+        return {_rename_poolformer(name): tensor for name, tensor in state.items()}
     return state
 
 
-def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in rules:
-        name, count = re.subn(pattern, replacement, name)
+def _rename_timm(name: str) -> str:
+    for pattern, replacement in _TIMM_NAMES:
+        renamed, count = re.subn(pattern, replacement, name)
         if count:
-            break
+            return renamed
     return name
 
 
-def _from_poolformer(name: str) -> str:
-    """`network.4.1.` is the third stage's second block, `network.3.proj` the downsampling before it."""
+def _rename_poolformer(name: str) -> str:
+    """Rename; `network.4.1.` is the third stage's second block, `network.3.proj` the downsampling before it."""
     name = re.sub(
         r"layer_scale_(\d)$", r"layer_scale\1.scale", name.replace("patch_embed.proj", "downsample_layers.0.conv")
     )
@@ -250,7 +251,7 @@ def _from_poolformer(name: str) -> str:
 
 
 def _squeeze_1x1_convolutions(state: StateDict, expected: Mapping[str, tuple[int, ...]]) -> StateDict:
-    """Drop trailing dimensions of 1, as in 1x1 convolutions that stand for linear layers, where the row has none."""
+    """Drop the trailing dimensions of 1x1 convolutions where the backbone has linear layers."""
     return {
         name: tensor.reshape(shape)
         if (shape := expected.get(name)) and tuple(tensor.shape) == (*shape, 1, 1)
@@ -260,15 +261,15 @@ def _squeeze_1x1_convolutions(state: StateDict, expected: Mapping[str, tuple[int
 
 
 def write_random(path: Path, variant: Variant) -> None:
-    """Write a checkpoint of made-up weights, the same every time, at scales that keep activations near 1.
+    """Write a checkpoint of random weights, reproducible, at scales that keep activations near 1.
 
-    Its speed is that of real weights; its answers mean nothing.
+    For speed measurements: its predictions are meaningless.
 
     Raises:
-        EngineError: a package that it takes cannot be loaded.
+        EngineError: a package that is needed cannot be loaded.
         OutputError: the file cannot be written.
     """
-    need_packages("torch", "timm", "safetensors")
+    require_packages("torch", "timm", "safetensors")
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -286,7 +287,7 @@ def write_random(path: Path, variant: Variant) -> None:
         raise OutputError(f"cannot write {path}: {error}") from error
 
 
-def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+def _describe_mismatch(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
     parts = []
     if missing := [name for name in expected if name not in found]:
         parts.append(f"{len(missing)} missing, first {missing[0]}")
@@ -298,8 +299,8 @@ def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tup
     return "; ".join(parts)
 
 
-def _architectures_that_fit(shapes: Mapping[str, tuple[int, ...]]) -> list[Architecture]:
-    """The architectures whose tensors have these names and shapes, with a head of as many classes."""
+def _find_fitting_architectures(shapes: Mapping[str, tuple[int, ...]]) -> list[Architecture]:
+    """Return the architectures whose tensors have these names and shapes, with a head of as many classes."""
     import torch
 
     from mfcli.models.metaformer import build_model
@@ -307,7 +308,7 @@ def _architectures_that_fit(shapes: Mapping[str, tuple[int, ...]]) -> list[Archi
     head = shapes.get("head.fc2.weight", shapes.get("head.weight"))
     if not head or head[0] == 0:
         return []
-    wanted, fitting = {name: _linear(shape) for name, shape in shapes.items()}, []
+    wanted, fitting = {name: _squeeze_1x1(shape) for name, shape in shapes.items()}, []
     with torch.device("meta"):
         for architecture in ARCHITECTURES.values():
             state = build_model(architecture, num_classes=head[0]).state_dict()
@@ -316,15 +317,15 @@ def _architectures_that_fit(shapes: Mapping[str, tuple[int, ...]]) -> list[Archi
     return fitting
 
 
-def _linear(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the linear layer that a 1x1 convolution stands for; other shapes stay."""
+def _squeeze_1x1(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the linear layer's shape for that of a 1x1 convolution; other shapes are unchanged."""
     return shape[:-2] if len(shape) in (3, 4) and shape[-2:] == (1, 1) else shape
 
 
-def _advice(fitting: list[Architecture], state: StateDict) -> str:
+def _suggest_models(fitting: list[Architecture], state: StateDict) -> str:
     if not fitting:
-        return "these weights fit no row of mf list-models"
+        return "these weights fit no model of mf list-models"
     head = state.get("head.fc2.weight", state.get("head.weight"))
-    rows = [v for v in VARIANTS.values() if v.architecture in fitting]
-    same_head = [v for v in rows if head is not None and v.num_classes == head.shape[0]]
-    return f"these weights fit --model {' or '.join(v.name for v in same_head or rows)}"
+    variants = [v for v in VARIANTS.values() if v.architecture in fitting]
+    same_head = [v for v in variants if head is not None and v.num_classes == head.shape[0]]
+    return f"these weights fit {' or '.join(v.name for v in same_head or variants)}"

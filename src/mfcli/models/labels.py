@@ -1,6 +1,6 @@
-"""Names of classes: ImageNet's from timm's ImageNetInfo while an artifact is made, others from a file.
+"""Class labels: ImageNet's from timm, when an artifact is built, or the user's from a file.
 
-Predictions read labels from the artifact; nothing here is needed for them unless --labels is given.
+Predictions take their labels from the artifact, unless a labels file is given.
 """
 
 import csv
@@ -13,11 +13,11 @@ from mfcli.results import Label
 
 _EXPECTED = "expected: one name a line in the head's order, or CSV with the columns wnid and name"
 
-# timm's "imagenet-22k" is the list of 21,841 classes that these checkpoints have; its "imagenet-21k" is another.
+# timm's "imagenet-22k" lists the 21,841 classes of these checkpoints; its "imagenet-21k" is another list.
 _TIMM_LISTS = {1000: "imagenet-1k", 21841: "imagenet-22k"}
 
 
-def imagenet_labels(num_classes: int) -> tuple[Label, ...]:
+def load_imagenet_labels(num_classes: int) -> tuple[Label, ...]:
     """Return the classes of ImageNet-1k (1000) or of the full ImageNet (21841) in head order; imports timm.
 
     Raises:
@@ -31,16 +31,16 @@ def imagenet_labels(num_classes: int) -> tuple[Label, ...]:
     return tuple(Label(wnid, info.label_name_to_description(wnid)) for wnid in info.label_names())
 
 
-def labels_of_wnids(wnids: list[str]) -> tuple[Label, ...]:
-    """Return the named labels of WordNet ids, in the given order; imports timm."""
-    names = {label.wnid: label for label in imagenet_labels(21841)} | {
-        label.wnid: label for label in imagenet_labels(1000)
+def look_up_wnids(wnids: list[str]) -> tuple[Label, ...]:
+    """Return the labels of WordNet ids, in the given order; imports timm."""
+    names = {label.wnid: label for label in load_imagenet_labels(21841)} | {
+        label.wnid: label for label in load_imagenet_labels(1000)
     }
     return tuple(names[wnid] for wnid in wnids)
 
 
-def numbered_labels(num_classes: int) -> tuple[Label, ...]:
-    """Return class_0, class_1, ... for a head whose classes nobody named."""
+def make_numbered_labels(num_classes: int) -> tuple[Label, ...]:
+    """Return the labels class_0, class_1, ... for a head whose classes have no names."""
     return tuple(Label(None, f"class_{index}") for index in range(num_classes))
 
 
@@ -48,7 +48,7 @@ def read_labels(path: Path) -> tuple[Label, ...]:
     """Read a labels file: one name a line, or CSV with a header that has `name` and, if known, `wnid`.
 
     Raises:
-        UsageError: the file cannot be read, is not UTF-8 text, holds no name or an empty one.
+        UsageError: the file cannot be read, is not UTF-8 text, or contains no name or an empty one.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -56,7 +56,7 @@ def read_labels(path: Path) -> tuple[Label, ...]:
             raise UsageError(f"labels file {path} is JSON", _EXPECTED)
         header = [cell.strip().lower() for cell in next(csv.reader(io.StringIO(text)), [])]
         if "name" in header:
-            labels = _from_csv(path, header, text)
+            labels = _parse_csv(path, header, text)
         else:
             labels = tuple(Label(None, line.strip()) for line in text.rstrip().split("\n"))
     except OSError as error:
@@ -64,29 +64,29 @@ def read_labels(path: Path) -> tuple[Label, ...]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"labels file {path} is not UTF-8 text", _EXPECTED) from error
     if any(not label.name for label in labels):
-        raise UsageError(f"labels file {path} holds an empty name or none", _EXPECTED)
+        raise UsageError(f"labels file {path} contains an empty name, or none at all", _EXPECTED)
     return labels
 
 
 def _is_json(text: str) -> bool:
-    """Whether a text is a JSON object or list, whose lines would pass for names."""
+    """Whether a text is a JSON object or list, whose lines would otherwise be taken for names."""
     try:
         return text.lstrip()[:1] in ("{", "[") and isinstance(json.loads(text), dict | list)
     except (ValueError, RecursionError):
         return False
 
 
-def _from_csv(path: Path, header: list[str], text: str) -> tuple[Label, ...]:
+def _parse_csv(path: Path, header: list[str], text: str) -> tuple[Label, ...]:
     name_at, wnid_at = header.index("name"), header.index("wnid") if "wnid" in header else None
     labels = []
     for row in filter(None, list(csv.reader(io.StringIO(text)))[1:]):
         if len(row) != len(header):
             raise UsageError(
                 f"labels file {path}: {len(row)} columns instead of {len(header)} in {','.join(row)!r}",
-                "a name with a comma in it goes between double quotes",
+                "put a name with a comma in double quotes",
             )
         wnid = row[wnid_at].strip() or None if wnid_at is not None else None
         labels.append(Label(wnid, row[name_at].strip()))
     if not labels:
-        raise UsageError(f"labels file {path} holds an empty name or none", _EXPECTED)
+        raise UsageError(f"labels file {path} contains an empty name, or none at all", _EXPECTED)
     return tuple(labels)

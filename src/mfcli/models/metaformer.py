@@ -1,7 +1,7 @@
 """The MetaFormer backbone in torch: stem, downsampling, token mixers, block, stage, head.
 
-A block is `x + token_mixer(norm(x))`, then `x + mlp(norm(x))`; the families differ in the token mixer and the norm
-alone (Yu et al., https://arxiv.org/abs/2210.13452, section 2). Parameter names are those of the paper's code
+A block is `x + token_mixer(norm(x))`, then `x + mlp(norm(x))`; the families differ only in token mixer and norm
+(Yu et al., https://arxiv.org/abs/2210.13452, section 2). Parameter names are those of the paper's code
 (https://github.com/sail-sg/metaformer), so that its checkpoints load with strict=True. Between the stem and the
 global pooling tensors are float (N, H, W, C), channels last. torch is imported here at module level: import this
 module inside functions only.
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from mfcli.models.registry import Architecture, Family, find_variant
 
 Layer = Callable[..., nn.Module]
-"""Something that builds a module; what it is called with is said where it is used."""
+"""A callable that builds a module; its arguments are documented where it is used."""
 
 
 class LayerNormGeneral(nn.Module):
@@ -105,9 +105,9 @@ class Downsampling(nn.Module):
         kernel_size: of the convolution, in pixels.
         stride: of the convolution.
         padding: of the convolution.
-        channels_first: whether the input is (N, C, H, W), as a picture is.
+        channels_first: whether the input is (N, C, H, W), like a picture.
         pre_norm: builds the norm before the convolution from the channels; None for none.
-        post_norm: the same for after it.
+        post_norm: builds the norm after the convolution; None for none.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Downsampling(nn.Module):
     ) -> None:
         super().__init__()
         if channels_first and pre_norm is not None:
-            raise ValueError("norms take channels last: a layer that takes channels first has none before it")
+            raise ValueError("pre_norm needs channels_first=False: norms expect channels last")
         self.channels_first = channels_first
         self.pre_norm = pre_norm(in_dim) if pre_norm else nn.Identity()
         self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding)
@@ -137,7 +137,7 @@ class Downsampling(nn.Module):
 
 
 class IdentityMixing(nn.Identity):
-    """Tokens are not mixed at all (IdentityFormer)."""
+    """No token mixing (IdentityFormer)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class RandomMixing(nn.Module):
 
     Args:
         dim: channels, not used.
-        num_tokens: H * W of the only feature map size it works on.
+        num_tokens: H * W of the feature map; no other size is supported.
     """
 
     def __init__(self, dim: int, num_tokens: int) -> None:
@@ -262,8 +262,8 @@ class MetaFormerBlock(nn.Module):
         mlp: builds the channel MLP from `dim`.
         norm_layer: builds a norm from `dim`.
         drop_path: probability that a branch is dropped while training.
-        layer_scale_init_value: start of the branches' factor, None for no factor.
-        res_scale_init_value: start of the shortcuts' factor, None for no factor.
+        layer_scale_init_value: initial factor of the branches, None for no factor.
+        res_scale_init_value: initial factor of the shortcuts, None for no factor.
     """
 
     def __init__(
@@ -280,13 +280,13 @@ class MetaFormerBlock(nn.Module):
         self.norm1 = norm_layer(dim)
         self.token_mixer = token_mixer(dim)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.layer_scale1 = _scale(dim, layer_scale_init_value)
-        self.res_scale1 = _scale(dim, res_scale_init_value)
+        self.layer_scale1 = _make_scale(dim, layer_scale_init_value)
+        self.res_scale1 = _make_scale(dim, res_scale_init_value)
         self.norm2 = norm_layer(dim)
         self.mlp = mlp(dim)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.layer_scale2 = _scale(dim, layer_scale_init_value)
-        self.res_scale2 = _scale(dim, res_scale_init_value)
+        self.layer_scale2 = _make_scale(dim, layer_scale_init_value)
+        self.res_scale2 = _make_scale(dim, res_scale_init_value)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, same shape as `x`."""
@@ -294,7 +294,7 @@ class MetaFormerBlock(nn.Module):
         return self.res_scale2(x) + self.layer_scale2(self.drop_path2(self.mlp(self.norm2(x))))
 
 
-def _scale(dim: int, init_value: float | None) -> nn.Module:
+def _make_scale(dim: int, init_value: float | None) -> nn.Module:
     return nn.Identity() if init_value is None else Scale(dim, init_value)
 
 
@@ -312,7 +312,7 @@ DOWNSAMPLE_LAYERS: tuple[Layer, ...] = (
 class MetaFormer(nn.Module):
     """A MetaFormer: float (N, in_chans, H, W) pictures in, float (N, num_classes) logits out.
 
-    Where a sequence is asked for, it has one entry a stage.
+    Each sequence has one entry per stage.
 
     Args:
         in_chans: channels of the picture.
@@ -325,8 +325,8 @@ class MetaFormer(nn.Module):
         norm_layers: each builds a block's norms from its channels.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         head_dropout: dropout before the last linear layer.
-        layer_scale_init_values: start of the branches' factors, None for none.
-        res_scale_init_values: start of the shortcuts' factors, None for none.
+        layer_scale_init_values: initial factors of the branches, None for none.
+        res_scale_init_values: initial factors of the shortcuts, None for none.
         output_norm: builds the norm between pooling and head.
         head_fn: builds the head from (channels, num_classes, head_dropout=...).
     """
@@ -394,7 +394,7 @@ def _init_weights(module: nn.Module) -> None:
 _modified_norm = partial(LayerNormGeneral, normalized_dim=(1, 2, 3), bias=False, eps=1e-6)
 
 
-def _token_mixers(architecture: Architecture) -> tuple[Layer, ...]:
+def _choose_token_mixers(architecture: Architecture) -> tuple[Layer, ...]:
     sep_conv = partial(SepConv, kernel_size=architecture.kernel_size)
     mixers: dict[Family, tuple[Layer, ...]] = {
         Family.IDENTITYFORMER: (IdentityMixing,) * 4,
@@ -420,10 +420,10 @@ def create_model(
     drop_path_rate: float = 0.0,
     head_dropout: float = 0.0,
 ) -> MetaFormer:
-    """Return the backbone of a variant with random weights, in eval mode.
+    """Return a variant's backbone with random weights, in eval mode.
 
     Args:
-        name: any name that `mf list-models` shows, or an alias of one.
+        name: a name that `mf list-models` shows, or an alias.
         num_classes: outputs of the head; None for the variant's own.
         in_chans: channels of the picture.
         drop_path_rate: stochastic depth of the last block while training.
@@ -451,8 +451,8 @@ def build_model(
     drop_path_rate: float = 0.0,
     head_dropout: float = 0.0,
 ) -> MetaFormer:
-    """Return the backbone of an architecture row with random weights, in training mode."""
-    build = _poolformer_v1 if architecture.family is Family.POOLFORMER else _baseline
+    """Return an architecture's backbone with random weights, in training mode; for the arguments see `create_model`."""
+    build = _build_poolformer_v1 if architecture.family is Family.POOLFORMER else _build_baseline
     return build(
         architecture,
         in_chans=in_chans,
@@ -462,7 +462,7 @@ def build_model(
     )
 
 
-def _baseline(
+def _build_baseline(
     architecture: Architecture, in_chans: int, num_classes: int, drop_path_rate: float, head_dropout: float
 ) -> MetaFormer:
     stem = partial(_stem, stride=architecture.stem_stride, padding=architecture.stem_padding, post_norm=_norm)
@@ -473,7 +473,7 @@ def _baseline(
         depths=architecture.depths,
         dims=architecture.dims,
         downsample_layers=(stem, *DOWNSAMPLE_LAYERS[1:]),
-        token_mixers=_token_mixers(architecture),
+        token_mixers=_choose_token_mixers(architecture),
         mlps=(partial(Mlp, mlp_ratio=architecture.mlp_ratio),) * 4,
         norm_layers=(_norm if per_channel else _modified_norm,) * 4,
         drop_path_rate=drop_path_rate,
@@ -482,7 +482,7 @@ def _baseline(
     )
 
 
-def _poolformer_v1(
+def _build_poolformer_v1(
     architecture: Architecture, in_chans: int, num_classes: int, drop_path_rate: float, head_dropout: float
 ) -> MetaFormer:
     """PoolFormer as first published: GELU, biases, layer scale, no norms around downsampling, block norms eps 1e-5."""
@@ -493,7 +493,7 @@ def _poolformer_v1(
         depths=architecture.depths,
         dims=architecture.dims,
         downsample_layers=(stem, *[_downsampling] * 3),
-        token_mixers=_token_mixers(architecture),
+        token_mixers=_choose_token_mixers(architecture),
         mlps=(partial(Mlp, mlp_ratio=architecture.mlp_ratio, act_layer=nn.GELU, bias=True),) * 4,
         norm_layers=(partial(LayerNormGeneral, normalized_dim=(1, 2, 3), eps=1e-5),) * 4,
         drop_path_rate=drop_path_rate,

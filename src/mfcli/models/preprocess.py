@@ -1,7 +1,7 @@
-"""From an upright RGB picture to the float32 tensor a model was trained to see.
+"""Preprocessing: from an upright RGB picture to the normalised float32 tensor that a model expects.
 
-timm's `create_transform` is the one source of truth. `plan_from_timm` walks the transform that timm built and writes
-its steps down as a `PreprocessPlan`; applying a plan needs Pillow and NumPy alone and gives the same bits.
+timm's `create_transform` is the reference: `convert_transform` turns the transform that it builds into a
+`PreprocessPlan`, which needs only Pillow and NumPy and gives bit-identical results.
 """
 
 import json
@@ -19,7 +19,7 @@ from mfcli.models.registry import Variant
 
 @dataclass(frozen=True)
 class PreprocessPlan:
-    """The steps between a picture and a tensor.
+    """The parameters of resizing, cropping and normalising a picture.
 
     Attributes:
         resize_shorter_side: pixels of the shorter side after resizing; the longer side keeps the ratio, rounded down.
@@ -48,15 +48,15 @@ class PreprocessPlan:
                 resize_shorter_side=int(fields["resize_shorter_side"]),
                 crop_size=(int(fields["crop_size"][0]), int(fields["crop_size"][1])),
                 interpolation=str(fields["interpolation"]),
-                mean=_triple(fields["mean"]),
-                std=_triple(fields["std"]),
+                mean=_to_floats(fields["mean"]),
+                std=_to_floats(fields["std"]),
             )
             Image.Resampling[plan.interpolation.upper()]
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise ModelError(f"not a preprocessing plan: {text[:80]!r}") from error
         return plan
 
-    def resized(self, width: int, height: int) -> tuple[int, int]:
+    def compute_resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) in pixels after the resize step."""
         short, long = min(width, height), max(width, height)
         long = int(self.resize_shorter_side * long / short)
@@ -70,25 +70,25 @@ class PreprocessPlan:
             max_pixels: the largest number of pixels that the resize step may produce; None for no limit.
 
         Raises:
-            PictureError: too_large, where the resize step would pass max_pixels (a very long strip).
+            PictureError: too_large, if the resized picture (of a very long strip) would exceed max_pixels.
         """
-        size = self.resized(*picture.size)
+        size = self.compute_resized_size(*picture.size)
         if max_pixels is not None and size[0] * size[1] > max_pixels:
             raise PictureError(
                 FailureCode.TOO_LARGE,
                 f"{picture.width}x{picture.height} would be resized to {size[0]}x{size[1]}, "
-                f"over --max-pixels {max_pixels}",
+                f"which exceeds max_pixels={max_pixels}",
             )
         if size != picture.size:
             picture = picture.resize(size, Image.Resampling[self.interpolation.upper()])
-        pixels = np.asarray(self._centre_crop(picture))
+        pixels = np.asarray(self._crop_centre(picture))
         out = np.empty((3, *pixels.shape[:2]), np.float32)
         for channel in range(3):
-            # no level is out of range, and with mode="raise" NumPy would fill a buffer first
+            # all levels are in range; with mode="raise" NumPy would buffer the output
             np.take(self._lookup[channel], pixels[..., channel], out=out[channel], mode="clip")
         return out
 
-    def _centre_crop(self, picture: Image.Image) -> Image.Image:
+    def _crop_centre(self, picture: Image.Image) -> Image.Image:
         height, width = self.crop_size
         left = round((picture.width - width) / 2)
         top = round((picture.height - height) / 2)
@@ -96,17 +96,17 @@ class PreprocessPlan:
 
     @cached_property
     def _lookup(self) -> NDArray[np.float32]:
-        """The normalised value of each of the 256 levels, float32 (3, 256), in torchvision's order of operations."""
+        """The normalised values of the 256 levels, float32 (3, 256), computed in torchvision's order of operations."""
         levels = np.arange(256, dtype=np.float32) / np.float32(255)
         mean, std = (np.array(v, np.float32)[:, None] for v in (self.mean, self.std))
         return (levels - mean) / std
 
 
-def plan_for(variant: Variant) -> PreprocessPlan:
-    """Return the plan of a row, from the transform that timm builds for it; imports timm and torch."""
+def make_preprocess_plan(variant: Variant) -> PreprocessPlan:
+    """Return a variant's plan, converted from the transform that timm builds for it; imports timm and torch."""
     from timm.data import create_transform
 
-    return plan_from_timm(
+    return convert_transform(
         create_transform(
             input_size=variant.input_size,
             crop_pct=variant.crop_pct,
@@ -117,11 +117,11 @@ def plan_for(variant: Variant) -> PreprocessPlan:
     )
 
 
-def plan_from_timm(transform: Any) -> PreprocessPlan:
-    """Write down the evaluation transform that timm's `create_transform` built.
+def convert_transform(transform: Any) -> PreprocessPlan:
+    """Convert an evaluation transform of timm's `create_transform` to a plan.
 
     Raises:
-        ModelError: the transform has a step, or a step has a setting, that a plan cannot say.
+        ModelError: it has a step, or a step has a setting, that a plan cannot express.
     """
     from timm.data.transforms import MaybeToTensor
     from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
@@ -129,23 +129,23 @@ def plan_from_timm(transform: Any) -> PreprocessPlan:
     steps = transform.transforms if isinstance(transform, Compose) else None
     kinds = [type(step) for step in steps or ()]
     if steps is None or kinds != [Resize, CenterCrop, MaybeToTensor, Normalize]:
-        raise ModelError(f"timm built a transform that no preprocessing plan describes: {transform}")
+        raise ModelError(f"timm built a transform that a preprocessing plan cannot express: {transform}")
     resize, crop, _, normalize = steps
     if not isinstance(resize.size, int) or resize.max_size is not None or not resize.antialias:
-        raise ModelError(f"timm built a resize step that no preprocessing plan describes: {resize}")
+        raise ModelError(f"timm built a resize step that a preprocessing plan cannot express: {resize}")
     crop_height, crop_width = crop.size
     if max(crop_height, crop_width) > resize.size:
-        raise ModelError(f"timm built a crop step that pads, which no preprocessing plan describes: {crop}")
+        raise ModelError(f"timm built a crop step that pads, which a preprocessing plan cannot express: {crop}")
     return PreprocessPlan(
         resize_shorter_side=resize.size,
         crop_size=(int(crop_height), int(crop_width)),
         interpolation=resize.interpolation.value,
-        mean=_triple(normalize.mean),
-        std=_triple(normalize.std),
+        mean=_to_floats(normalize.mean),
+        std=_to_floats(normalize.std),
     )
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
-    """Three floats; a float32 tensor gives the shortest decimals that round to the same float32."""
+def _to_floats(values: Any) -> tuple[float, float, float]:
+    """Return three floats: of float32 values, the shortest decimals that round to them."""
     first, second, third = (float(np.format_float_positional(np.float32(float(v)), unique=True)) for v in values)
     return first, second, third

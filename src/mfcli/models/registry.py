@@ -50,11 +50,11 @@ HUB = "https://huggingface.co"
 
 @dataclass(frozen=True, slots=True)
 class WeightsSource:
-    """An address that has a row's checkpoint.
+    """A published address of a checkpoint.
 
     Attributes:
         url: on the Hugging Face hub, `{HUB}/{repository}/resolve/{revision}/{path}`.
-        sha256: the digest that the file there must have, None where it is not known beforehand.
+        sha256: the digest that the file must have, None if none is published.
     """
 
     url: str
@@ -71,8 +71,8 @@ class Architecture:
     """The shape of a backbone: four stages of `depths` blocks with `dims` channels.
 
     The stem is a 7x7 convolution with `stem_stride` and `stem_padding`; `kernel_size` is that of the depthwise
-    convolutions; `mlp_ratio` says how many times as wide as a block its channel MLP is inside; `mlp_head` is the
-    two-layer head with squared ReLU, else the head is one linear layer.
+    convolutions; `mlp_ratio` is the expansion of the channel MLP; `mlp_head` selects the two-layer head with squared
+    ReLU instead of a single linear layer.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Variant:
-    """One checkpoint: an architecture, what it was trained on, its preprocessing and its published figures.
+    """One published checkpoint: its architecture, training data, preprocessing and published figures.
 
     Attributes:
         name: the paper's name, for instance `caformer_s18_384_in21ft1k`.
@@ -98,12 +98,12 @@ class Variant:
         num_classes: outputs of the head.
         crop_pct: share of the resized shorter side that the centre crop keeps, as in timm.
         params: number of parameters, RandFormer's frozen mixing matrices included.
-        published_params_m: millions of parameters as printed in the paper, None where it prints none.
+        published_params_m: millions of parameters as printed in the paper, None if it prints none.
         published_macs_g: billions of multiply-adds as printed in the paper.
         published_top1: ImageNet-1k top-1 in percent as printed in the paper.
         timm_top1: the same as measured by timm.
-        sources: where the checkpoint is published, in the order in which they are tried; none for the bundled model.
-        timm_name: timm's name with its tag, None where timm has no such checkpoint.
+        sources: where the checkpoint is published, in the order of trying; empty for the bundled model.
+        timm_name: timm's name with its tag, None if timm has no such checkpoint.
     """
 
     name: str
@@ -162,7 +162,7 @@ class Variant:
 
     @cached_property
     def aliases(self) -> tuple[str, ...]:
-        """Other names that mean this row: timm's, and the `in21kft1k` spelling found in the reference's README."""
+        """Other names of this row: timm's, and the `in21kft1k` spelling of the reference's README."""
         aliases = []
         if self.timm_name and self.timm_name != self.name:
             aliases.append(self.timm_name)
@@ -172,9 +172,9 @@ class Variant:
             aliases.append(BUNDLED_ALIAS)
         return tuple(aliases)
 
-    def is_meant_by(self, glob: str) -> bool:
+    def matches(self, glob: str) -> bool:
         """Return whether a glob matches the row's name, or, with a dot in the glob, timm's name of it."""
-        pattern = _plain(glob)
+        pattern = _normalize_name(glob)
         name = self.timm_name if "." in pattern else self.name
         return name is not None and fnmatch.fnmatchcase(name, pattern)
 
@@ -196,7 +196,7 @@ _WITH_MLP_HEAD = (  # size, depths, dims: ConvFormer and CAFormer
 )
 
 
-def _architectures() -> Mapping[str, Architecture]:
+def _build_architectures() -> Mapping[str, Architecture]:
     plain = (Family.IDENTITYFORMER, Family.RANDFORMER, Family.POOLFORMER, Family.POOLFORMERV2)
     rows = [Architecture(f"{f}_{size}", f, depths, dims) for f in plain for size, depths, dims in _PLAIN]
     rows += [
@@ -219,10 +219,12 @@ def _architectures() -> Mapping[str, Architecture]:
     return MappingProxyType({row.name: row for row in rows})
 
 
-ARCHITECTURES = _architectures()
+ARCHITECTURES = _build_architectures()
+
+_Row = tuple[str, int, str, float, int, float | None, float | None, float | None, float | None]
 
 # architecture, input size, pretraining, crop_pct, params; as published: params in M, MACs in G, top-1; timm's top-1
-_ROWS: tuple[tuple[str, int, str, float, int, float | None, float | None, float | None, float | None], ...] = (
+_ROWS: tuple[_Row, ...] = (
     ("convformer_t8", 64, "bundled", 0.95, 3_553_864, None, None, None, None),
     ("identityformer_s12", 224, "in1k", 1.0, 11_891_712, 11.9, 1.8, 74.6, None),
     ("identityformer_s24", 224, "in1k", 1.0, 21_341_464, 21.3, 3.4, 78.2, None),
@@ -287,7 +289,7 @@ _ROWS: tuple[tuple[str, int, str, float, int, float | None, float | None, float 
 )
 
 
-def _variant(row: tuple[str, int, str, float, int, float | None, float | None, float | None, float | None]) -> Variant:
+def _parse_row(row: _Row) -> Variant:
     architecture_name, size, pretraining_name, crop_pct, params, params_m, macs_g, top1, timm_top1 = row
     architecture, pretraining = ARCHITECTURES[architecture_name], Pretraining(pretraining_name)
     name = architecture.name
@@ -295,7 +297,7 @@ def _variant(row: tuple[str, int, str, float, int, float | None, float | None, f
         name += f"_{size}"
     if pretraining in (Pretraining.IN21FT1K, Pretraining.IN21K):
         name += f"_{pretraining}"
-    timm_name = _timm_name(architecture, size, pretraining)
+    timm_name = _build_timm_name(architecture, size, pretraining)
     return Variant(
         name=name,
         architecture=architecture,
@@ -308,20 +310,22 @@ def _variant(row: tuple[str, int, str, float, int, float | None, float | None, f
         published_macs_g=macs_g,
         published_top1=top1,
         timm_top1=timm_top1,
-        sources=_sources(name, architecture.family, pretraining, timm_name),
+        sources=_list_sources(name, architecture.family, pretraining, timm_name),
         timm_name=timm_name,
     )
 
 
-def _timm_name(architecture: Architecture, size: int, pretraining: Pretraining) -> str | None:
+def _build_timm_name(architecture: Architecture, size: int, pretraining: Pretraining) -> str | None:
     tags = {Pretraining.IN1K: "in1k", Pretraining.IN21FT1K: "in22k_ft_in1k", Pretraining.IN21K: "in22k"}
     if architecture.family in (Family.IDENTITYFORMER, Family.RANDFORMER) or pretraining not in tags:
         return None
     return f"{architecture.name}.sail_{tags[pretraining]}" + (f"_{size}" if size != 224 else "")
 
 
-def _sources(name: str, family: Family, pretraining: Pretraining, timm_name: str | None) -> tuple[WeightsSource, ...]:
-    """The paper's host first, which has no PoolFormer v1, then timm's."""
+def _list_sources(
+    name: str, family: Family, pretraining: Pretraining, timm_name: str | None
+) -> tuple[WeightsSource, ...]:
+    """Return the addresses in the paper's repository, which lacks PoolFormer v1, and in timm's."""
     sources = []
     if pretraining is not Pretraining.BUNDLED and family is not Family.POOLFORMER:
         sources.append(WeightsSource(f"{HUB}/sail/dl/resolve/main/{family}/{name}.pth"))
@@ -330,26 +334,26 @@ def _sources(name: str, family: Family, pretraining: Pretraining, timm_name: str
     return tuple(sources)
 
 
-VARIANTS: Mapping[str, Variant] = MappingProxyType({v.name: v for v in map(_variant, _ROWS)})
+VARIANTS: Mapping[str, Variant] = MappingProxyType({v.name: v for v in map(_parse_row, _ROWS)})
 _ALIASES = {alias: v.name for v in VARIANTS.values() for alias in v.aliases}
 
 
 def list_variants() -> tuple[Variant, ...]:
-    """Return every checkpoint's row, the bundled model first."""
+    """Return all variants, the bundled model first."""
     return tuple(VARIANTS.values())
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return name.strip().lower().removeprefix("hf-hub:").removeprefix("timm/")
 
 
 def find_variant(name: str) -> Variant:
-    """Return the row called `name`: the paper's name, timm's, or an alias; case and a `timm/` prefix do not matter.
+    """Return the variant with a name: the paper's, timm's, or an alias; case and a `timm/` prefix are ignored.
 
     Raises:
-        ModelError: no row has this name; the hint suggests the nearest ones.
+        ModelError: no variant has this name; the hint suggests similar ones.
     """
-    key = _plain(name)
+    key = _normalize_name(name)
     variant = VARIANTS.get(_ALIASES.get(key, key))
     if variant is None:
         import difflib
@@ -362,10 +366,10 @@ def find_variant(name: str) -> Variant:
 
 
 def default_variant(settings: Settings) -> Variant:
-    """Return the row that is taken where none is named.
+    """Return the variant that is used if none is named.
 
     Raises:
-        ModelError: MF_MODEL names no row.
+        ModelError: MF_MODEL is not the name of a variant.
     """
     try:
         return find_variant(settings.model)

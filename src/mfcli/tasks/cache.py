@@ -163,7 +163,7 @@ def match_entries(settings: Settings, names: list[str]) -> list[CacheEntry]:
     wanted: set[str] = set()
     for name in names:
         if is_glob(name):
-            rows = {v.name for v in VARIANTS.values() if v.is_meant_by(name)}
+            rows = {v.name for v in VARIANTS.values() if v.matches(name)}
             meant = rows | set(fnmatch.filter(strange, name.lower()))
         else:
             meant = {find_variant(name).name}

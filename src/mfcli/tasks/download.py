@@ -64,7 +64,7 @@ def choose(names: list[str]) -> list[Variant]:
     chosen: dict[str, Variant] = {}
     for name in names:
         if is_glob(name):
-            found = [v for v in list_variants() if v.sources and v.is_meant_by(name)]
+            found = [v for v in list_variants() if v.sources and v.matches(name)]
             if not found:
                 raise ModelError(f"no model matches {name!r}", "all of them: mf list-models")
         else:

@@ -41,7 +41,7 @@ class ModelFilter:
         if self.pattern is None:
             return True
         if is_glob(self.pattern):
-            return variant.is_meant_by(self.pattern)
+            return variant.matches(self.pattern)
         return any(self.pattern.lower() in name for name in (variant.name, *variant.aliases))
 
 
