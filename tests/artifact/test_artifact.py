@@ -210,6 +210,14 @@ def test_a_touched_artifact_is_hashed_once(
     assert hashed == [path]
 
 
+def test_opening_writes_nothing(cache: Path, small_weights: Path) -> None:
+    (path,) = (cache / "artifacts").glob("*.onnx")
+    path.touch()
+    before = path.with_suffix(".json").read_bytes()
+    open_artifact(path, BUNDLED, artifact_key(BUNDLED, sha256_of(small_weights)), None)
+    assert path.with_suffix(".json").read_bytes() == before
+
+
 def test_a_damaged_bundled_artifact_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert artifact_file.bundled_is_intact(BUNDLED)
     for suffix in ("onnx", "json"):

@@ -1,4 +1,4 @@
-"""The graph: what torch computes, in fewer nodes, and the same bits for a picture in whatever batch."""
+"""The graph: torch's logits with fewer nodes, and bit-identical logits of a picture in every batch."""
 
 import dataclasses
 from collections import Counter
@@ -16,7 +16,7 @@ from mfcli.models.metaformer import MetaFormer, build_model
 from mfcli.models.registry import ARCHITECTURES, Family, find_variant
 
 SIZE = {Family.RANDFORMER: 224}
-"""Random mixing is bound to the token count of 224x224; the other families are tried on small pictures."""
+"""Random mixing needs the token count of 224x224; the other families are tested on small pictures."""
 
 
 def small_model(family: Family, depth: int = 1) -> tuple[MetaFormer, int]:
@@ -39,7 +39,7 @@ def run(loaded: onnxruntime.InferenceSession, batch: NDArray[np.float32]) -> NDA
 
 
 @pytest.mark.parametrize("family", Family)
-def test_it_computes_what_torch_does(family: Family) -> None:
+def test_logits_equal_torch(family: Family) -> None:
     model, size = small_model(family)
     proto = write_graph(model, (3, size, size))
     onnx.checker.check_model(proto, full_check=True)
@@ -50,8 +50,8 @@ def test_it_computes_what_torch_does(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", Family)
-def test_layer_scale_and_offsets_are_taken_up(family: Family) -> None:
-    """Every scale, weight and bias far from what it is at the start, so that a lost or doubled one shows."""
+def test_scales_and_offsets_are_folded(family: Family) -> None:
+    """Every scale, weight and bias is far from its initial value, so that a lost or doubled one is noticed."""
     model, size = small_model(family)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -78,7 +78,7 @@ def test_a_pictures_logits_do_not_depend_on_batch_or_threads(family: Family) -> 
 
 
 @pytest.mark.parametrize("family", [Family.CONVFORMER, Family.CAFORMER])
-def test_the_same_for_the_smallest_ones(family: Family) -> None:
+def test_logits_of_the_smallest_models_do_not_depend_on_the_batch(family: Family) -> None:
     bundled = find_variant("bundled").architecture
     architecture = dataclasses.replace(bundled, family=family)
     model = build_model(architecture, num_classes=200).eval()
@@ -89,7 +89,7 @@ def test_the_same_for_the_smallest_ones(family: Family) -> None:
         assert np.array_equal(run(loaded, batch[:batch_size]), together[:batch_size]), batch_size
 
 
-def nodes(family: Family, depth: int) -> Counter[str]:
+def count_nodes(family: Family, depth: int) -> Counter[str]:
     model, size = small_model(family, depth)
     return Counter(node.op_type for node in write_graph(model, (3, size, size)).graph.node)
 
@@ -102,14 +102,14 @@ def nodes(family: Family, depth: int) -> Counter[str]:
         (Family.IDENTITYFORMER, {"MatMul": 8, "InstanceNormalization": 8, "Transpose": 0}),
     ],
 )
-def test_what_one_more_block_a_stage_costs(family: Family, expected: dict[str, int]) -> None:
-    more = nodes(family, 2)
-    more.subtract(nodes(family, 1))
+def test_the_nodes_of_one_more_block_per_stage(family: Family, expected: dict[str, int]) -> None:
+    more = count_nodes(family, 2)
+    more.subtract(count_nodes(family, 1))
     assert {kind: more[kind] for kind in expected} == expected
     assert not set(more) & {"Pow", "ReduceMean", "Identity", "Dropout", "Split", "Div", "Sqrt"}
 
 
-def test_only_operators_of_onnx() -> None:
+def test_only_standard_operators() -> None:
     for family in Family:
         model, size = small_model(family)
         proto = write_graph(model, (3, size, size))
@@ -117,7 +117,7 @@ def test_only_operators_of_onnx() -> None:
         assert {node.domain for node in proto.graph.node} == {""}
 
 
-def test_half_weights_stay_what_they_are() -> None:
+def test_half_weights_are_stored_exactly() -> None:
     model, size = small_model(Family.CAFORMER)
     model.half().float()
     proto = write_graph(model, (3, size, size), half_weights=True)

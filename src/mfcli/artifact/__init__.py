@@ -1,4 +1,4 @@
-"""A checkpoint as one ONNX file that answers without torch: its graph, its metadata, finding it or building it.
+"""Artifacts: a checkpoint as one ONNX file that needs no torch, with its preprocessing plan and labels in its metadata.
 
-Where checkpoints come from is the hub's business; what computes the logits is an engine's.
+Where checkpoints come from is the business of mfcli.hub; computing logits is that of an engine.
 """

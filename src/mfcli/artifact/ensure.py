@@ -1,10 +1,11 @@
-"""The artifact of a model, found or built: the one call that tasks make to get a model ready."""
+"""From a model's name to its artifact: found in the cache, or built after its checkpoint was fetched."""
 
 import contextlib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mfcli.artifact.build import build_artifact
+from mfcli.artifact.file import Artifact, artifact_key, artifact_path, open_artifact, record_mtime
 from mfcli.errors import ModelError, UsageError
 from mfcli.files import cached_sha256, lock
 from mfcli.hub.acquire import (
@@ -21,11 +22,6 @@ from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Progress
 from mfcli.settings import Settings
 
-if TYPE_CHECKING:
-    pass
-from mfcli.artifact.build import build_artifact
-from mfcli.artifact.file import Artifact, artifact_key, artifact_path, open_artifact
-
 
 def ensure_artifact(
     variant: Variant,
@@ -34,76 +30,79 @@ def ensure_artifact(
     progress: Progress = lambda _: None,
     fetch: FetchOptions = DEFAULT_FETCH,
 ) -> Artifact:
-    """Return the ready artifact of a variant: looked up, else built, its weights downloaded first where needed.
+    """Return a variant's artifact: from the cache, or built from its checkpoint, which is downloaded if necessary.
 
     Args:
-        variant: the row.
-        weights_file: a checkpoint of the user's; None for the variant's own.
-        settings: say where artifacts are kept; that folder is not touched for the bundled model.
-        progress: told before something that takes long, and how far a download is.
-        fetch: how the variant's own checkpoint is wanted.
+        variant: the model.
+        weights_file: the user's own checkpoint; None for the variant's.
+        settings: locate the cache; the bundled model does not use it.
+        progress: called before what takes long, and during a download.
+        fetch: how the variant's checkpoint is fetched.
 
     Raises:
-        EngineError: an artifact is to be made, and a package that it takes cannot be loaded.
-        ModelError: there are no weights and none can be had, or they are not this variant's.
-        OutputError: the artifact cannot be kept.
+        EngineError: a package that is needed to build an artifact cannot be loaded.
+        ModelError: there is no checkpoint and none can be fetched, or it is not this variant's.
+        OutputError: the cache is not writable.
+        UsageError: the bundled model is to be fetched from elsewhere, or an address is malformed.
     """
     if weights_file is None and variant.pretraining is Pretraining.BUNDLED:
         path = bundled_file(f"{variant.name}.onnx")
         bundled = open_artifact(path, variant, None, path.with_suffix(".safetensors"))
-        _check_bundled(bundled, fetch)
+        _check_fetch_of_bundled(bundled, fetch)
         return bundled
     if weights_file is not None:
         digest = cached_sha256(weights_file, settings.cache_dir / "digests")
     else:
-        check = partial(_try_file, variant, settings, progress)
+        check = partial(_try_build, variant, settings, progress)
         if not fetch.force and not fetch.origin and has_new_manual_file(variant, settings):
             adopt_manual_file(variant, settings, progress, check)
         have = find_stored_weights(variant, settings)
-        if fetch == DEFAULT_FETCH and have and (ready := _ready(variant, have, settings)):
-            return ready
+        if fetch == DEFAULT_FETCH and have and (artifact := _find_artifact(variant, have, settings)):
+            return artifact
         have = fetch_checkpoint(variant, settings, progress, check, fetch)
         weights_file, digest = have.path, have.sha256
     path = artifact_path(variant, digest, settings)
-    if fetch.force:  # without its sidecar an artifact counts as torn
+    if fetch.force:  # without its sidecar an artifact counts as damaged
         with contextlib.suppress(OSError):
             path.with_suffix(".json").unlink(missing_ok=True)
     return _open_or_build(variant, weights_file, digest, path, progress)
 
 
-def _check_bundled(bundled: Artifact, fetch: FetchOptions) -> None:
-    """It is never fetched, so it can only be asked whether it is the one that is meant."""
+def _check_fetch_of_bundled(bundled: Artifact, fetch: FetchOptions) -> None:
     if fetch.origin:
         raise UsageError(
-            f"{bundled.variant} ships with the package and is taken from nowhere else",
-            f"other weights of this model: mf predict --model {bundled.variant} --weights FILE",
+            f"{bundled.variant} ships with the package and cannot be fetched from elsewhere",
+            "use other weights of this model with mf predict: weights=FILE",
         )
-    check_digest(
-        bundled.variant, bundled.weights_sha256, fetch, "it ships with the package: another release has another"
-    )
+    hint = "it ships with the package: other releases have another"
+    check_digest(bundled.variant, bundled.weights_sha256, fetch, hint)
 
 
-def _try_file(variant: Variant, settings: Settings, progress: Progress, path: Path) -> None:
-    """Raise a ModelError for a file that is not the variant's checkpoint: only making its artifact tells."""
+def _try_build(variant: Variant, settings: Settings, progress: Progress, path: Path) -> None:
+    """Raise a ModelError for a file that is not the variant's checkpoint, which only building an artifact shows."""
     ensure_artifact(variant, path, settings, progress)
 
 
 def _open_or_build(variant: Variant, weights_file: Path, digest: str, path: Path, progress: Progress) -> Artifact:
-    key = artifact_key(variant, digest)
     try:
-        return open_artifact(path, variant, key, weights_file)
+        return _open_cached(variant, digest, path, weights_file)
     except ModelError:
         _build_once(variant, weights_file, digest, path, progress)
-        return open_artifact(path, variant, key, weights_file)
+        return _open_cached(variant, digest, path, weights_file)
 
 
-def _ready(variant: Variant, have: StoredWeights, settings: Settings) -> Artifact | None:
-    """The good artifact of a checkpoint, which itself may be gone, unless another file is in its place."""
+def _open_cached(variant: Variant, digest: str, path: Path, checkpoint: Path) -> Artifact:
+    artifact = open_artifact(path, variant, artifact_key(variant, digest), checkpoint)
+    record_mtime(artifact)
+    return artifact
+
+
+def _find_artifact(variant: Variant, have: StoredWeights, settings: Settings) -> Artifact | None:
+    """Return the artifact of a checkpoint, intact or pruned, if it is valid; None if another file replaced it."""
     if check_stored_weights(have) is CheckpointStatus.OTHER:
         return None
     with contextlib.suppress(ModelError):
-        key = artifact_key(variant, have.sha256)
-        return open_artifact(artifact_path(variant, have.sha256, settings), variant, key, have.path)
+        return _open_cached(variant, have.sha256, artifact_path(variant, have.sha256, settings), have.path)
     return None
 
 
@@ -111,6 +110,6 @@ def _build_once(variant: Variant, weights_file: Path, digest: str, path: Path, p
     with lock(path.with_suffix(".lock"), f"another process that prepares {variant.name}", progress):
         try:
             open_artifact(path, variant, artifact_key(variant, digest), weights_file)
-        except ModelError:  # nobody else has built it meanwhile
+        except ModelError:  # no other process has built it meanwhile
             progress(f"preparing {variant.name} (once for these weights)")
             build_artifact(variant, weights_file, digest, path)

@@ -1,19 +1,19 @@
-"""One artifact: a self-describing ONNX file that answers without torch, and opening, finding and writing it.
+"""The artifact file: finding, opening and writing it.
 
-Input `input` float32 (N, 3, H, W), output `logits` float32 (N, classes), dynamic N. Its metadata properties hold the
-preprocessing plan, the labels, where the weights came from, and the check that was run when it was made. A JSON sidecar
-holds the file's own SHA-256, size and modification time.
+An artifact is an ONNX file with the input `input` float32 (N, 3, H, W) and the output `logits` float32 (N, classes), N
+dynamic. Its metadata properties hold the preprocessing plan, the labels, the origin of the weights, and the result of
+the comparison with torch. A JSON sidecar holds the file's SHA-256, size and modification time.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfcli.artifact.metadata import metadata_props
+from mfcli.artifact.metadata import read_metadata
 from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.files import is_file, sha256_of, write_atomically
 from mfcli.hub.bundled import REINSTALL, bundled_file, is_bundled
@@ -28,26 +28,27 @@ if TYPE_CHECKING:
 
 
 FORMAT_VERSION = 2
-"""Raised whenever the graph or the metadata of an artifact changes meaning; older files are then rebuilt."""
+"""Incremented whenever the graph or the metadata of an artifact changes meaning; older files are then rebuilt."""
 METADATA_PREFIX = "mfcli."
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """An artifact that was opened and found right.
+    """An opened and checked artifact.
 
     Attributes:
         path: the ONNX file.
         variant: the variant's name.
         key: the cache key, see `artifact_key`.
-        weights_sha256: digest of the checkpoint it was made from.
+        weights_sha256: digest of the checkpoint it was built from.
         source_url: where that checkpoint is published, None if nowhere.
-        checkpoint: the checkpoint's file, for the engine that needs it; None where it is not known.
+        checkpoint: the checkpoint's file, for the torch engine; None if it is unknown or gone.
         plan: the preprocessing.
         labels: one per class, in head order.
-        versions: of the packages that made it.
-        check: the largest difference to torch found at each batch size, as a share of the logits' standard deviation.
-        size_bytes: of the file.
+        versions: of the packages that built it.
+        check: the largest difference from torch at each batch size, in units of the logits' standard deviation.
+        size_bytes: the file's size.
+        mtime_ns: the file's modification time when it was checked.
     """
 
     path: Path
@@ -61,20 +62,33 @@ class Artifact:
     versions: dict[str, str]
     check: dict[str, float]
     size_bytes: int
+    mtime_ns: int = field(compare=False)
 
     @property
     def remedy(self) -> str:
-        """What to do where the file seems to be damaged."""
+        """What to do if the file seems damaged."""
         return REINSTALL if is_bundled(self.path) else "mf cache verify"
 
 
 def artifact_path(variant: Variant, weights_sha256: str, settings: Settings) -> Path:
-    """Return where the artifact of a checkpoint is kept."""
+    """Return the path of a checkpoint's artifact in the cache.
+
+    Args:
+        variant: the model.
+        weights_sha256: digest of the checkpoint.
+        settings: locate the cache.
+    """
     return settings.cache_dir / "artifacts" / f"{variant.name}-{artifact_key(variant, weights_sha256)[:16]}.onnx"
 
 
 def artifact_key(variant: Variant, weights_sha256: str, half_weights: bool = False) -> str:
-    """Return 64 hex digits over all that shapes an artifact: weights, format, row, options."""
+    """Return the SHA-256 over all that determines an artifact: weights, format version, registry row, options.
+
+    Args:
+        variant: the model.
+        weights_sha256: digest of the checkpoint.
+        half_weights: whether the weights are stored as float16.
+    """
     recipe = {
         "format_version": FORMAT_VERSION,
         "weights_sha256": weights_sha256,
@@ -87,10 +101,10 @@ def artifact_key(variant: Variant, weights_sha256: str, half_weights: bool = Fal
 
 
 def find_artifacts(variant: Variant, settings: Settings) -> list[Artifact]:
-    """Return the good artifacts of a variant on this machine: the bundled one, and those in the cache by name."""
+    """Return a variant's valid artifacts on this machine: the bundled one, then those in the cache, sorted by name."""
     bundled = variant.pretraining is Pretraining.BUNDLED
     paths = [bundled_file(f"{variant.name}.onnx")] if bundled else []
-    with contextlib.suppress(UsageError):  # nobody knows where the cache is
+    with contextlib.suppress(UsageError):  # no cache directory
         paths += [path for name, path in list_artifacts(settings) if name == variant.name]
     found = []
     for path in paths:
@@ -100,51 +114,48 @@ def find_artifacts(variant: Variant, settings: Settings) -> list[Artifact]:
 
 
 def bundled_is_intact(variant: Variant) -> bool:
-    """Whether the bundled artifact is byte by byte what was installed.
+    """Return whether the bundled artifact has the digest in its sidecar.
 
     Raises:
-        ModelError: it, or its sidecar, cannot be read.
+        ModelError: one of the two cannot be read.
     """
     path = bundled_file(f"{variant.name}.onnx")
     try:
         return bool(sha256_of(path) == json.loads(path.with_suffix(".json").read_bytes())["sha256"])
     except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
-        raise ModelError(f"{path} and its .json beside it cannot be read: {error}", REINSTALL) from error
+        raise ModelError(f"{path} or its .json file cannot be read: {error}", REINSTALL) from error
 
 
 def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Path | None) -> Artifact:
-    """Open an artifact and check that it is whole and the one that is meant.
+    """Open an artifact and check its size, format version, variant and key; nothing is written.
 
-    Size, format version, variant and key are checked; the digest is checked when the file is written and, in the cache,
-    when its time of change is another than it was then.
+    The digest is compared only in the cache, and only if the modification time is not the recorded one (see
+    `record_mtime`): hashing at every start would take longer than a prediction.
 
     Args:
         path: the ONNX file; its sidecar lies beside it.
-        variant: the row it must be of.
-        key: the key it must have; None for any.
-        checkpoint: the weights it was made from, where they are at hand.
+        variant: the variant that it must have.
+        key: the key that it must have; None for any.
+        checkpoint: the checkpoint that it was built from, if known.
 
     Raises:
-        ModelError: it is missing, torn, foreign, or of another version, variant or key.
+        ModelError: it is missing, truncated, foreign, or of another version, variant or key.
     """
     try:
         sidecar = json.loads(path.with_suffix(".json").read_bytes())
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             size_bytes = status.st_size
-            metadata = dict(metadata_props(file, size_bytes))
+            metadata = dict(read_metadata(file, size_bytes))
         if sidecar["size_bytes"] != size_bytes:
             raise ModelError(f"{path} has {size_bytes} bytes instead of {sidecar['size_bytes']}", REINSTALL)
         fields = {name: json.loads(metadata[METADATA_PREFIX + name]) for name in _FIELDS}
         wanted = {"format_version": FORMAT_VERSION, "variant": variant.name, "key": key or fields["key"]}
         if different := [name for name, value in wanted.items() if fields[name] != value]:
-            raise ModelError(f"{path} is of another {different[0]}: {fields[different[0]]}", REINSTALL)
-        if not is_bundled(path) and sidecar.get("mtime_ns") != status.st_mtime_ns:
-            if sha256_of(path) != sidecar["sha256"]:
-                raise ModelError(f"{path} was changed since it was made", REINSTALL)
-            sidecar["mtime_ns"] = status.st_mtime_ns  # it was only touched, or copied
-            with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
-                write_atomically(path.with_suffix(".json"), json.dumps(sidecar).encode())
+            raise ModelError(f"{path} has another {different[0]}: {fields[different[0]]}", REINSTALL)
+        is_touched = not is_bundled(path) and sidecar.get("mtime_ns") != status.st_mtime_ns
+        if is_touched and sha256_of(path) != sidecar["sha256"]:
+            raise ModelError(f"{path} changed since it was built", REINSTALL)
         return Artifact(
             path=path,
             variant=fields["variant"],
@@ -157,11 +168,12 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
             versions=fields["versions"],
             check=fields["check"],
             size_bytes=size_bytes,
+            mtime_ns=status.st_mtime_ns,
         )
     except OSError as error:
         raise ModelError(f"cannot read the artifact {path}: {error.strerror}", REINSTALL) from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ModelError(f"{path} is torn or not an artifact of mfcli", REINSTALL) from error
+        raise ModelError(f"{path} is damaged, or not an artifact of mfcli", REINSTALL) from error
 
 
 _FIELDS = (
@@ -177,13 +189,30 @@ _FIELDS = (
 )
 
 
+def record_mtime(artifact: Artifact) -> None:
+    """Record a new modification time in an artifact's sidecar, so that it is not hashed again the next time.
+
+    In a read-only cache nothing is recorded.
+    """
+    path = artifact.path.with_suffix(".json")
+    with contextlib.suppress(OSError, ValueError):
+        sidecar = json.loads(path.read_bytes())
+        if sidecar.get("mtime_ns") != artifact.mtime_ns:
+            write_atomically(path, json.dumps(sidecar | {"mtime_ns": artifact.mtime_ns}).encode())
+
+
 def write_artifact(proto: "ModelProto", path: Path) -> None:
-    """Write graph and sidecar beside their targets and rename them, the sidecar last: it says that all is there."""
+    """Write the ONNX file and its sidecar atomically, the sidecar last: without one, an artifact counts as damaged.
+
+    Raises:
+        OSError: one cannot be written.
+        OutputError: the disk returns other bytes than were written.
+    """
     data = proto.SerializeToString()
     sidecar: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
     write_atomically(path, data)
     if sha256_of(path) != sidecar["sha256"]:
-        raise OutputError(f"{path} reads back differently than it was written", "check the disk")
+        raise OutputError(f"{path} does not read back as it was written", "check the disk")
     if not is_bundled(path):
         sidecar["mtime_ns"] = path.stat().st_mtime_ns
     write_atomically(path.with_suffix(".json"), json.dumps(sidecar).encode())

@@ -1,18 +1,18 @@
-"""The inference graph of a backbone, written node by node: what the runtime should do, not what an exporter emits.
+"""The ONNX graph of a backbone for inference, written node by node rather than by an exporter.
 
-Three ideas, each of them a pass over memory less between the products, which are what the time should go to:
+Three optimisations save passes over memory between the matrix products:
 
-- A tensor carries factors and offsets per channel that are still owed (`Feature.gain`, `Feature.shift`): the scale and
-  bias of StarReLU, the weight and bias of a norm over all dimensions, layer scale. The next linear layer takes them up
-  in its own weights. A layer norm keeps its weight, because the operator multiplies by one in any case.
-- A stage that convolves or pools keeps its maps channels first, (N, C, H, W), with 1x1 convolutions for linear layers:
-  ONNX Runtime then computes the convolutions, their ReLU and the shortcuts' additions in its blocked layout, without
-  leaving it. All other stages keep channels last and multiply matrices.
+- A tensor carries a pending factor and offset per channel (`Feature.gain`, `Feature.shift`): the scale and bias of
+  StarReLU, the weight and bias of a norm over all dimensions, layer scale. The next linear layer folds them into its
+  weights. A layer norm keeps its weight, because the operator multiplies in any case.
+- A stage that convolves or pools keeps its feature maps channels first, (N, C, H, W), with 1x1 convolutions for linear
+  layers: ONNX Runtime then computes convolutions, ReLU and shortcut additions without leaving its blocked layout. All
+  other stages keep channels last and multiply matrices.
 - Squares are products.
 
-Only operators of ONNX itself are used, so that every runtime can read the graph, and pooling to one pixel is
-GlobalAveragePool: ONNX Runtime's ReduceMean adds up in another order when the batch is one picture, and its logits
-would depend on the batch. torch is imported here through metaformer: import this module inside functions only.
+Only standard ONNX operators are used, so that every runtime can read the graph. Global pooling is GlobalAveragePool:
+ONNX Runtime's ReduceMean sums in another order for a batch of one, so logits would depend on the batch size. torch is
+imported here through metaformer: import this module inside functions only.
 """
 
 from dataclasses import dataclass, replace
@@ -43,15 +43,15 @@ from mfcli.models.metaformer import (
 )
 
 OPSET = 20
-"""The oldest with Gelu; read by onnxruntime 1.20 and openvino 2024.6."""
+"""The first with Gelu; supported by onnxruntime 1.20 and openvino 2024.6."""
 
 IR_VERSION = 9
-"""The one that came with this opset."""
+"""The IR version of this opset."""
 
 Array = NDArray[np.float32]
 
 _CHANNELS_FIRST = (SepConv, Pooling)
-"""Token mixers that work on maps: their stages stay channels first."""
+"""Token mixers that work on feature maps: their stages stay channels first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ class Feature:
         name: the tensor, float32 (N, H, W, C) or (N, C, H, W).
         channels: C.
         size: (H, W).
-        channels_last: which of both layouts it is.
-        gain: factor per channel that is still owed, float32 (C,) or (1,); None for 1.
-        shift: the same for what is to be added; None for 0.
+        channels_last: whether it is (N, H, W, C).
+        gain: pending factor per channel, float32 (C,) or (1,); None for 1.
+        shift: pending offset per channel, of the same shape; None for 0.
     """
 
     name: str
@@ -76,16 +76,16 @@ class Feature:
 
 
 def write_graph(model: MetaFormer, input_size: tuple[int, int, int], *, half_weights: bool = False) -> ModelProto:
-    """Return the graph of a backbone: `input` float32 (N, C, H, W) to `logits` float32 (N, classes), N free.
+    """Return the graph of a backbone: `input` float32 (N, C, H, W) to `logits` float32 (N, classes), N dynamic.
 
     Args:
-        model: in eval mode; its parameters' names name the graph's constants.
+        model: in eval mode; the graph's constants have the names of its parameters.
         input_size: (C, H, W) of a picture.
-        half_weights: store weights that float16 holds exactly as that; the arithmetic stays float32.
+        half_weights: store weights as float16 if they are exactly representable; they are computed with as float32.
     """
     writer = _Writer(model, half_weights)
     with torch.no_grad():
-        writer.backbone(model, input_size)
+        writer.write_backbone(model, input_size)
     picture = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *input_size])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", model.num_classes])
     graph = helper.make_graph(writer.nodes, "metaformer", [picture], [logits], writer.constants)
@@ -95,7 +95,7 @@ def write_graph(model: MetaFormer, input_size: tuple[int, int, int], *, half_wei
 
 
 class _Writer:
-    """Writes the nodes of one module after another."""
+    """Collects the nodes and constants of a graph, one module after another."""
 
     def __init__(self, model: MetaFormer, half_weights: bool) -> None:
         self.nodes: list[Any] = []
@@ -104,50 +104,49 @@ class _Writer:
         self._half_weights = half_weights
         self._known: set[str] = set()
 
-    def node(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+    def add_node(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Add a node with one output; return the output's name."""
         name = name or f"{op}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
-    def constant(self, name: str, values: NDArray[Any]) -> str:
-        """Add a constant as it is; one of a name that exists is taken to be the same."""
+    def add_constant(self, name: str, values: NDArray[Any]) -> str:
+        """Add a constant, unless there is one of this name; return its name."""
         if name not in self._known:
             self._known.add(name)
             self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
-    def numbers(self, *values: int) -> str:
-        """Add integers, as shapes are."""
-        return self.constant(f"numbers_{'_'.join(map(str, values))}", np.array(values, np.int64))
+    def add_integers(self, *values: int) -> str:
+        """Add a constant of integers, such as a shape."""
+        return self.add_constant(f"numbers_{'_'.join(map(str, values))}", np.array(values, np.int64))
 
-    def weight(self, name: str, values: Array, *factors: Array) -> str:
-        """Add a large constant times small ones that broadcast to it.
+    def add_weight(self, name: str, values: Array, *factors: Array) -> str:
+        """Add a weight multiplied by factors that broadcast to it.
 
-        The product is made here, unless the weights are stored as float16: then the graph holds the product of
-        constants, which the runtime makes when it loads.
+        If it is stored as float16, the graph holds the multiplication, and the runtime folds it on loading.
         """
         half = values.astype(np.float16)
         if not (self._half_weights and np.array_equal(half.astype(np.float32), values)):
             product = values.astype(np.float64)
             for factor in factors:
                 product = product * factor
-            return self.constant(name, product.astype(np.float32))
-        stored = self.constant(f"{name}.half", half)
-        result = self.node("Cast", stored, name=f"{name}.float", to=TensorProto.FLOAT)
+            return self.add_constant(name, product.astype(np.float32))
+        stored = self.add_constant(f"{name}.half", half)
+        result = self.add_node("Cast", stored, name=f"{name}.float", to=TensorProto.FLOAT)
         for index, factor in enumerate(factors):
-            result = self.node("Mul", result, self.constant(f"{name}.factor{index}", factor))
+            result = self.add_node("Mul", result, self.add_constant(f"{name}.factor{index}", factor))
         return result
 
-    def in_layout(self, x: Feature, channels_last: bool) -> Feature:
-        """Transpose a tensor unless it has this layout."""
+    def convert_layout(self, x: Feature, channels_last: bool) -> Feature:
+        """Transpose a tensor if it has the other layout."""
         if x.channels_last == channels_last:
             return x
         perm = [0, 2, 3, 1] if channels_last else [0, 3, 1, 2]
-        return replace(x, name=self.node("Transpose", x.name, perm=perm), channels_last=channels_last)
+        return replace(x, name=self.add_node("Transpose", x.name, perm=perm), channels_last=channels_last)
 
-    def settled(self, x: Feature) -> Feature:
-        """Apply what is owed: on maps by a batch norm, which ONNX Runtime can do in its blocked layout."""
+    def apply_pending(self, x: Feature) -> Feature:
+        """Apply pending gain and shift; channels first by a batch norm, which has a blocked layout in ONNX Runtime."""
         if x.gain is None and x.shift is None:
             return x
         gain = np.ones(1, np.float32) if x.gain is None else x.gain
@@ -155,44 +154,44 @@ class _Writer:
         name = x.name
         if x.channels_last:
             if x.gain is not None:
-                name = self.node("Mul", name, self.constant(f"{x.name}.gain", gain))
+                name = self.add_node("Mul", name, self.add_constant(f"{x.name}.gain", gain))
             if shift.any():
-                name = self.node("Add", name, self.constant(f"{x.name}.shift", shift))
+                name = self.add_node("Add", name, self.add_constant(f"{x.name}.shift", shift))
         else:
-            zeros = self.constant(f"zeros_{x.channels}", np.zeros(x.channels, np.float32))
-            ones = self.constant(f"ones_{x.channels}", np.ones(x.channels, np.float32))
-            gain_name = self.constant(f"{x.name}.gain", _per_channel(gain, x.channels))
-            shift_name = self.constant(f"{x.name}.shift", _per_channel(shift, x.channels))
-            name = self.node("BatchNormalization", name, gain_name, shift_name, zeros, ones, epsilon=0.0)
+            zeros = self.add_constant(f"zeros_{x.channels}", np.zeros(x.channels, np.float32))
+            ones = self.add_constant(f"ones_{x.channels}", np.ones(x.channels, np.float32))
+            gain_name = self.add_constant(f"{x.name}.gain", _broadcast(gain, x.channels))
+            shift_name = self.add_constant(f"{x.name}.shift", _broadcast(shift, x.channels))
+            name = self.add_node("BatchNormalization", name, gain_name, shift_name, zeros, ones, epsilon=0.0)
         return replace(x, name=name, gain=None, shift=None)
 
-    def linear(self, x: Feature, name: str, weight: Array, own_bias: torch.Tensor | None = None) -> Feature:
+    def write_linear(self, x: Feature, name: str, weight: Array, own_bias: torch.Tensor | None = None) -> Feature:
         """Write a linear layer over the channels: weight float32 (out, in)."""
-        bias = np.zeros(len(weight)) if own_bias is None else _array(own_bias).astype(np.float64)
+        bias = np.zeros(len(weight)) if own_bias is None else _to_array(own_bias).astype(np.float64)
         if x.shift is not None:
-            bias += weight.astype(np.float64) @ _per_channel(x.shift, x.channels)
+            bias += weight.astype(np.float64) @ _broadcast(x.shift, x.channels)
         if x.channels_last:
             factors = () if x.gain is None else (x.gain[:, np.newaxis],)
-            out = self.node("MatMul", x.name, self.weight(f"{name}.weight", weight.T, *factors))
+            out = self.add_node("MatMul", x.name, self.add_weight(f"{name}.weight", weight.T, *factors))
             if bias.any():
-                out = self.node("Add", out, self.constant(f"{name}.bias", bias.astype(np.float32)))
+                out = self.add_node("Add", out, self.add_constant(f"{name}.bias", bias.astype(np.float32)))
         else:
             factors = () if x.gain is None else (x.gain[:, np.newaxis, np.newaxis],)
-            inputs = [self.weight(f"{name}.weight", weight[:, :, np.newaxis, np.newaxis], *factors)]
+            inputs = [self.add_weight(f"{name}.weight", weight[:, :, np.newaxis, np.newaxis], *factors)]
             if bias.any():
-                inputs.append(self.constant(f"{name}.bias", bias.astype(np.float32)))
-            out = self.node("Conv", x.name, *inputs, kernel_shape=[1, 1])
+                inputs.append(self.add_constant(f"{name}.bias", bias.astype(np.float32)))
+            out = self.add_node("Conv", x.name, *inputs, kernel_shape=[1, 1])
         return replace(x, name=out, channels=len(weight), gain=None, shift=None)
 
-    def convolution(self, x: Feature, conv: nn.Conv2d) -> Feature:
-        """Write a convolution of maps whose zero padding must see what is owed applied."""
-        x = self.settled(self.in_layout(x, channels_last=False))
+    def write_convolution(self, x: Feature, conv: nn.Conv2d) -> Feature:
+        """Write a convolution; because of its zero padding, pending gain and shift are applied before it."""
+        x = self.apply_pending(self.convert_layout(x, channels_last=False))
         name = self._names[conv]
-        inputs = [self.weight(f"{name}.weight", _array(conv.weight))]
+        inputs = [self.add_weight(f"{name}.weight", _to_array(conv.weight))]
         if conv.bias is not None:
-            inputs.append(self.constant(f"{name}.bias", _array(conv.bias)))
-        kernel, stride, padding = conv.kernel_size, conv.stride, _pair(conv.padding)
-        out = self.node(
+            inputs.append(self.add_constant(f"{name}.bias", _to_array(conv.bias)))
+        kernel, stride, padding = conv.kernel_size, conv.stride, _to_pair(conv.padding)
+        out = self.add_node(
             "Conv",
             x.name,
             *inputs,
@@ -204,86 +203,86 @@ class _Writer:
         height, width = ((n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.size, padding, kernel, stride, strict=True))
         return replace(x, name=out, channels=conv.out_channels, size=(height, width))
 
-    def norm(self, x: Feature, norm: nn.Module) -> Feature:
-        """Write a norm: over the channels of each position, or over everything in a picture."""
+    def write_norm(self, x: Feature, norm: nn.Module) -> Feature:
+        """Write a norm over the channels of each position, or over the whole feature map."""
         if isinstance(norm, nn.Identity):
             return x
         if isinstance(norm, LayerNormGeneral):
-            return self._norm_of_a_picture(self.settled(x), norm)
-        x = self.settled(self.in_layout(x, channels_last=True))
-        return replace(x, name=self.layer_norm(x.name, norm))
+            return self._write_whole_image_norm(self.apply_pending(x), norm)
+        x = self.apply_pending(self.convert_layout(x, channels_last=True))
+        return replace(x, name=self.write_layer_norm(x.name, norm))
 
-    def layer_norm(self, x: str, norm: nn.Module) -> str:
+    def write_layer_norm(self, x: str, norm: nn.Module) -> str:
         """Write a norm over the last dimension."""
         assert isinstance(norm, LayerNormWithoutBias | nn.LayerNorm)
         name = self._names[norm]
-        inputs = [self.constant(f"{name}.weight", _array(norm.weight))]
+        inputs = [self.add_constant(f"{name}.weight", _to_array(norm.weight))]
         if isinstance(norm, nn.LayerNorm):
-            inputs.append(self.constant(f"{name}.bias", _array(norm.bias)))
-        return self.node("LayerNormalization", x, *inputs, axis=-1, epsilon=norm.eps)
+            inputs.append(self.add_constant(f"{name}.bias", _to_array(norm.bias)))
+        return self.add_node("LayerNormalization", x, *inputs, axis=-1, epsilon=norm.eps)
 
-    def _norm_of_a_picture(self, x: Feature, norm: LayerNormGeneral) -> Feature:
-        """As an instance norm of one long channel; weight and bias stay owed."""
+    def _write_whole_image_norm(self, x: Feature, norm: LayerNormGeneral) -> Feature:
+        """Write it as an instance norm of a single channel; weight and bias become pending."""
         assert tuple(norm.normalized_dim) == (1, 2, 3)
         height, width = x.size
-        one = self.constant("ones_1", np.ones(1, np.float32))
-        zero = self.constant("zeros_1", np.zeros(1, np.float32))
-        flat = self.node("Reshape", x.name, self.numbers(-1, 1, height * width * x.channels))
-        flat = self.node("InstanceNormalization", flat, one, zero, epsilon=norm.eps)
+        one = self.add_constant("ones_1", np.ones(1, np.float32))
+        zero = self.add_constant("zeros_1", np.zeros(1, np.float32))
+        flat = self.add_node("Reshape", x.name, self.add_integers(-1, 1, height * width * x.channels))
+        flat = self.add_node("InstanceNormalization", flat, one, zero, epsilon=norm.eps)
         shape = (height, width, x.channels) if x.channels_last else (x.channels, height, width)
         return replace(
             x,
-            name=self.node("Reshape", flat, self.numbers(-1, *shape)),
-            gain=_array(norm.weight),
-            shift=None if norm.bias is None else _array(norm.bias),
+            name=self.add_node("Reshape", flat, self.add_integers(-1, *shape)),
+            gain=_to_array(norm.weight),
+            shift=None if norm.bias is None else _to_array(norm.bias),
         )
 
-    def activation(self, x: Feature, activation: nn.Module) -> Feature:
-        """Write an activation; the scale and bias of StarReLU stay owed."""
+    def write_activation(self, x: Feature, activation: nn.Module) -> Feature:
+        """Write an activation; scale and bias of StarReLU become pending."""
         if isinstance(activation, nn.GELU):
-            return replace(x, name=self.node("Gelu", x.name))
+            return replace(x, name=self.add_node("Gelu", x.name))
         assert isinstance(activation, StarReLU | SquaredReLU)
-        x = replace(x, name=self.squared_relu(x.name))
+        x = replace(x, name=self.write_squared_relu(x.name))
         if isinstance(activation, StarReLU):
-            x = replace(x, gain=_array(activation.scale), shift=_array(activation.bias))
+            x = replace(x, gain=_to_array(activation.scale), shift=_to_array(activation.bias))
         return x
 
-    def squared_relu(self, x: str) -> str:
+    def write_squared_relu(self, x: str) -> str:
         """Write relu(x) * relu(x)."""
-        positive = self.node("Relu", x)
-        return self.node("Mul", positive, positive)
+        positive = self.add_node("Relu", x)
+        return self.add_node("Mul", positive, positive)
 
-    # Token mixers: Feature in, Feature out, both in the stage's layout.
+    # Token mixers: input and output have the stage's layout.
 
-    def token_mixer(self, x: Feature, mixer: nn.Module) -> Feature:
+    def write_token_mixer(self, x: Feature, mixer: nn.Module) -> Feature:
         """Write a token mixer."""
         match mixer:
             case IdentityMixing():
                 return x
             case RandomMixing():
-                return self.random_mixing(x, mixer)
+                return self.write_random_mixing(x, mixer)
             case Pooling():
-                return self.pooling(x, mixer)
+                return self.write_pooling(x, mixer)
             case SepConv():
-                return self.separable_convolution(x, mixer)
+                return self.write_separable_convolution(x, mixer)
             case Attention():
-                return self.attention(x, mixer)
+                return self.write_attention(x, mixer)
         raise NotImplementedError(type(mixer).__name__)
 
-    def random_mixing(self, x: Feature, mixer: RandomMixing) -> Feature:
-        """Mix positions by the frozen matrix; factors per channel commute with it, offsets would not."""
+    def write_random_mixing(self, x: Feature, mixer: RandomMixing) -> Feature:
+        """Mix positions by the frozen matrix; a pending gain commutes with it, a shift would not."""
         assert x.shift is None
         height, width = x.size
-        tokens = self.node("Reshape", x.name, self.numbers(-1, height * width, x.channels))
-        matrix = self.weight(f"{self._names[mixer]}.random_matrix", _array(mixer.random_matrix))
-        mixed = self.node("MatMul", matrix, tokens)
-        return replace(x, name=self.node("Reshape", mixed, self.numbers(-1, height, width, x.channels)))
+        tokens = self.add_node("Reshape", x.name, self.add_integers(-1, height * width, x.channels))
+        matrix = self.add_weight(f"{self._names[mixer]}.random_matrix", _to_array(mixer.random_matrix))
+        mixed = self.add_node("MatMul", matrix, tokens)
+        return replace(x, name=self.add_node("Reshape", mixed, self.add_integers(-1, height, width, x.channels)))
 
-    def pooling(self, x: Feature, mixer: Pooling) -> Feature:
-        """Subtract each position from its neighbourhood's mean; an offset per channel cancels out."""
+    def write_pooling(self, x: Feature, mixer: Pooling) -> Feature:
+        """Subtract each position from its neighbourhood's mean; a pending shift cancels out."""
         pool = mixer.pool
         size, padding = int(pool.kernel_size), int(pool.padding)  # type: ignore[arg-type]
-        mean = self.node(
+        mean = self.add_node(
             "AveragePool",
             x.name,
             kernel_shape=[size] * 2,
@@ -291,94 +290,98 @@ class _Writer:
             strides=[1, 1],
             count_include_pad=int(pool.count_include_pad),
         )
-        return replace(x, name=self.node("Sub", mean, x.name), shift=None)
+        return replace(x, name=self.add_node("Sub", mean, x.name), shift=None)
 
-    def separable_convolution(self, x: Feature, mixer: SepConv) -> Feature:
+    def write_separable_convolution(self, x: Feature, mixer: SepConv) -> Feature:
         """Expand, activate, convolve each channel, project."""
         name = self._names[mixer]
-        x = self.activation(self.linear(x, f"{name}.pwconv1", _array(mixer.pwconv1.weight)), mixer.act1)
-        return self.linear(self.convolution(x, mixer.dwconv), f"{name}.pwconv2", _array(mixer.pwconv2.weight))
+        x = self.write_activation(self.write_linear(x, f"{name}.pwconv1", _to_array(mixer.pwconv1.weight)), mixer.act1)
+        x = self.write_convolution(x, mixer.dwconv)
+        return self.write_linear(x, f"{name}.pwconv2", _to_array(mixer.pwconv2.weight))
 
-    def attention(self, x: Feature, mixer: Attention) -> Feature:
-        """Attend in each head; three products instead of one for all spare the copies that taking them apart makes."""
+    def write_attention(self, x: Feature, mixer: Attention) -> Feature:
+        """Attend in each head; separate products for query, key and value avoid the copies of splitting a joint one."""
         name, (height, width), heads, dim = self._names[mixer], x.size, mixer.num_heads, mixer.head_dim
-        query, key, value = np.split(_array(mixer.qkv.weight), 3)
-        split = self.numbers(-1, height * width, heads, dim)
+        query, key, value = np.split(_to_array(mixer.qkv.weight), 3)
+        split = self.add_integers(-1, height * width, heads, dim)
         scale = np.full(1, dim**-0.5, np.float32)
         gain = scale if x.gain is None else x.gain * scale
 
-        def of_heads(x: Feature, part: str, weight: Array, perm: list[int]) -> str:
-            projected = self.linear(x, f"{name}.{part}", weight)
-            return self.node("Transpose", self.node("Reshape", projected.name, split), perm=perm)
+        def project_heads(x: Feature, part: str, weight: Array, perm: list[int]) -> str:
+            projected = self.write_linear(x, f"{name}.{part}", weight)
+            return self.add_node("Transpose", self.add_node("Reshape", projected.name, split), perm=perm)
 
-        q = of_heads(replace(x, gain=gain), "q", query, [0, 2, 1, 3])
-        k = of_heads(x, "k", key, [0, 2, 3, 1])
-        v = of_heads(x, "v", value, [0, 2, 1, 3])
-        attended = self.node("MatMul", self.node("Softmax", self.node("MatMul", q, k), axis=-1), v)
-        attended = self.node("Transpose", attended, perm=[0, 2, 1, 3])
-        joined = self.node("Reshape", attended, self.numbers(-1, height, width, heads * dim))
+        q = project_heads(replace(x, gain=gain), "q", query, [0, 2, 1, 3])
+        k = project_heads(x, "k", key, [0, 2, 3, 1])
+        v = project_heads(x, "v", value, [0, 2, 1, 3])
+        attended = self.add_node("MatMul", self.add_node("Softmax", self.add_node("MatMul", q, k), axis=-1), v)
+        attended = self.add_node("Transpose", attended, perm=[0, 2, 1, 3])
+        joined = self.add_node("Reshape", attended, self.add_integers(-1, height, width, heads * dim))
         x = replace(x, name=joined, channels=heads * dim, gain=None, shift=None)
-        return self.linear(x, f"{name}.proj", _array(mixer.proj.weight))
+        return self.write_linear(x, f"{name}.proj", _to_array(mixer.proj.weight))
 
-    def mlp(self, x: Feature, mlp: nn.Module) -> Feature:
+    def write_mlp(self, x: Feature, mlp: nn.Module) -> Feature:
         """Write a block's channel MLP."""
         assert isinstance(mlp, Mlp)
         name = self._names[mlp]
-        x = self.activation(self.linear(x, f"{name}.fc1", _array(mlp.fc1.weight), mlp.fc1.bias), mlp.act)
-        return self.linear(x, f"{name}.fc2", _array(mlp.fc2.weight), mlp.fc2.bias)
+        x = self.write_activation(self.write_linear(x, f"{name}.fc1", _to_array(mlp.fc1.weight), mlp.fc1.bias), mlp.act)
+        return self.write_linear(x, f"{name}.fc2", _to_array(mlp.fc2.weight), mlp.fc2.bias)
 
-    def block(self, x: Feature, block: MetaFormerBlock) -> Feature:
-        """Write a block; it leaves the layout as it is."""
-        mixed = self.token_mixer(self.in_layout(self.norm(x, block.norm1), x.channels_last), block.token_mixer)
-        x = self.shortcut(x, block.res_scale1, mixed, block.layer_scale1)
-        transformed = self.mlp(self.in_layout(self.norm(x, block.norm2), x.channels_last), block.mlp)
-        return self.shortcut(x, block.res_scale2, transformed, block.layer_scale2)
+    def write_block(self, x: Feature, block: MetaFormerBlock) -> Feature:
+        """Write a block; its output has the layout of its input."""
+        normed = self.convert_layout(self.write_norm(x, block.norm1), x.channels_last)
+        mixed = self.write_token_mixer(normed, block.token_mixer)
+        x = self.write_shortcut(x, block.res_scale1, mixed, block.layer_scale1)
+        normed = self.convert_layout(self.write_norm(x, block.norm2), x.channels_last)
+        return self.write_shortcut(x, block.res_scale2, self.write_mlp(normed, block.mlp), block.layer_scale2)
 
-    def shortcut(self, x: Feature, res_scale: nn.Module, branch: Feature, layer_scale: nn.Module) -> Feature:
-        """Add a branch to what it branched off from, each times its scale."""
-        kept, added = self.settled(_times(x, res_scale)), self.settled(_times(branch, layer_scale))
-        return replace(kept, name=self.node("Add", kept.name, added.name))
+    def write_shortcut(self, x: Feature, res_scale: nn.Module, branch: Feature, layer_scale: nn.Module) -> Feature:
+        """Add a branch to its shortcut, each multiplied by its scale."""
+        x = self.apply_pending(_multiply_pending(x, res_scale))
+        branch = self.apply_pending(_multiply_pending(branch, layer_scale))
+        return replace(x, name=self.add_node("Add", x.name, branch.name))
 
-    def downsampling(self, x: Feature, layer: Downsampling) -> Feature:
+    def write_downsampling(self, x: Feature, layer: Downsampling) -> Feature:
         """Write the convolution before a stage, with its norms."""
-        return self.norm(self.convolution(self.norm(x, layer.pre_norm), layer.conv), layer.post_norm)
+        return self.write_norm(self.write_convolution(self.write_norm(x, layer.pre_norm), layer.conv), layer.post_norm)
 
-    def backbone(self, model: MetaFormer, input_size: tuple[int, int, int]) -> None:
+    def write_backbone(self, model: MetaFormer, input_size: tuple[int, int, int]) -> None:
         """Write everything from `input` to `logits`."""
         channels, height, width = input_size
         x = Feature("input", channels, (height, width), channels_last=False)
         for downsample, stage in zip(model.downsample_layers, model.stages, strict=True):
             assert isinstance(downsample, Downsampling)
             assert isinstance(stage, nn.Sequential)
-            x = self.downsampling(x, downsample)
-            x = self.in_layout(x, channels_last=not isinstance(stage[0].token_mixer, _CHANNELS_FIRST))
+            x = self.write_downsampling(x, downsample)
+            x = self.convert_layout(x, channels_last=not isinstance(stage[0].token_mixer, _CHANNELS_FIRST))
             for block in stage:
                 assert isinstance(block, MetaFormerBlock)
-                x = self.block(x, block)
-        pooled = self.node("GlobalAveragePool", self.in_layout(x, channels_last=False).name)
-        features = self.layer_norm(self.node("Flatten", pooled), model.norm)
-        self.head(features, model.head)
+                x = self.write_block(x, block)
+        pooled = self.add_node("GlobalAveragePool", self.convert_layout(x, channels_last=False).name)
+        features = self.write_layer_norm(self.add_node("Flatten", pooled), model.norm)
+        self.write_head(features, model.head)
 
-    def head(self, x: str, head: nn.Module) -> None:
+    def write_head(self, x: str, head: nn.Module) -> None:
         """Write the head on features (N, C)."""
         if isinstance(head, MlpHead):
-            hidden = self.squared_relu(self.dense(x, head.fc1))
-            self.dense(self.layer_norm(hidden, head.norm), head.fc2, "logits")
+            hidden = self.write_squared_relu(self.write_dense(x, head.fc1))
+            self.write_dense(self.write_layer_norm(hidden, head.norm), head.fc2, "logits")
         else:
             assert isinstance(head, nn.Linear)
-            self.dense(x, head, "logits")
+            self.write_dense(x, head, "logits")
 
-    def dense(self, x: str, layer: nn.Linear, name: str = "") -> str:
+    def write_dense(self, x: str, layer: nn.Linear, name: str = "") -> str:
         """Write a linear layer on (N, C)."""
         prefix = self._names[layer]
-        weight = self.weight(f"{prefix}.weight", _array(layer.weight))
-        return self.node("Gemm", x, weight, self.constant(f"{prefix}.bias", _array(layer.bias)), name=name, transB=1)
+        weight = self.add_weight(f"{prefix}.weight", _to_array(layer.weight))
+        bias = self.add_constant(f"{prefix}.bias", _to_array(layer.bias))
+        return self.add_node("Gemm", x, weight, bias, name=name, transB=1)
 
 
-def _times(x: Feature, scale: nn.Module) -> Feature:
+def _multiply_pending(x: Feature, scale: nn.Module) -> Feature:
     if not isinstance(scale, Scale):
         return x
-    factor = _array(scale.scale)
+    factor = _to_array(scale.scale)
     return replace(
         x,
         gain=factor if x.gain is None else x.gain * factor,
@@ -386,13 +389,13 @@ def _times(x: Feature, scale: nn.Module) -> Feature:
     )
 
 
-def _array(tensor: torch.Tensor) -> Array:
+def _to_array(tensor: torch.Tensor) -> Array:
     return tensor.detach().float().numpy()
 
 
-def _per_channel(values: Array, channels: int) -> Array:
+def _broadcast(values: Array, channels: int) -> Array:
     return np.ascontiguousarray(np.broadcast_to(values, channels))
 
 
-def _pair(padding: Any) -> tuple[int, int]:
+def _to_pair(padding: Any) -> tuple[int, int]:
     return padding if isinstance(padding, tuple) else (padding, padding)
