@@ -1,4 +1,4 @@
-"""Files: digests that are remembered, writes that are whole or not there."""
+"""File primitives: cached digests, atomic writes, errors of the cache."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from mfcli.files import cached_sha256, sha256_of, write_atomically
 HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 
 
-def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_digest_is_cached_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, index = tmp_path / "w.pth", tmp_path / "index"
     path.write_bytes(b"hello")
     assert cached_sha256(path, index) == HELLO
@@ -27,7 +27,7 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     assert cached_sha256(path, index) == sha256_of(path) != HELLO
 
 
-def test_what_to_do_about_a_cache_depends_on_what_is_wrong(tmp_path: Path) -> None:
+def test_the_hint_for_an_unwritable_cache_depends_on_the_cause(tmp_path: Path) -> None:
     full = files.cache_write_error(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
     assert (full.message, full.hint) == (
         f"cannot write to the cache {tmp_path}: No space left on device",
@@ -36,7 +36,7 @@ def test_what_to_do_about_a_cache_depends_on_what_is_wrong(tmp_path: Path) -> No
     assert files.cache_write_error(tmp_path, PermissionError(13, "x")).hint == "name another folder: MF_CACHE_DIR=DIR"
 
 
-def test_a_damaged_memory_is_not_trusted(tmp_path: Path) -> None:
+def test_a_damaged_index_entry_is_ignored(tmp_path: Path) -> None:
     path, index = tmp_path / "w.pth", tmp_path / "index"
     path.write_bytes(b"hello")
     cached_sha256(path, index)
@@ -46,7 +46,7 @@ def test_a_damaged_memory_is_not_trusted(tmp_path: Path) -> None:
         assert cached_sha256(path, index) == HELLO
 
 
-def test_a_memory_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
+def test_an_unwritable_index_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     path.write_bytes(b"hello")
     assert cached_sha256(path, path / "index") == HELLO
@@ -59,7 +59,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         sha256_of(tmp_path / "none.pth")
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.json"
     write_atomically(path, b"old")
 
