@@ -1,4 +1,4 @@
-"""mf download, mf cache, and predictions that download: in processes of their own, against a hub on loopback."""
+"""mf download, mf cache, and predictions that download, against a hub on loopback."""
 
 import json
 import os
@@ -25,7 +25,7 @@ PATH = f"/sail/dl/resolve/main/poolformerv2/{NAME}.pth"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generated weights of the smallest published row: 48 MB."""
+    """Random weights of the smallest published model: 48 MB."""
     path = tmp_path_factory.mktemp("published") / f"{NAME}.pth"
     torch.save(fill(create_model(NAME)).state_dict(), path)
     return path
@@ -53,7 +53,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
 
 
 @pytest.mark.usefixtures("hub")
-def test_rows_do_not_go_where_the_download_is_drawn(mf_terminal: Mf, coffee: Path) -> None:
+def test_rows_are_not_written_to_the_progress_display(mf_terminal: Mf, coffee: Path) -> None:
     first = mf_terminal("predict", coffee, coffee, "-m", NAME, "--format", "jsonl", "-k", "1")
     assert (first.code, NAME in first.err) == (0, True)
     assert [json.loads(line)["status"] for line in first.out.splitlines()] == ["ok", "ok"]
@@ -132,10 +132,10 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path, monkeyp
     assert mf("cache", "ls", "--format", "csv").out == header
     for name in "resnet50", "resnet*":
         assert mf("cache", "rm", name).code == 4
-    assert mf("cache", "rm", "poolformer*").code == 0  # there is nothing of them, but there are such models
+    assert mf("cache", "rm", "poolformer*").code == 0  # no files of them, but there are such models
 
 
-def test_prune_deletes_its_own_left_overs_alone(mf: Mf, own_cache: Path) -> None:
+def test_prune_deletes_only_its_own_temporary_files(mf: Mf, own_cache: Path) -> None:
     kept = [own_cache / name for name in (".env", "project/.gitignore", "artifacts/.notes", "partial/young.part")]
     gone = [
         own_cache / name for name in ("artifacts/.x.onnx.123-0a1b2c3d", "partial/old.part", "artifacts/stale-1.onnx")
@@ -163,7 +163,7 @@ def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     assert f"or place the file at {os.environ['MF_CACHE_DIR']}/checkpoints/poolformerv2_s24/" in offline.err
     missing = mf("download", "poolformerv2_s24", "--format", "csv")
     assert missing.code == 4
-    assert "no source delivers poolformerv2_s24: " in missing.err
+    assert "cannot fetch poolformerv2_s24 from any source: " in missing.err
     named = json.loads(mf("download", "timm/PoolFormerV2_s*.sail_in1k", "--dry-run", "--format", "json").out)
     assert [row["name"] for row in named] == [row["name"] for row in planned]
     assert mf("download", "a*", "--dry-run").code == 4
@@ -181,17 +181,17 @@ def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     hub.files["/mirror/wrong.pth"] = b"hello"
     assert mf("download", NAME, "--from", f"{hub.endpoint}/mirror/wrong.pth").code == 4
     assert json.loads(mf("info", NAME, "--format", "json").out)["weights"] is None
-    carried = tmp_path / "carried.pth"
-    carried.write_bytes(hub.files[PATH])
+    local = tmp_path / "local.pth"
+    local.write_bytes(hub.files[PATH])
     gets = len(hub.gets)
-    assert mf("download", NAME, "--from", carried, "--offline").code == 0
+    assert mf("download", NAME, "--from", local, "--offline").code == 0
     assert json.loads(mf("info", NAME, "--format", "json").out)["weights"]["is_here"]
     assert len(hub.gets) == gets
     ready = json.loads(mf("download", "bundled", "--format", "json").out)
     assert (ready[0]["status"], len(hub.gets)) == ("ready", gets)
 
 
-def test_an_unready_row_says_what_was_asked(mf: Mf, hub: Hub, own_cache: Path, tmp_path: Path) -> None:
+def test_the_row_of_a_failed_model_names_its_source(mf: Mf, hub: Hub, own_cache: Path, tmp_path: Path) -> None:
     row = json.loads(mf("download", "poolformerv2_s24", "--format", "json").out)[0]
     assert row["status"] == "failed"
     assert row["url"].startswith(f"{hub.endpoint}/sail/dl/")
@@ -211,31 +211,38 @@ def test_an_unready_row_says_what_was_asked(mf: Mf, hub: Hub, own_cache: Path, t
     for origin in (("--from", tmp_path / "x.pth"), ()):
         other = mf("download", NAME, *origin, "--expect-sha256", "1" * 64, "--dry-run", "--format", "json")
         assert (other.code, json.loads(other.out)[0]["status"]) == (4, "failed")
-        assert "but --expect-sha256 says 1111" in other.err
+        assert "but the requested digest is 1111" in other.err
     assert not hub.gets
 
 
-def test_a_plan_ends_where_the_download_would(mf: Mf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_fails_where_the_download_would(mf: Mf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mfcli.http.BACKOFF_S", 0.001)
-    monkeypatch.setenv("MF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there: not at the second source either
+    monkeypatch.setenv("MF_ENDPOINT", "http://127.0.0.1:9")  # no server there: the second source is not tried
     for more in ([], ["--dry-run"]):
         asked = mf("download", NAME, *more, "--format", "json")
         assert (asked.code, asked.err.count("error: gave up on http://127.0.0.1:9/sail/dl/")) == (4, 1)
-        assert asked.err.count("trying again") == 4
+        assert asked.err.count("; retrying in") == 4
 
 
-def test_what_is_asked_for_again_is_not_had_offline(mf: Mf, hub: Hub) -> None:
+def test_nothing_is_fetched_again_offline(mf: Mf, hub: Hub) -> None:
     assert mf("download", NAME, "-q").code == 0
-    for more, hint in ((["--force"], "without --force"), (["--from", "http://127.0.0.1:9/x.pth"], "takes a file")):
+    for more, hint in (
+        (["--force"], "the cached file: omit "),
+        (["--from", "http://127.0.0.1:9/x.pth"], "a local file: "),
+    ):
         for plan in ([], ["--dry-run"]):
             asked = mf("download", NAME, *more, *plan, "--offline", "--format", "json")
-            assert (asked.code, "error: offline nothing is fetched" in asked.err, hint in asked.err) == (4, True, True)
+            assert (asked.code, f"error: cannot fetch {NAME} while offline" in asked.err, hint in asked.err) == (
+                4,
+                True,
+                True,
+            )
             assert json.loads(asked.out)[0]["url"] == (more[1] if more[1:] else hub.endpoint + PATH)
-    assert mf("predict", "-", "-m", NAME, "--offline", "-q").code == 6  # it is still there
+    assert mf("predict", "-", "-m", NAME, "--offline", "-q").code == 6  # the weights are still there
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_folder_that_cannot_be_made_stops_no_other_model(mf: Mf, own_cache: Path) -> None:
+def test_a_model_whose_folder_cannot_be_created_does_not_stop_the_others(mf: Mf, own_cache: Path) -> None:
     (own_cache / "checkpoints").mkdir()
     (own_cache / "checkpoints" / "poolformer_s12").touch()
     ran = mf("download", "poolformer_s12", NAME, "--format", "json")
@@ -243,22 +250,22 @@ def test_a_folder_that_cannot_be_made_stops_no_other_model(mf: Mf, own_cache: Pa
     assert "error: cannot write to the cache" in ran.err
 
 
-def test_the_bundled_model_is_fetched_from_nowhere(mf: Mf, tmp_path: Path) -> None:
+def test_the_bundled_model_is_never_fetched(mf: Mf, tmp_path: Path) -> None:
     ready = json.loads(mf("download", "bundled", "--format", "json").out)[0]
     assert mf("download", "bundled", "--expect-sha256", ready["sha256"]).code == 0
     for more in ((), ("--dry-run",)):
         other = mf("download", "bundled", "--expect-sha256", "1" * 64, *more)
         assert other.code == 4
-        assert f"has SHA-256 {ready['sha256']}, but --expect-sha256 says 1111" in other.err
-        for origin, digest in (("", "1" * 64), ("x.pth", "")):  # as unset variables of a script are
+        assert f"has SHA-256 {ready['sha256']}, but the requested digest is 1111" in other.err
+        for origin, digest in (("", "1" * 64), ("x.pth", "")):  # like unset variables in a script
             empty = mf("download", NAME, "--from", origin, "--expect-sha256", digest, *more)
             assert (empty.code, "names nothing" in empty.err or "is no SHA-256" in empty.err) == (2, True)
         taken = mf("download", "bundled", "--from", tmp_path, *more)
         assert taken.code == 2
-        assert "--weights FILE" in taken.err
+        assert "cannot be fetched from elsewhere" in taken.err
 
 
-def test_a_file_that_waits_for_its_first_use_is_not_bad(mf: Mf, own_cache: Path) -> None:
+def test_a_manual_file_is_new_before_its_first_use(mf: Mf, own_cache: Path) -> None:
     place = own_cache / "checkpoints" / NAME / f"{NAME}.pth"
     place.parent.mkdir(parents=True)
     place.write_bytes(b"x")
@@ -271,11 +278,11 @@ def test_a_file_that_waits_for_its_first_use_is_not_bad(mf: Mf, own_cache: Path)
     assert (damaged.code, json.loads(damaged.out)[0]["status"]) == (9, "bad")
 
 
-def test_a_file_that_replaces_one_placed_by_hand_is_new(mf: Mf, hub: Hub, own_cache: Path, tmp_path: Path) -> None:
+def test_a_file_that_replaces_a_manual_file_is_new(mf: Mf, hub: Hub, own_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(hub.files[PATH])
     assert mf("download", NAME, "--from", tmp_path / "x.pth", "-q").code == 0
     wrong = mf("download", NAME, "--expect-sha256", "1" * 64, "--dry-run")
-    assert (wrong.code, "fetch it again: add --force" in wrong.err) == (4, True)
+    assert (wrong.code, "fetch it again: " in wrong.err) == (4, True)
     place = own_cache / "checkpoints" / NAME / f"{NAME}.pth"
     torch.save(create_model(NAME).state_dict(), place)
 
@@ -284,15 +291,15 @@ def test_a_file_that_replaces_one_placed_by_hand_is_new(mf: Mf, hub: Hub, own_ca
 
     assert statuses() == ["new", "good"]
     assert mf("cache", "prune", "--checkpoints", "-q").code == 0
-    assert statuses() == ["new", "good"]  # the artifact is of the file that was there before
+    assert statuses() == ["new", "good"]  # the artifact is that of the previous file
     planned = json.loads(mf("download", NAME, "--dry-run", "--offline", "--format", "json").out)[0]
     assert (planned["status"], planned["url"]) == ("wanted", str(place))
     assert mf("download", NAME, "--offline", "-q").code == 0
-    assert statuses() == ["good", "good", "good"]  # the artifact of the first one is still there
+    assert statuses() == ["good", "good", "good"]  # the artifact of the first file is still there
     assert not hub.gets
 
 
-def test_folders_among_the_files_of_the_cache(mf: Mf, own_cache: Path) -> None:
+def test_folders_in_the_cache_are_ignored(mf: Mf, own_cache: Path) -> None:
     row = own_cache / "checkpoints" / NAME
     for folder in (row / "a folder", row / "x.json", own_cache / "artifacts" / "x-1.onnx"):
         folder.mkdir(parents=True)
@@ -310,7 +317,9 @@ def test_folders_among_the_files_of_the_cache(mf: Mf, own_cache: Path) -> None:
     assert mf("cache", "prune").code == 0
 
 
-def test_a_file_that_cannot_be_deleted_stops_no_other(mf: Mf, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_deleted_does_not_stop_the_others(
+    mf: Mf, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = own_cache / "checkpoints" / NAME
     row.mkdir(parents=True)
     for name in ("a.pth", "z.pth"):
@@ -340,11 +349,11 @@ def test_ten_processes_download_and_prepare_once(hub: Hub, coffee: Path) -> None
     downloaded = ["note: downloading" in err for (_, err), _ in ran]
     waited = ["note: waiting for another process" in err for (_, err), _ in ran]
     assert downloaded.count(True) == 1
-    assert all(said for said, first in zip(waited, downloaded, strict=True) if not first)  # the first may wait, too
+    assert all(said for said, first in zip(waited, downloaded, strict=True) if not first)  # the first may wait too
     assert sum("note: preparing" in err for (_, err), _ in ran) == 1
 
 
-def test_a_download_that_was_killed_goes_on(hub: Hub, own_cache: Path) -> None:
+def test_a_killed_download_is_resumed(hub: Hub, own_cache: Path) -> None:
     hub.behaviour = Behaviour(bytes_per_s=20_000_000)
     size = len(hub.files[PATH])
     process = start("download", NAME)
@@ -356,10 +365,10 @@ def test_a_download_that_was_killed_goes_on(hub: Hub, own_cache: Path) -> None:
     done = start("download", NAME)
     assert done.wait(timeout=120) == 0, done.communicate()
     assert [status for _, _, status in hub.gets] == [200, 206]
-    assert hub.sent <= 1.05 * size + 2_000_000  # what was in the sockets when it was killed
+    assert hub.sent <= 1.05 * size + 2_000_000  # plus what was in the sockets when it was killed
 
 
-def test_a_build_that_was_killed_is_made_again(hub: Hub, own_cache: Path, coffee: Path) -> None:
+def test_a_killed_build_is_repeated(hub: Hub, own_cache: Path, coffee: Path) -> None:
     process = start("predict", coffee, "-m", NAME)
     wait_for(lambda: list(own_cache.glob("artifacts/*.lock")))
     process.kill()
@@ -371,7 +380,7 @@ def test_a_build_that_was_killed_is_made_again(hub: Hub, own_cache: Path, coffee
     assert len(hub.gets) == 1
 
 
-def test_an_interrupted_download_says_nothing_and_goes_on(hub: Hub, own_cache: Path) -> None:
+def test_an_interrupted_download_prints_nothing_and_keeps_its_bytes(hub: Hub, own_cache: Path) -> None:
     hub.behaviour = Behaviour(bytes_per_s=20_000_000)
     process = start("download", NAME, "-q")
     wait_for(lambda: list(own_cache.glob("partial/*.part")))

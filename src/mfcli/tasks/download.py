@@ -1,4 +1,4 @@
-"""Fetch checkpoints and prepare their artifacts, without predicting anything."""
+"""Fetch checkpoints and build their artifacts, or report what would be fetched."""
 
 import contextlib
 import os
@@ -10,6 +10,7 @@ from mfcli.artifact.ensure import ensure_artifact
 from mfcli.errors import MfError, ModelError, OutputError, UsageError
 from mfcli.files import cached_sha256, is_glob, is_url
 from mfcli.hub.acquire import (
+    FETCH_AGAIN,
     FetchOptions,
     check_digest,
     has_new_manual_file,
@@ -25,7 +26,7 @@ from mfcli.settings import Settings
 
 
 class DownloadStatus(StrEnum):
-    """How it went with one model; WANTED is what a dry run says of one that would be fetched."""
+    """The outcome for one model; WANTED, in a dry run, is a model that would be fetched."""
 
     READY = "ready"
     WANTED = "wanted"
@@ -34,16 +35,16 @@ class DownloadStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DownloadResult:
-    """One model that was asked for.
+    """The outcome for one model.
 
     Attributes:
-        name: the row.
-        status: how it went.
-        size_bytes: of the checkpoint; None where it is not known.
-        sha256: of the checkpoint; None where it is not known.
+        name: the model.
+        status: the outcome.
+        size_bytes: size of the checkpoint, None if unknown.
+        sha256: digest of the checkpoint, None if unknown.
         path: where the checkpoint is, or would be.
-        url: where it is from, or would be from.
-        error: what went wrong, None if nothing did.
+        url: where it was fetched from, or would be.
+        error: why it failed, None if it did not.
     """
 
     name: str
@@ -56,7 +57,7 @@ class DownloadResult:
 
 
 def choose(names: list[str]) -> list[Variant]:
-    """Return the rows that names and globs mean, each once, in the registry's order within a glob.
+    """Return the models that names and globs match, each once; those of a glob in the registry's order.
 
     Raises:
         ModelError: a name is unknown, or a glob matches nothing.
@@ -66,7 +67,7 @@ def choose(names: list[str]) -> list[Variant]:
         if is_glob(name):
             found = [v for v in list_variants() if v.sources and v.matches(name)]
             if not found:
-                raise ModelError(f"no model matches {name!r}", "all of them: mf list-models")
+                raise ModelError(f"no model matches {name!r}", "see mf list-models")
         else:
             found = [find_variant(name)]
         chosen |= {variant.name: variant for variant in found}
@@ -74,20 +75,27 @@ def choose(names: list[str]) -> list[Variant]:
 
 
 def download(names: list[str], settings: Settings, fetch: FetchOptions, progress: Progress) -> list[DownloadResult]:
-    """Make every model that is named ready to predict; one that fails does not stop the others.
+    """Fetch the checkpoints of models and build their artifacts; one that fails does not stop the others.
+
+    Args:
+        names: names and globs of models.
+        settings: locate the caches and the hub.
+        fetch: how the checkpoints are fetched.
+        progress: called before what takes long, and during a download.
 
     Raises:
         ModelError: a name is unknown.
-        UsageError: one origin or digest is given for several models.
+        UsageError: an origin or a digest is given for several models.
     """
     fetch = replace(fetch, keep=True)
-    return [_download(variant, settings, fetch, progress) for variant in _choose_for(names, fetch)]
+    return [_download(variant, settings, fetch, progress) for variant in _choose_variants(names, fetch)]
 
 
-def _choose_for(names: list[str], fetch: FetchOptions) -> list[Variant]:
+def _choose_variants(names: list[str], fetch: FetchOptions) -> list[Variant]:
     variants = choose(names)
     if len(variants) > 1 and (fetch.origin or fetch.expect_sha256):
-        raise UsageError("--from and --expect-sha256 are about one model", "name one model")
+        given = "origin=FILE|URL" if fetch.origin else "expect_sha256=HEX"
+        raise UsageError(f"{given} applies to a single model, not to {len(variants)}", "name one model")
     return variants
 
 
@@ -96,7 +104,7 @@ def _download(variant: Variant, settings: Settings, fetch: FetchOptions, progres
         artifact = ensure_artifact(variant, None, settings, progress, fetch)
     except (ModelError, OutputError) as error:
         place = manual_path(variant, settings) if variant.sources else bundled_file(f"{variant.name}.onnx")
-        origin = _origin(variant, settings, fetch)
+        origin = _find_origin(variant, settings, fetch)
         return DownloadResult(variant.name, DownloadStatus.FAILED, None, None, str(place), origin, error)
     have = find_stored_weights(variant, settings) if variant.sources else None
     if have is None:  # the bundled model
@@ -106,25 +114,31 @@ def _download(variant: Variant, settings: Settings, fetch: FetchOptions, progres
     return DownloadResult(variant.name, DownloadStatus.READY, have.size_bytes, have.sha256, str(have.path), have.url)
 
 
-def _origin(variant: Variant, settings: Settings, fetch: FetchOptions) -> str | None:
-    """Where a checkpoint would first be taken from, without secrets."""
+def _find_origin(variant: Variant, settings: Settings, fetch: FetchOptions) -> str | None:
+    """Return the first source of a checkpoint, without secrets."""
     from mfcli.http import redact_url
 
     if fetch.origin and not is_url(fetch.origin):
         return os.path.realpath(fetch.origin)
-    with contextlib.suppress(UsageError):  # offline, nobody needs MF_ENDPOINT to be an address
+    with contextlib.suppress(UsageError):  # offline, MF_ENDPOINT need not be valid
         return next((redact_url(url) for _, url in resolve_sources(variant, settings, fetch)), None)
     return None
 
 
 def plan(names: list[str], settings: Settings, fetch: FetchOptions, progress: Progress) -> list[DownloadResult]:
-    """Return what `download` would do; asks servers for sizes, unless offline, and fetches nothing.
+    """Return what `download` would do, without doing it; unless offline, sizes are requested from the servers.
+
+    Args:
+        names: names and globs of models.
+        settings: locate the caches and the hub.
+        fetch: how the checkpoints would be fetched.
+        progress: called with a message before each retry.
 
     Raises:
         ModelError: a name is unknown.
-        UsageError: one origin or digest is given for several models.
+        UsageError: an origin or a digest is given for several models.
     """
-    return [_plan(variant, settings, fetch, progress) for variant in _choose_for(names, fetch)]
+    return [_plan(variant, settings, fetch, progress) for variant in _choose_variants(names, fetch)]
 
 
 def _plan(variant: Variant, settings: Settings, fetch: FetchOptions, progress: Progress) -> DownloadResult:
@@ -135,35 +149,27 @@ def _plan(variant: Variant, settings: Settings, fetch: FetchOptions, progress: P
     if fetch.origin and not is_url(fetch.origin):
         return _plan_copy(variant, settings, fetch, Path(fetch.origin), place)
     if not fetch.origin and not fetch.force:
-        good = have if have and is_intact(have) else None
+        cached = have if have and is_intact(have) else None
         for candidate in find_candidates(variant, settings):
-            if good and not (has_new_manual_file(variant, settings) and str(candidate.path) == place):
+            if cached and not (has_new_manual_file(variant, settings) and str(candidate.path) == place):
                 continue
             copy = _plan_copy(variant, settings, fetch, candidate.path, place)
             if copy.status is DownloadStatus.WANTED and {copy.sha256} >= {
                 v.lower() for v in candidate.expected.values()
             }:
                 return copy
-        if good:
-            return _plan_nothing(variant, good, fetch)
+        if cached:
+            return _plan_use(variant, cached, fetch)
     if settings.offline:
-        origin = _origin(variant, settings, fetch)
-        return DownloadResult(
-            variant.name,
-            DownloadStatus.FAILED,
-            None,
-            None,
-            place,
-            origin,
-            missing_weights_error(variant, settings, fetch),
-        )
+        origin, error = _find_origin(variant, settings, fetch), missing_weights_error(variant, settings, fetch)
+        return DownloadResult(variant.name, DownloadStatus.FAILED, None, None, place, origin, error)
     return _plan_download(variant, settings, fetch, progress, place)
 
 
-def _plan_nothing(variant: Variant, have: StoredWeights, fetch: FetchOptions) -> DownloadResult:
+def _plan_use(variant: Variant, have: StoredWeights, fetch: FetchOptions) -> DownloadResult:
     ready = DownloadResult(variant.name, DownloadStatus.READY, have.size_bytes, have.sha256, str(have.path), have.url)
     try:
-        check_digest(str(have.path), have.sha256, fetch, "fetch it again: add --force")
+        check_digest(str(have.path), have.sha256, fetch, FETCH_AGAIN)
     except ModelError as error:
         return replace(ready, status=DownloadStatus.FAILED, error=error)
     return ready
@@ -194,14 +200,14 @@ def _plan_download(
                 remote = resolve_url(session, url, progress)
             if remote.sha256:
                 check_digest(address, remote.sha256, fetch)
-        except UnreachableError as error:  # the real download goes no further either
+        except UnreachableError as error:  # the download itself would not try other sources either
             failure = ModelError(error.message, error.hint or "run the same command again")
             break
         except SourceError as error:
-            failure = ModelError(error.message, f"carry the file by hand: mf download {variant.name} --from FILE")
+            failure = ModelError(error.message, f"get the file elsewhere and place it at {place}")
         except ModelError as error:
-            said = (remote.size_bytes, remote.sha256) if remote else (None, None)
-            return DownloadResult(variant.name, DownloadStatus.FAILED, *said, place, address, error)
+            known = (remote.size_bytes, remote.sha256) if remote else (None, None)
+            return DownloadResult(variant.name, DownloadStatus.FAILED, *known, place, address, error)
         else:
             path = str(Path(place).with_name(source.file_name)) if source in variant.sources else place
             return DownloadResult(variant.name, DownloadStatus.WANTED, remote.size_bytes, remote.sha256, path, address)

@@ -1,4 +1,4 @@
-"""Tell everything about one model."""
+"""Describe one model: its row in the registry, and its files on this machine."""
 
 import dataclasses
 from typing import Any
@@ -10,29 +10,29 @@ from mfcli.settings import Settings
 
 
 def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
-    """Return the row of a variant as a record, with the weights and artifacts of it that are on this machine.
+    """Return a variant's row as a record, with its checkpoint and artifacts on this machine.
 
-    `resize_shorter_side` is in pixels; for every row it equals what timm's transform has, which the tests prove.
+    `resize_shorter_side` is in pixels; the tests compare it with timm's transform for every variant.
     """
     return {
         **variant.as_record(),
         "resize_shorter_side": int(variant.input_size[1] / variant.crop_pct),
         "crop_size": list(variant.input_size[1:]),
-        "weights": _weights(find_stored_weights(variant, settings)) if variant.sources else None,
+        "weights": _describe_weights(find_stored_weights(variant, settings)) if variant.sources else None,
         "place_by_hand": str(manual_path(variant, settings)) if variant.sources else None,
-        "artifacts": [_artifact(artifact) for artifact in find_artifacts(variant, settings)],
+        "artifacts": [_describe_artifact(artifact) for artifact in find_artifacts(variant, settings)],
     }
 
 
-def _weights(have: StoredWeights | None) -> dict[str, Any] | None:
+def _describe_weights(have: StoredWeights | None) -> dict[str, Any] | None:
     if have is None:
         return None
     fields = {**dataclasses.asdict(have), "path": str(have.path), "is_here": have.is_here}
-    del fields["identity"]  # tells nobody anything
+    del fields["identity"]  # internal
     return fields
 
 
-def _artifact(artifact: Artifact) -> dict[str, Any]:
+def _describe_artifact(artifact: Artifact) -> dict[str, Any]:
     return {
         "path": str(artifact.path),
         "size_bytes": artifact.size_bytes,

@@ -1,4 +1,4 @@
-"""Choose rows of the registry."""
+"""List the models of the registry that match a filter."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ from mfcli.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class ModelFilter:
-    """Which rows are wanted; None, or nothing, wants all.
+    """A filter of models; None matches all.
 
     Attributes:
-        pattern: a part of a name or alias; with wildcards, a glob over names, or, with a dot in it, over timm's.
-        family: the token mixer's family.
+        pattern: a part of a name or alias; with wildcards, a glob over names, or, with a dot in it, over timm's names.
+        family: the family.
         input_size: height and width in pixels.
-        pretraining: what the checkpoint was trained on.
-        downloaded: only those that are on this machine.
+        pretraining: the training data.
+        downloaded: only models on this machine.
     """
 
     pattern: str | None = None
@@ -28,16 +28,16 @@ class ModelFilter:
     pretraining: Pretraining | None = None
     downloaded: bool = False
 
-    def wants(self, variant: Variant) -> bool:
-        """Whether a row is one of them."""
+    def matches(self, variant: Variant) -> bool:
+        """Return whether the filter matches a variant, wherever its files are."""
         return (
-            self._matches(variant)
+            self._matches_name(variant)
             and self.family in (None, variant.family)
             and self.input_size in (None, variant.input_size[1])
             and self.pretraining in (None, variant.pretraining)
         )
 
-    def _matches(self, variant: Variant) -> bool:
+    def _matches_name(self, variant: Variant) -> bool:
         if self.pattern is None:
             return True
         if is_glob(self.pattern):
@@ -47,39 +47,39 @@ class ModelFilter:
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """A row, and how many bytes of it, checkpoint and artifacts, are on this machine."""
+    """A model, and the size of its checkpoint and artifact on this machine, 0 if there are none."""
 
     variant: Variant
     size_bytes: int
 
 
 def list_models(wanted: ModelFilter, settings: Settings) -> tuple[ListedModel, ...]:
-    """Return the rows that are wanted, in the registry's order.
+    """Return the models that match, in the registry's order.
 
     Raises:
-        ModelError: there is none.
+        ModelError: none matches.
     """
-    sizes = _sizes_on_disk(settings)
-    listed = (ListedModel(v, sizes.get(v.name, 0)) for v in list_variants() if wanted.wants(v))
+    sizes = _measure_sizes(settings)
+    listed = (ListedModel(v, sizes.get(v.name, 0)) for v in list_variants() if wanted.matches(v))
     found = tuple(model for model in listed if model.size_bytes or not wanted.downloaded)
     if not found:
-        raise ModelError("no model matches", "all of them: mf list-models")
+        raise ModelError("no model matches", "see mf list-models")
     return found
 
 
-def _sizes_on_disk(settings: Settings) -> dict[str, int]:
-    """Bytes of each row's own checkpoint and artifact; artifacts of other weights do not count."""
+def _measure_sizes(settings: Settings) -> dict[str, int]:
+    """Return the size of each model's own checkpoint and artifact; artifacts of other weights are not included."""
     sizes = {}
     cache: Settings | None = settings
     try:
         _ = settings.cache_dir
-    except UsageError:  # nobody knows where the cache is, so nothing is in it
+    except UsageError:  # no cache directory
         cache = None
     for variant in list_variants():
         if variant.pretraining is Pretraining.BUNDLED:
             sizes[variant.name] = bundled_file(f"{variant.name}.onnx").stat().st_size
         elif cache and (have := find_stored_weights(variant, cache)):
-            from mfcli.artifact.file import artifact_path  # imports NumPy: only where something was downloaded
+            from mfcli.artifact.file import artifact_path  # imports NumPy: only if something was downloaded
 
             paths = (have.path, artifact_path(variant, have.sha256, cache))
             sizes[variant.name] = sum(path.stat().st_size for path in paths if is_file(path))
