@@ -302,7 +302,7 @@ def test_a_mismatch_names_the_first_tensors_and_the_fitting_models(tmp_path: Pat
         "24 unexpected, first stages.2.0.token_mixer.qkv.weight"
     )
     assert caught.value.hint == (
-        "these weights fit caformer_s18 or caformer_s18_384 or caformer_s18_in21ft1k or caformer_s18_384_in21ft1k"
+        "these weights fit model=caformer_s18 or caformer_s18_384 or caformer_s18_in21ft1k or caformer_s18_384_in21ft1k"
     )
 
 
@@ -316,7 +316,7 @@ def test_a_mismatch_of_shapes_in_timms_layout(tmp_path: Path) -> None:
     assert "of another shape, first downsample_layers.0.conv.weight (64, 3, 7, 7) instead of (96, 3, 7, 7)" in str(
         caught.value
     )
-    assert caught.value.hint == "these weights fit identityformer_s12 or poolformerv2_s12"
+    assert caught.value.hint == "these weights fit model=identityformer_s12 or poolformerv2_s12"
 
 
 def test_weights_that_fit_no_model(tmp_path: Path) -> None:

@@ -328,4 +328,4 @@ def _suggest_models(fitting: list[Architecture], state: StateDict) -> str:
     head = state.get("head.fc2.weight", state.get("head.weight"))
     variants = [v for v in VARIANTS.values() if v.architecture in fitting]
     same_head = [v for v in variants if head is not None and v.num_classes == head.shape[0]]
-    return f"these weights fit {' or '.join(v.name for v in same_head or variants)}"
+    return f"these weights fit model={' or '.join(v.name for v in same_head or variants)}"
