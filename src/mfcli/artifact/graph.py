@@ -10,9 +10,8 @@ Three optimisations save passes over memory between the matrix products:
   other stages keep channels last and multiply matrices.
 - Squares are products.
 
-Only standard ONNX operators are used, so that every runtime can read the graph. Global pooling is GlobalAveragePool:
-ONNX Runtime's ReduceMean sums in another order for a batch of one, so logits would depend on the batch size. torch is
-imported here through metaformer: import this module inside functions only.
+Only standard ONNX operators are used, for every runtime. Global pooling is GlobalAveragePool: ONNX Runtime's ReduceMean
+sums in another order for a batch of one. torch is imported here: import this module inside functions only.
 """
 
 from dataclasses import dataclass, replace
@@ -44,7 +43,6 @@ from mfcli.models.metaformer import (
 
 OPSET = 20
 """The first with Gelu; supported by onnxruntime 1.20 and openvino 2024.6."""
-
 IR_VERSION = 9
 """The IR version of this opset."""
 
