@@ -1,4 +1,4 @@
-"""Choosing an engine: what each combination of engine, device and precision gives, or the option that would work."""
+"""Choosing and loading an engine: which one a combination of options gives, and what the errors suggest."""
 
 import dataclasses
 import os
@@ -46,21 +46,23 @@ def bundled() -> Artifact:
         (TORCH, "auto", FP16, TORCH),
     ],
 )
-def test_what_is_chosen(name: EngineName, device: str, precision: Precision, chosen: EngineName) -> None:
+def test_engine_for_device_and_precision(
+    name: EngineName, device: str, precision: Precision, chosen: EngineName
+) -> None:
     assert choose_engine(name, EngineOptions(device, precision)) is chosen
 
 
 @pytest.mark.parametrize(
     ("name", "device", "precision", "message", "hint"),
     [
-        (ONNXRUNTIME, "auto", BF16, "onnxruntime has no bf16", "--engine openvino --precision bf16"),
-        (ONNXRUNTIME, "cuda", FP32, "onnxruntime runs on the CPU alone", "--engine torch --device cuda"),
-        (OPENVINO, "cuda:0", FP32, "openvino runs on the CPU alone", "--engine torch --device cuda:0"),
-        (OPENVINO, "cpu", FP16, "fp16 needs a GPU", "--precision bf16, or --device cuda"),
-        (AUTO, "auto", FP16, "fp16 needs a GPU", "--precision bf16, or --device cuda"),
+        (ONNXRUNTIME, "auto", BF16, "onnxruntime does not support bf16", "engine=openvino precision=bf16"),
+        (ONNXRUNTIME, "cuda", FP32, "onnxruntime runs only on the CPU", "engine=torch device=cuda"),
+        (OPENVINO, "cuda:0", FP32, "openvino runs only on the CPU", "engine=torch device=cuda:0"),
+        (OPENVINO, "cpu", FP16, "fp16 needs a GPU", "precision=bf16, or device=cuda"),
+        (AUTO, "auto", FP16, "fp16 needs a GPU", "precision=bf16, or device=cuda"),
     ],
 )
-def test_what_no_engine_does(name: EngineName, device: str, precision: Precision, message: str, hint: str) -> None:
+def test_unsupported_combinations(name: EngineName, device: str, precision: Precision, message: str, hint: str) -> None:
     with pytest.raises(EngineError, match=message) as caught:
         choose_engine(name, EngineOptions(device, precision))
     assert caught.value.hint == hint
@@ -68,13 +70,13 @@ def test_what_no_engine_does(name: EngineName, device: str, precision: Precision
 
 
 @pytest.mark.parametrize("device", ["gpu", "", "cuda:", "cuda:x", "CPU", "cuda:-1", "mps:0"])
-def test_no_such_device(device: str) -> None:
+def test_unknown_device(device: str) -> None:
     with pytest.raises(UsageError, match="unknown device"):
         choose_engine(AUTO, EngineOptions(device))
 
 
-def test_no_threads() -> None:
-    with pytest.raises(UsageError, match="--threads 0"):
+def test_threads_out_of_range() -> None:
+    with pytest.raises(UsageError, match="threads=0 is not between 1 and 1024"):
         choose_engine(AUTO, EngineOptions(threads=0))
 
 
@@ -84,11 +86,11 @@ def test_the_default_engine(bundled: Artifact) -> None:
 
 
 @pytest.mark.parametrize(("threads", "size", "batch"), [(1, 224, 8), (2, 224, 16), (16, 224, 128), (2, 384, 8)])
-def test_batches_by_cores_and_size(threads: int, size: int, batch: int) -> None:
+def test_batch_size_by_threads_and_input_size(threads: int, size: int, batch: int) -> None:
     assert cpu_batch_size((size, size), threads) == batch
 
 
-def test_small_pictures_go_many_at_a_time() -> None:
+def test_pictures_per_run_by_input_size() -> None:
     assert (pictures_per_run((224, 224)), pictures_per_run((64, 64)), pictures_per_run((600, 600))) == (2, 24, 1)
 
 
@@ -101,24 +103,24 @@ def test_onnxruntime_gives_a_picture_the_same_bits_in_every_batch(bundled: Artif
             assert np.array_equal(engine.logits(batch[:count]), together[:count])
 
 
-def test_a_foreign_shape_is_an_error_of_the_engine(bundled: Artifact) -> None:
+def test_a_wrong_input_shape_is_an_engine_error(bundled: Artifact) -> None:
     with pytest.raises(EngineError, match="ONNX Runtime failed"):
         load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=2)).logits(np.zeros((50, 3, 32, 32), np.float32))
 
 
-def test_openvino_that_is_not_installed(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openvino_is_not_installed(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match="OpenVINO is not installed") as caught:
         load_engine(AUTO, bundled, EngineOptions(precision=BF16))
     assert caught.value.hint == "pip install openvino"
 
 
-SPEAKING = """
+CONNECTIONS = """
 import sys
-spoken = []
+connections = []
 def hook(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname"):
-        spoken.append((event, arguments))
+        connections.append((event, arguments))
 sys.addaudithook(hook)
 import numpy
 from mfcli.artifact.ensure import ensure_artifact
@@ -129,7 +131,7 @@ from mfcli.models.registry import find_variant
 artifact = ensure_artifact(find_variant("bundled"), None, Settings.from_environ())
 engine = load_engine(EngineName(sys.argv[1]), artifact, EngineOptions("cpu"))
 assert engine.logits(numpy.zeros((3, 3, 64, 64), numpy.float32)).shape == (3, 200)
-assert not spoken, spoken
+assert not connections, connections
 others = {"onnxruntime": ("torch", "timm", "openvino"), "openvino": ("torch", "timm", "onnxruntime"), "torch": ()}
 print(*[name for name in sys.modules if "telemetry" in name or name.startswith("openvino.tools.")])
 print(*[name for name in others[sys.argv[1]] if name in sys.modules])
@@ -137,10 +139,10 @@ print(*[name for name in others[sys.argv[1]] if name in sys.modules])
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
-def test_engines_never_speak(name: str) -> None:
+def test_engines_open_no_connection(name: str) -> None:
     if name == "openvino":
         pytest.importorskip("openvino")
-    done = subprocess.run([sys.executable, "-c", SPEAKING, name], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", CONNECTIONS, name], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "\n\n"
 
@@ -158,7 +160,7 @@ def test_engines_never_speak(name: str) -> None:
         ("openvino", "raise RuntimeError('no plugin')", "OpenVINO cannot be loaded: no plugin"),
     ],
 )
-def test_a_package_that_is_broken(
+def test_a_broken_package(
     package: str, code: str, message: str, mf_process: Callable[..., Ran], coffee: Path, tmp_path: Path
 ) -> None:
     (tmp_path / f"{package}.py").write_text(code)
@@ -169,7 +171,7 @@ def test_a_package_that_is_broken(
     assert "hint: " in ran.err
 
 
-def test_weights_are_not_prepared_without_torch(
+def test_preparing_weights_needs_torch(
     mf_process: Callable[..., Ran], coffee: Path, small_weights: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "torch.py").write_text("import ctypes; ctypes.CDLL('libnope.so.1')")
@@ -179,12 +181,12 @@ def test_weights_are_not_prepared_without_torch(
     assert "torch cannot be loaded: libnope.so.1" in ran.err
 
 
-def test_onnxruntime_opens_a_file_whose_name_is_no_utf8(bundled: Artifact, tmp_path: Path) -> None:
+def test_onnxruntime_opens_a_path_that_is_not_utf8(bundled: Artifact, tmp_path: Path) -> None:
     path = tmp_path / "caf\udce9.onnx"
     path.write_bytes(bundled.path.read_bytes())
     batch = pixels(1, 64).numpy()
-    there = load_engine(ONNXRUNTIME, dataclasses.replace(bundled, path=path))
-    assert (there.logits(batch) == load_engine(ONNXRUNTIME, bundled).logits(batch)).all()
+    copy = load_engine(ONNXRUNTIME, dataclasses.replace(bundled, path=path))
+    assert (copy.logits(batch) == load_engine(ONNXRUNTIME, bundled).logits(batch)).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -212,16 +214,16 @@ def test_onnxruntime_keeps_to_its_threads(threads: int, bundled: Artifact) -> No
     assert most == threads
 
 
-def test_more_threads_than_may_be_started(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_on_threads(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     started = only_threads(3, monkeypatch)
-    with pytest.raises(EngineError, match="no more than a few threads") as caught:
+    with pytest.raises(EngineError, match="cannot start 7 threads") as caught:
         load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=8))
-    assert caught.value.hint == "--threads 1 --workers 1"
+    assert caught.value.hint == "threads=1 workers=1"
     assert not any(thread.is_alive() for thread in started)
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "safetensors", "timm"])
-def test_what_preparing_takes_is_broken(
+def test_preparing_weights_with_a_broken_package(
     package: str, mf_process: Callable[..., Ran], coffee: Path, small_weights: Path, tmp_path: Path
 ) -> None:
     (tmp_path / f"{package}.py").write_text("raise ImportError('libnope.so.1: no such file')")
@@ -230,7 +232,7 @@ def test_what_preparing_takes_is_broken(
     assert (ran.code, ran.err.splitlines()[0]) == (7, f"error: {package} cannot be loaded: libnope.so.1: no such file")
 
 
-def test_a_pool_that_cannot_start_its_threads(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_on_threads_met_while_computing(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=2))
 
     def refuse(_: threading.Thread) -> None:
@@ -240,5 +242,5 @@ def test_a_pool_that_cannot_start_its_threads(bundled: Artifact, monkeypatch: py
     assert engine.logits(pixels(1, 64).numpy()).shape == (1, 200)
     with pytest.raises(EngineError, match="can't start new thread") as caught:
         engine.logits(pixels(60, 64).numpy())
-    assert caught.value.hint == "--threads 1 --workers 1"
+    assert caught.value.hint == "threads=1 workers=1"
     assert load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=1)).logits(pixels(60, 64).numpy()).shape == (60, 200)

@@ -1,4 +1,4 @@
-"""OpenVINO: the answers of the other engines in float32, near ones in bfloat16; skipped where it is not installed."""
+"""OpenVINO: the logits of the other engines in float32, close ones in bfloat16; skipped if it is not installed."""
 
 import dataclasses
 from pathlib import Path
@@ -35,29 +35,29 @@ def test_float32_equals_torch(bundled: Artifact) -> None:
         assert np.array_equal(engine.logits(batch[index : index + 1])[0], logits[index])
 
 
-def test_bfloat16_is_near_or_refused(bundled: Artifact) -> None:
+def test_bfloat16_is_close_or_unsupported(bundled: Artifact) -> None:
     options = EngineOptions(precision=Precision.BF16, threads=2)
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        with pytest.raises(EngineError, match="no bfloat16") as caught:
+        with pytest.raises(EngineError, match="does not support bfloat16") as caught:
             load_engine(EngineName.AUTO, bundled, options)
-        assert caught.value.hint == "--precision fp32"
+        assert caught.value.hint == "precision=fp32"
         return
     batch = pixels(4, 64).numpy()
     engine = load_engine(EngineName.AUTO, bundled, options)
     assert (engine.name, engine.precision) == ("openvino", "bf16")
     expected = load_engine(EngineName.ONNXRUNTIME, bundled).logits(batch)
-    off = np.abs(engine.logits(batch) - expected).max()
-    assert 1e-4 * expected.std() < off < 0.3 * expected.std()
+    difference = np.abs(engine.logits(batch) - expected).max()
+    assert 1e-4 * expected.std() < difference < 0.3 * expected.std()
 
 
 def test_a_damaged_file(bundled: Artifact, tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(bundled.path.read_bytes()[:5000])
     with pytest.raises(EngineError, match="OpenVINO cannot load") as caught:
         load_engine(EngineName.OPENVINO, dataclasses.replace(bundled, path=tmp_path / "x.onnx"))
-    assert caught.value.hint == "--engine onnxruntime"
+    assert caught.value.hint == "engine=onnxruntime"
 
 
-def test_a_foreign_shape(bundled: Artifact) -> None:
+def test_a_wrong_input_shape(bundled: Artifact) -> None:
     engine = load_engine(EngineName.OPENVINO, bundled, EngineOptions(threads=1))
     with pytest.raises(EngineError, match="OpenVINO failed"):
         engine.logits(np.zeros((2, 3, 32, 32), np.float32))

@@ -1,4 +1,4 @@
-"""The torch engine: devices that are not there, half precision, memory that runs out."""
+"""The torch engine: missing devices, half precision, out of memory."""
 
 import dataclasses
 
@@ -24,22 +24,20 @@ def bundled() -> Artifact:
 @pytest.mark.parametrize(
     ("device", "message"), [("cuda", "no CUDA device"), ("cuda:1", "no CUDA device"), ("mps", "no MPS device")]
 )
-def test_a_device_that_is_not_there(
-    device: str, message: str, bundled: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_device(device: str, message: str, bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(EngineError, match=message) as caught:
         load_engine(EngineName.AUTO, bundled, EngineOptions(device))
-    assert (caught.value.hint, caught.value.exit_code) == ("--device cpu", ExitCode.ENGINE)
+    assert (caught.value.hint, caught.value.exit_code) == ("device=cpu", ExitCode.ENGINE)
 
 
-def test_a_cuda_device_too_many(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cuda_index_out_of_range(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(EngineError, match="there is no cuda:2: 2 CUDA devices") as caught:
         load_engine(EngineName.TORCH, bundled, EngineOptions("cuda:2"))
-    assert caught.value.hint == "--device cuda:0"
+    assert caught.value.hint == "device=cuda:0"
 
 
 def test_bfloat16_on_the_cpu(bundled: Artifact) -> None:
@@ -52,12 +50,12 @@ def test_bfloat16_on_the_cpu(bundled: Artifact) -> None:
     assert 1e-4 * expected.std() < np.abs(logits - expected).max() < 0.3 * expected.std()
 
 
-def test_fp16_wants_a_gpu(bundled: Artifact) -> None:
+def test_fp16_needs_a_gpu(bundled: Artifact) -> None:
     with pytest.raises(EngineError, match="fp16 needs a GPU"):
         load_engine(EngineName.TORCH, bundled, EngineOptions("cpu", Precision.FP16))
 
 
-def test_memory_that_runs_out(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load_engine(EngineName.TORCH, bundled, EngineOptions("cpu"))
 
     def full(*_: object) -> None:
@@ -66,19 +64,19 @@ def test_memory_that_runs_out(bundled: Artifact, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(engine, "_model", full)
     with pytest.raises(EngineError, match="cpu has too little memory for 9 pictures at once") as caught:
         engine.logits(pixels(9, 64).numpy())
-    assert caught.value.hint == "--batch-size 4"
+    assert caught.value.hint == "batch_size=4"
 
 
-def test_a_device_that_cannot_be_used(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_device(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_driver(*_: object) -> None:
         raise RuntimeError("Found no NVIDIA driver on your system.\nPlease install one")
 
     monkeypatch.setattr(torch.nn.Module, "to", no_driver)
     with pytest.raises(EngineError, match=r"cpu cannot be used: Found no NVIDIA driver on your system\.$") as caught:
         load_engine(EngineName.TORCH, bundled, EngineOptions("cpu"))
-    assert caught.value.hint == "--device cpu"
+    assert caught.value.hint == "device=cpu"
 
 
-def test_a_checkpoint_that_was_replaced_meanwhile(bundled: Artifact) -> None:
+def test_a_checkpoint_replaced_since_it_was_verified(bundled: Artifact) -> None:
     with pytest.raises(ModelError, match="changed while it was read"):
         load_engine(EngineName.TORCH, dataclasses.replace(bundled, weights_sha256="0" * 64), EngineOptions("cpu"))

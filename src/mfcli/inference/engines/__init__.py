@@ -1,4 +1,8 @@
-"""Engines: an artifact goes in, an object that computes logits comes out. One file each, loaded on use."""
+"""Engines run an artifact: each maps a batch of pictures to logits with one runtime.
+
+One module an engine, imported only when that engine is chosen. A new engine is a module here, a member of `EngineName`
+and a case in `_import_engine`.
+"""
 
 import re
 from typing import TYPE_CHECKING
@@ -19,21 +23,21 @@ def load_engine(name: EngineName, artifact: "Artifact", options: EngineOptions |
     """Load a model into an engine.
 
     Args:
-        name: which; AUTO is torch for a GPU, OpenVINO for bf16, else ONNX Runtime.
+        name: the engine; AUTO is torch for a GPU, OpenVINO for bf16, else ONNX Runtime.
         artifact: the model.
         options: device, precision and threads; None for the defaults.
 
     Raises:
-        EngineError: the engine is not installed, cannot do what the options ask for, or refuses the model.
-        ModelError: the engine needs the checkpoint and it is not there.
-        UsageError: there is no such device or number of threads.
+        EngineError: the engine is not installed, does not support the options, or cannot load the model.
+        ModelError: the engine needs the checkpoint, which is not on this machine.
+        UsageError: the device is unknown, or the number of threads out of range.
     """
     options = options or EngineOptions()
-    return _class_of(choose_engine(name, options))(artifact, options)
+    return _import_engine(choose_engine(name, options))(artifact, options)
 
 
-def _class_of(name: EngineName) -> "Callable[[Artifact, EngineOptions], Engine]":
-    """The class of an engine; importing it imports its package, and a broken one raises anything."""
+def _import_engine(name: EngineName) -> "Callable[[Artifact, EngineOptions], Engine]":
+    """Import an engine's module and return its class; a broken installation can raise anything."""
     try:
         match name:
             case EngineName.OPENVINO:
@@ -55,19 +59,17 @@ def _class_of(name: EngineName) -> "Callable[[Artifact, EngineOptions], Engine]"
 
 
 def choose_engine(name: EngineName, options: EngineOptions) -> EngineName:
-    """Return the engine that a name and options stand for; imports none.
+    """Resolve AUTO and check the options, without importing an engine.
 
     Raises:
-        EngineError: that engine has no such device or precision.
-        UsageError: there is no such device or number of threads.
+        EngineError: the engine does not support the device or the precision.
+        UsageError: the device is unknown, or the number of threads out of range.
     """
     device, precision = options.device, options.precision
     if not _DEVICES.fullmatch(device):
         raise UsageError(f"unknown device {device!r}", "one of auto, cpu, cuda, cuda:0, cuda:1, ..., mps")
     if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
-        raise UsageError(
-            f"--threads {options.threads} is not between 1 and {MAX_THREADS}", f"--threads {usable_cores()}"
-        )
+        raise UsageError(f"threads={options.threads} is not between 1 and {MAX_THREADS}", f"threads={usable_cores()}")
     on_gpu = device not in ("auto", "cpu")
     if name is EngineName.AUTO:
         if on_gpu:
@@ -77,9 +79,9 @@ def choose_engine(name: EngineName, options: EngineOptions) -> EngineName:
     if name is EngineName.TORCH:
         return name
     if on_gpu:
-        raise EngineError(f"--engine {name} runs on the CPU alone", f"--engine torch --device {device}")
+        raise EngineError(f"{name} runs only on the CPU", f"engine=torch device={device}")
     if precision is Precision.FP16:
-        raise EngineError("fp16 needs a GPU", "--precision bf16, or --device cuda")
+        raise EngineError("fp16 needs a GPU", "precision=bf16, or device=cuda")
     if name is EngineName.ONNXRUNTIME and precision is not Precision.FP32:
-        raise EngineError(f"--engine onnxruntime has no {precision}", f"--engine openvino --precision {precision}")
+        raise EngineError(f"onnxruntime does not support {precision}", f"engine=openvino precision={precision}")
     return name

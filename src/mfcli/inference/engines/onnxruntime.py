@@ -1,10 +1,10 @@
-"""ONNX Runtime on the CPU in float32: the portable default, starts without torch.
+"""ONNX Runtime on the CPU in float32: the portable default, which needs no torch.
 
-A batch is cut into parts of a few pictures, and as many parts run at once as there are threads: what is between two
-layers then stays in the caches, and threads meet at the end of a batch instead of at the end of every layer. One part
-alone, a single photo, is computed by all threads together. A picture's logits are the same bits in either case: no
-operator of the graph adds up in an order that depends on the batch or on the number of threads (graph.py; tested).
-Threads that wait do not spin, because spinning takes the cores from the parts that work and from decoding pictures.
+A batch is split into parts of a few pictures, and each thread runs whole parts: activations then stay in the CPU's
+caches, and threads synchronise once a batch instead of once a layer. A single part, such as one photo, is computed by
+all threads together. A picture's logits are bit for bit the same in either case, because no operator of the graph sums
+in an order that depends on the batch or on the number of threads (graph.py; tested). Idle threads do not spin, which
+would take cores from the busy ones and from decoding.
 """
 
 import threading
@@ -23,9 +23,9 @@ from mfcli.inference.engines.base import (
     EngineName,
     EngineOptions,
     Precision,
+    check_threads,
     cpu_batch_size,
     pictures_per_run,
-    start_threads,
 )
 from mfcli.settings import usable_cores
 
@@ -51,17 +51,15 @@ class OnnxRuntimeEngine:
         session_options.log_severity_level = _FATAL_ONLY
         session_options.intra_op_num_threads = self._threads
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._turns = threading.BoundedSemaphore(
-            self._threads
-        )  # so that two streams keep to one core where one is asked
-        start_threads(self._threads - 1)  # as the session does
+        self._free_threads = threading.BoundedSemaphore(self._threads)  # all streams together keep to `threads`
+        check_threads(self._threads - 1)  # the session starts as many
         try:
             self._session = onnxruntime.InferenceSession(
-                _readable(artifact.path), session_options, providers=["CPUExecutionProvider"], enable_fallback=0
+                _model_source(artifact.path), session_options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
-        except Exception as error:  # onnxruntime's exceptions have no common base
+        except Exception as error:  # onnxruntime's exceptions share no base class
             if "bad_alloc" in str(error):
-                hint = "there is too little memory: see ulimit -v, and what else is running"
+                hint = "not enough memory: check ulimit -v and what else is running"
             elif is_bundled(artifact.path):
                 hint = artifact.remedy
             else:
@@ -78,12 +76,12 @@ class OnnxRuntimeEngine:
             return np.concatenate(list(map(self._run, parts)))
         try:
             return np.concatenate(list(self._pool.map(self._run, parts)))
-        except RuntimeError as error:  # the pool starts its threads now
-            raise EngineError(f"ONNX Runtime failed: {first_line(error)}", "--threads 1 --workers 1") from error
+        except RuntimeError as error:  # the pool starts its threads here
+            raise EngineError(f"ONNX Runtime failed: {first_line(error)}", "threads=1 workers=1") from error
 
     def _run(self, part: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
-            with self._turns:
+            with self._free_threads:
                 (logits,) = self._session.run(["logits"], {"input": part})
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
@@ -96,8 +94,8 @@ class OnnxRuntimeEngine:
         return ThreadPoolExecutor(self._threads, "onnxruntime")
 
 
-def _readable(path: Path) -> Path | bytes:
-    """The path, or what is in the file where its name is no UTF-8, which the runtime wants."""
+def _model_source(path: Path) -> Path | bytes:
+    """Return the path, or the file's content if the path is not UTF-8, which the runtime requires."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

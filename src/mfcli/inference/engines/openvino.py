@@ -1,13 +1,13 @@
 """OpenVINO on the CPU in float32 or bfloat16 (extra `openvino`): for many pictures, not for one.
 
-Every picture is a request of its own, in as many streams as there are threads, compiled for exactly that shape, so that
-no picture can depend on another. Measured on two cores with caformer_s18 this was 1.2 times (float32) and 1.4 times
-(bfloat16) as fast as one request of eight pictures on both threads; requests of two pictures were as fast within the
-noise in float32 and slower in bfloat16, and a batch left free was slower in both. bfloat16 was 1.8 to 2.3 times as fast
-as float32. Compiling takes one to two seconds, so that a single photo is answered sooner by ONNX Runtime.
+The model is compiled for one picture, and each thread runs its own requests, so no picture's logits depend on another
+picture. On two cores with caformer_s18 this was 1.2 (float32) and 1.4 times (bfloat16) as fast as requests of eight
+pictures on both threads. Requests of two pictures were equally fast in float32 and slower in bfloat16; a dynamic batch
+dimension was slower in both. bfloat16 was 1.8 to 2.3 times as fast as float32. Compiling takes one to two seconds, so
+for a single photo ONNX Runtime is faster.
 
-openvino imports its conversion tools where it finds them, and these import a package that reports usage. Nothing here
-needs them, so they are kept out.
+If its conversion tools are installed, openvino imports them, and they import a package that reports usage. Nothing here
+needs them, so their import is blocked.
 """
 
 import sys
@@ -28,22 +28,22 @@ INSTALL_HINT = "pip install openvino"
 
 
 def _import_openvino() -> Any:
-    """Import openvino without its tools.
+    """Import openvino without its conversion tools.
 
     Raises:
-        EngineError: it is not installed, or cannot be loaded.
+        EngineError: openvino is not installed or cannot be loaded.
     """
-    unknown = _TOOLS not in sys.modules
-    if unknown:
-        sys.modules[_TOOLS] = None  # type: ignore[assignment]  # makes importing it an ImportError, which openvino expects
+    block = _TOOLS not in sys.modules
+    if block:
+        sys.modules[_TOOLS] = None  # type: ignore[assignment]  # raises the ImportError that openvino handles
     try:
         import openvino
-    except Exception as error:  # a broken installation raises anything
+    except Exception as error:  # a broken installation can raise anything
         if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
             raise EngineError("OpenVINO is not installed", INSTALL_HINT) from error
         raise EngineError(f"OpenVINO cannot be loaded: {first_line(error)}", INSTALL_HINT) from error
     finally:
-        if unknown:
+        if block:
             del sys.modules[_TOOLS]
     return openvino
 
@@ -63,9 +63,9 @@ class OpenVinoEngine:
             core = openvino.Core()
             capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         except Exception as error:
-            raise EngineError(f"OpenVINO cannot be used: {first_line(error)}", "--engine onnxruntime") from error
+            raise EngineError(f"OpenVINO cannot be used: {first_line(error)}", "engine=onnxruntime") from error
         if self.precision is Precision.BF16 and "BF16" not in capabilities:
-            raise EngineError("this processor has no bfloat16 arithmetic", "--precision fp32")
+            raise EngineError("this CPU does not support bfloat16", "precision=fp32")
         try:
             model = core.read_model(artifact.path)
             model.reshape([1, 3, *artifact.plan.crop_size])
@@ -80,13 +80,13 @@ class OpenVinoEngine:
                 },
             )
             self._model = compiled
-            # NumPy's interface is set up at its first use; two threads that do so at once wait for each other forever
+            # the first access initialises the NumPy bindings, and two threads that do so at once deadlock
             _ = compiled.create_infer_request().get_input_tensor(0).data
-        except Exception as error:  # whatever the runtime raises
+        except Exception as error:  # the runtime can raise anything
             raise EngineError(
-                f"OpenVINO cannot load {artifact.path}: {first_line(error)}", "--engine onnxruntime"
+                f"OpenVINO cannot load {artifact.path}: {first_line(error)}", "engine=onnxruntime"
             ) from error
-        self._requests = threading.local()
+        self._thread_state = threading.local()
         self._pool = ThreadPoolExecutor(threads, "openvino")
         self.batch_size = cpu_batch_size(artifact.plan.crop_size, threads)
 
@@ -94,14 +94,14 @@ class OpenVinoEngine:
         """Map float32 (N, 3, H, W) to float32 (N, classes)."""
         try:
             return np.concatenate(list(self._pool.map(self._run, np.split(batch, len(batch)))))
-        except RuntimeError as error:  # the pool starts its threads now
-            raise EngineError(f"OpenVINO failed: {first_line(error)}", "--threads 1 --workers 1") from error
+        except RuntimeError as error:  # the pool starts its threads here
+            raise EngineError(f"OpenVINO failed: {first_line(error)}", "threads=1 workers=1") from error
 
     def _run(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
-            if not hasattr(self._requests, "own"):
-                self._requests.own = self._model.create_infer_request()
-            self._requests.own.infer({0: picture})
-            return np.array(self._requests.own.get_output_tensor(0).data, np.float32)
+            if not hasattr(self._thread_state, "request"):
+                self._thread_state.request = self._model.create_infer_request()
+            self._thread_state.request.infer({0: picture})
+            return np.array(self._thread_state.request.get_output_tensor(0).data, np.float32)
         except Exception as error:
-            raise EngineError(f"OpenVINO failed: {first_line(error)}", "--engine onnxruntime") from error
+            raise EngineError(f"OpenVINO failed: {first_line(error)}", "engine=onnxruntime") from error

@@ -1,7 +1,7 @@
-"""The backbone itself in torch: on CUDA and MPS the fast engine, on the CPU the reference the others are held against.
+"""The PyTorch model run eagerly: fast on CUDA and MPS, and on the CPU the reference for the other engines.
 
-fp32 is float32 throughout: TF32, which convolutions on CUDA take by default, is switched off, so that the answers are
-those of the other engines. bf16 and fp16 convert weights and activations alike; norms add up in float32 inside.
+fp32 is float32 throughout: TF32, the default of CUDA convolutions, is disabled so that the logits match those of the
+other engines. bf16 and fp16 convert weights and activations; normalisation layers accumulate in float32.
 """
 
 import numpy as np
@@ -21,22 +21,22 @@ _GPU_MAX_BATCH_SIZE = 256
 
 
 class TorchEngine:
-    """A checkpoint in the backbone, run eagerly."""
+    """A checkpoint loaded into the PyTorch model."""
 
     name = EngineName.TORCH
     streams = 1
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         self.precision = options.precision
-        device = _device(options.device)
+        device = _find_device(options.device)
         self.device = str(device)
         if artifact.checkpoint is None:
             raise ModelError(
                 f"the torch engine needs the checkpoint of {artifact.variant}",
-                f"mf download {artifact.variant}, or add --weights FILE",
+                f"mf download {artifact.variant}, or weights=FILE",
             )
         if self.precision is Precision.FP16 and device.type == "cpu":
-            raise EngineError("fp16 needs a GPU", "--precision bf16, or --device cuda")
+            raise EngineError("fp16 needs a GPU", "precision=bf16, or device=cuda")
         height, width = artifact.plan.crop_size
         if device.type == "cpu":
             threads = options.threads or usable_cores()
@@ -51,9 +51,9 @@ class TorchEngine:
         try:
             self._model = model.to(device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
         except torch.OutOfMemoryError as error:
-            raise EngineError(f"{self.device} has too little memory for {artifact.variant}", "--device cpu") from error
-        except RuntimeError as error:  # a driver that does not fit, a device that another program holds
-            raise EngineError(f"{self.device} cannot be used: {first_line(error)}", "--device cpu") from error
+            raise EngineError(f"{self.device} has too little memory for {artifact.variant}", "device=cpu") from error
+        except RuntimeError as error:  # an incompatible driver, or a device in use by another process
+            raise EngineError(f"{self.device} cannot be used: {first_line(error)}", "device=cpu") from error
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map float32 (N, 3, H, W) to float32 (N, classes)."""
@@ -66,18 +66,18 @@ class TorchEngine:
         except torch.OutOfMemoryError as error:
             smaller = max(1, len(batch) // 2)
             raise EngineError(
-                f"{self.device} has too little memory for {len(batch)} pictures at once", f"--batch-size {smaller}"
+                f"{self.device} has too little memory for {len(batch)} pictures at once", f"batch_size={smaller}"
             ) from error
         except RuntimeError as error:
             raise EngineError(f"torch failed: {first_line(error)}") from error
         return np.asarray(logits, np.float32)
 
 
-def _device(name: str) -> torch.device:
-    """The device of that name, and for auto the best there is.
+def _find_device(name: str) -> torch.device:
+    """Return the device of that name; for auto a GPU if there is one.
 
     Raises:
-        EngineError: it is not there.
+        EngineError: this machine has no such device.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
@@ -86,10 +86,10 @@ def _device(name: str) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if cuda else 0
         if not count:
-            raise EngineError("no CUDA device is there, or torch was built without CUDA", "--device cpu")
+            raise EngineError("no CUDA device was found, or torch was built without CUDA", "device=cpu")
         if int(number or 0) >= count:
-            raise EngineError(f"there is no {name}: {count} CUDA devices, counted from 0", "--device cuda:0")
+            raise EngineError(f"there is no {name}: {count} CUDA devices, counted from 0", "device=cuda:0")
         return torch.device("cuda", int(number or 0))
     if kind == "mps" and not mps:
-        raise EngineError("no MPS device is there, or torch was built without it", "--device cpu")
+        raise EngineError("no MPS device was found, or torch was built without MPS", "device=cpu")
     return torch.device(kind)
