@@ -1,4 +1,4 @@
-"""The pipeline: whatever fails, wherever, however slow, results match items in order."""
+"""The pipeline: ordered results, errors in their place, bounded queues, and threads that end."""
 
 import threading
 import time
@@ -12,13 +12,13 @@ from conftest import only_threads
 from mfcli.errors import EngineError
 from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
 
-SHAPES = st.builds(PipelineConfig, st.integers(1, 5), st.integers(1, 3), st.integers(1, 7))
+CONFIGS = st.builds(PipelineConfig, st.integers(1, 5), st.integers(1, 3), st.integers(1, 7))
 ITEMS = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.0, 0.0, 0.001])), max_size=60)
 
 
 @settings(max_examples=150, deadline=None)
-@given(items=ITEMS, shape=SHAPES)
-def test_results_match_items_in_order(items: list[tuple[bool, float]], shape: PipelineConfig) -> None:
+@given(items=ITEMS, config=CONFIGS)
+def test_results_match_items_in_order(items: list[tuple[bool, float]], config: PipelineConfig) -> None:
     sizes = []
 
     def prepare(item: tuple[int, tuple[bool, float]]) -> int | Done[str]:
@@ -31,15 +31,15 @@ def test_results_match_items_in_order(items: list[tuple[bool, float]], shape: Pi
         sizes.append(len(batch))
         return [f"computed {number}" for number in batch]
 
-    found = list(run_pipeline(enumerate(items), prepare, compute, shape))
+    found = list(run_pipeline(enumerate(items), prepare, compute, config))
     assert found == [f"failed {i}" if fails else f"computed {i}" for i, (fails, _) in enumerate(items)]
-    assert all(1 <= size <= shape.batch_size for size in sizes)
+    assert all(1 <= size <= config.batch_size for size in sizes)
     assert sum(sizes) == sum(not fails for fails, _ in items)
 
 
 @settings(max_examples=60, deadline=None)
 @given(count=st.integers(1, 40), at=st.integers(0, 39), where=st.sampled_from(["items", "prepare", "compute"]))
-def test_an_error_comes_in_its_place(count: int, at: int, where: str) -> None:
+def test_an_error_takes_the_place_of_its_result(count: int, at: int, where: str) -> None:
     at %= count
 
     def items() -> Iterator[int]:
@@ -74,7 +74,7 @@ def test_no_items() -> None:
     assert list(run_pipeline([], lambda item: item, lambda batch: list(batch), PipelineConfig(2, 2, 4))) == []
 
 
-def test_a_result_does_not_wait_for_items_that_are_not_there_yet() -> None:
+def test_a_result_does_not_wait_for_later_items() -> None:
     more = threading.Event()
 
     def items() -> Iterator[int]:
@@ -88,7 +88,7 @@ def test_a_result_does_not_wait_for_items_that_are_not_there_yet() -> None:
     assert list(results) == [3]
 
 
-def test_items_are_read_only_a_window_ahead() -> None:
+def test_items_are_read_at_most_a_window_ahead() -> None:
     taken = 0
 
     def items() -> Iterator[int]:
@@ -97,12 +97,12 @@ def test_items_are_read_only_a_window_ahead() -> None:
             taken += 1
             yield taken
 
-    shape = PipelineConfig(2, 2, 4)
-    results = run_pipeline(items(), lambda item: item, lambda batch: list(batch), shape)
+    config = PipelineConfig(2, 2, 4)
+    results = run_pipeline(items(), lambda item: item, lambda batch: list(batch), config)
     for expected in range(1, 50):
         assert next(results) == expected
     time.sleep(0.1)
-    assert taken <= 50 + shape.window + 1
+    assert taken <= 50 + config.window + 1
     results.close()  # type: ignore[attr-defined]
 
 
@@ -119,7 +119,7 @@ def test_the_threads_end_with_the_results() -> None:
     assert not any(thread.is_alive() for thread in started)
 
 
-def test_batches_are_full_while_there_is_enough() -> None:
+def test_batches_are_full_while_items_are_plenty() -> None:
     sizes = []
 
     def compute(batch: Sequence[int]) -> list[int]:
@@ -131,7 +131,7 @@ def test_batches_are_full_while_there_is_enough() -> None:
     assert sizes.count(8) > 40
 
 
-def test_what_waits_for_being_prepared_is_bounded_by_the_workers() -> None:
+def test_the_queue_before_the_workers_is_bounded() -> None:
     taken = 0
 
     def items() -> Iterator[int]:
@@ -153,13 +153,13 @@ def test_what_waits_for_being_prepared_is_bounded_by_the_workers() -> None:
     results = run_pipeline(items(), prepare, lambda batch: list(batch), PipelineConfig(2, 2, 128))
     threading.Timer(0.3, look).start()
     assert next(results) == 1
-    assert taken_then[0] <= 2 + 2 * 2 + 1  # being prepared, waiting, and in the feeder's hand
+    assert taken_then[0] <= 2 + 2 * 2 + 1  # in the workers, in the queue, and in the feeder
     results.close()  # type: ignore[attr-defined]
 
 
-def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     started = only_threads(2, monkeypatch)
-    with pytest.raises(EngineError, match="not so many threads can be started here: can't start new thread"):
+    with pytest.raises(EngineError, match="cannot start 7 threads: can't start new thread"):
         list(run_pipeline(range(9), lambda item: item, lambda batch: list(batch), PipelineConfig(4, 2, 4)))
     for thread in started:
         thread.join(10)

@@ -1,9 +1,10 @@
-"""The batch pipeline: items are prepared in threads, computed in batches, and come out in the order they came in.
+"""A threaded batch pipeline with ordered results: read items, prepare each one, compute in batches.
 
-It knows nothing of pictures. A feeder thread reads the items, worker threads prepare one at a time, compute threads
-take what is prepared in batches, and the caller's thread gets the results. How many items are under way is bounded, so
-memory is flat however many there are, and a slow reader of the results slows everything down. A batch is computed when
-it is full, or when nothing more is on its way to it: results do not wait for items that nobody has named yet.
+A feeder thread reads the items, worker threads prepare them one at a time, compute threads process prepared items in
+batches, and the caller iterates over the results in the items' order. At most a window of items is in flight, so memory
+is constant and a slow consumer slows down the feeder (backpressure). A batch is computed once it is full, once no more
+items are on their way to it, or after a short wait, so results never wait for items that have not arrived yet. The
+pipeline knows nothing about pictures.
 """
 
 import threading
@@ -19,26 +20,26 @@ Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
 
-_FIRST_BATCH = 8
-_PATIENCE_S = 0.2
-"""How long something prepared waits for others to share its batch while those are being prepared."""
+_FIRST_BATCH_SIZE = 8
+_MAX_WAIT_S = 0.2
+"""How long a prepared item waits for its batch to fill while other items are being prepared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[Result]):
-    """What `prepare` returns for an item that needs no computing, a failure for instance."""
+    """Returned by `prepare` for an item that needs no computing, such as a failure."""
 
     result: Result
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
-    """How wide the pipeline is.
+    """The numbers of threads and the batch size of a pipeline.
 
     Attributes:
-        workers: threads that prepare.
-        streams: threads that compute, each a batch of its own.
-        batch_size: items in a full batch.
+        workers: number of threads that prepare items.
+        streams: number of threads that compute, each its own batch.
+        batch_size: number of items in a full batch.
     """
 
     workers: int
@@ -47,12 +48,12 @@ class PipelineConfig:
 
     @property
     def window(self) -> int:
-        """Items under way at most: a batch in each stream, as many again ready or being prepared."""
+        """Maximum number of items in flight: a batch in each stream, and enough others to fill the next ones."""
         return self.batch_size * (2 * self.streams + 1) + 2 * self.workers
 
 
 class _Slot(Generic[Item, Prepared, Result]):
-    """One item on its way."""
+    """One item in flight."""
 
     __slots__ = ("error", "is_done", "item", "prepared", "ready_at", "result")
 
@@ -71,116 +72,119 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         items: Iterable[Item],
         prepare: Callable[[Item], Prepared | Done[Result]],
         compute: Callable[[Sequence[Prepared]], Sequence[Result]],
-        shape: PipelineConfig,
+        config: PipelineConfig,
     ) -> None:
         self._items = items
         self._prepare = prepare
         self._compute = compute
-        self._shape = shape
-        lock = threading.Lock()
-        self._room = threading.Condition(lock)  # for the feeder: fewer are under way
-        self._waiting = threading.Condition(lock)  # for workers: something to prepare
-        self._filled = threading.Condition(lock)  # for compute threads: a batch may be complete
-        self._finished = threading.Condition(lock)  # for the caller: the oldest may be done
-        self._order: deque[_Slot[Item, Prepared, Result]] = deque()
+        self._config = config
+        lock = threading.Lock()  # guards everything below
+        self._can_feed = threading.Condition(lock)  # wakes the feeder: there is room for another item
+        self._can_prepare = threading.Condition(lock)  # wakes a worker: an item waits to be prepared
+        self._can_compute = threading.Condition(lock)  # wakes compute threads: a batch may be ready
+        self._can_yield = threading.Condition(lock)  # wakes the caller: the oldest item may be done
+        self._in_flight: deque[_Slot[Item, Prepared, Result]] = deque()  # in input order
         self._to_prepare: deque[_Slot[Item, Prepared, Result]] = deque()
         self._ready: deque[_Slot[Item, Prepared, Result]] = deque()
-        self._preparing = 0
-        self._full = min(_FIRST_BATCH, shape.batch_size)  # grows: the first results come soon
-        self._fed = False
+        self._preparing = 0  # items that workers hold
+        self._batch_size = min(_FIRST_BATCH_SIZE, config.batch_size)  # doubles each time: the first results come soon
+        self._input_ended = False
         self._feed_error: BaseException | None = None
         self._stopped = False
 
-    def results(self) -> Iterator[Result]:
+    def iter_results(self) -> Iterator[Result]:
         try:
-            yield from self._started()
+            self._start_threads()
+            while (slot := self._wait_for_oldest()) is not None:
+                if slot.error is not None:
+                    raise slot.error
+                yield slot.result  # type: ignore[misc]  # set once the slot is done
+            if self._feed_error is not None:
+                raise self._feed_error
         finally:
-            with self._room:
+            with self._can_feed:
                 self._stopped = True
-                for condition in (self._room, self._waiting, self._filled):
+                for condition in (self._can_feed, self._can_prepare, self._can_compute):
                     condition.notify_all()
 
-    def _started(self) -> Iterator[Result]:
-        targets = [self._feed, *[self._work] * self._shape.workers, *[self._run] * self._shape.streams]
+    def _start_threads(self) -> None:
+        targets = [self._feed, *[self._work] * self._config.workers, *[self._run] * self._config.streams]
         for target in targets:
             thread = threading.Thread(target=target, daemon=True, name=f"mf-{target.__name__.strip('_')}")
             try:
                 thread.start()
-            except RuntimeError as error:  # a limit on processes; those that were started end
-                raise EngineError(f"not so many threads can be started here: {error}", "--workers 1") from error
-        while (slot := self._oldest()) is not None:
-            if slot.error is not None:
-                raise slot.error
-            yield slot.result  # type: ignore[misc]  # set when it is done
-        if self._feed_error is not None:
-            raise self._feed_error
+            except RuntimeError as error:  # a limit on processes
+                raise EngineError(f"cannot start {len(targets)} threads: {error}", "workers=1") from error
 
-    def _oldest(self) -> _Slot[Item, Prepared, Result] | None:
-        """The next result in order, waited for; None when there are no more."""
-        with self._finished:
-            while not (self._order[0].is_done if self._order else self._fed):
-                self._finished.wait()
-            if not self._order:
+    def _wait_for_oldest(self) -> _Slot[Item, Prepared, Result] | None:
+        """Remove and return the oldest item once it is done; None after the last one."""
+        with self._can_yield:
+            while not (self._in_flight[0].is_done if self._in_flight else self._input_ended):
+                self._can_yield.wait()
+            if not self._in_flight:
                 return None
-            slot = self._order.popleft()
-            self._room.notify()
+            slot = self._in_flight.popleft()
+            self._can_feed.notify()
             return slot
 
     def _feed(self) -> None:
+        """Run the feeder thread: admit items while there is room."""
         try:
             for item in self._items:
                 slot: _Slot[Item, Prepared, Result] = _Slot(item)
-                with self._room:
+                with self._can_feed:
                     while self._is_full() and not self._stopped:
-                        self._room.wait()
+                        self._can_feed.wait()
                     if self._stopped:
                         return
-                    self._order.append(slot)
+                    self._in_flight.append(slot)
                     self._to_prepare.append(slot)
-                    self._waiting.notify()
+                    self._can_prepare.notify()
         except BaseException as error:
             self._feed_error = error
         finally:
-            with self._room:
-                self._fed = True
-                self._finished.notify()
+            with self._can_feed:
+                self._input_ended = True
+                self._can_yield.notify()
 
     def _is_full(self) -> bool:
-        """Whether enough is under way, or waits with its bytes, which may be many, for being prepared."""
-        return len(self._order) >= self._shape.window or len(self._to_prepare) >= 2 * self._shape.workers
+        """Whether the window is full, or the queue before the workers, whose items may hold many bytes each."""
+        return len(self._in_flight) >= self._config.window or len(self._to_prepare) >= 2 * self._config.workers
 
     def _work(self) -> None:
+        """Run a worker thread: prepare one item after another."""
         while True:
-            with self._waiting:
+            with self._can_prepare:
                 while not self._to_prepare and not self._stopped:
-                    self._waiting.wait()
+                    self._can_prepare.wait()
                 if self._stopped:
                     return
                 slot = self._to_prepare.popleft()
                 self._preparing += 1
-                self._room.notify()
+                self._can_feed.notify()
             prepared: Prepared | None = None
             try:
-                made = self._prepare(slot.item)  # type: ignore[arg-type]  # dropped only below
-                if isinstance(made, Done):
-                    slot.result = made.result
+                outcome = self._prepare(slot.item)  # type: ignore[arg-type]  # dropped only below
+                if isinstance(outcome, Done):
+                    slot.result = outcome.result
                 else:
-                    prepared = made
+                    prepared = outcome
             except BaseException as error:
                 slot.error = error
             slot.item = None
-            with self._waiting:
+            with self._can_prepare:
                 self._preparing -= 1
                 if prepared is None:
                     slot.is_done = True
-                    self._finished.notify()
+                    self._can_yield.notify()
                 else:
                     slot.prepared, slot.ready_at = prepared, time.monotonic()
                     self._ready.append(slot)
-                self._filled.notify()
+                self._can_compute.notify()
 
     def _run(self) -> None:
-        while (batch := self._batch()) is not None:
+        """Run a compute thread: compute one batch after another."""
+        while (batch := self._wait_for_batch()) is not None:
             try:
                 results = self._compute([slot.prepared for slot in batch])  # type: ignore[misc]  # all are prepared
                 for slot, result in zip(batch, results, strict=True):
@@ -188,24 +192,25 @@ class _Pipeline(Generic[Item, Prepared, Result]):
             except BaseException as error:
                 for slot in batch:
                     slot.error = error
-            with self._finished:
+            with self._can_yield:
                 for slot in batch:
                     slot.prepared = None
                     slot.is_done = True
-                self._finished.notify()
-                self._filled.notify()
+                self._can_yield.notify()
+                self._can_compute.notify()
 
-    def _batch(self) -> list[_Slot[Item, Prepared, Result]] | None:
-        """Wait for a batch that should be computed now; None when the pipeline has stopped."""
-        with self._filled:
+    def _wait_for_batch(self) -> list[_Slot[Item, Prepared, Result]] | None:
+        """Remove and return the prepared items to compute next; None once the pipeline has stopped."""
+        with self._can_compute:
             while not self._stopped:
                 waited_s = time.monotonic() - self._ready[0].ready_at if self._ready else 0.0
-                on_their_way = self._preparing or self._to_prepare
-                if self._ready and (len(self._ready) >= self._full or not on_their_way or waited_s >= _PATIENCE_S):
-                    batch = [self._ready.popleft() for _ in range(min(self._full, len(self._ready)))]
-                    self._full = min(2 * self._full, self._shape.batch_size)
+                more_coming = self._preparing or self._to_prepare
+                is_full = len(self._ready) >= self._batch_size
+                if self._ready and (is_full or not more_coming or waited_s >= _MAX_WAIT_S):
+                    batch = [self._ready.popleft() for _ in range(min(self._batch_size, len(self._ready)))]
+                    self._batch_size = min(2 * self._batch_size, self._config.batch_size)
                     return batch
-                self._filled.wait(_PATIENCE_S - waited_s if self._ready else None)
+                self._can_compute.wait(_MAX_WAIT_S - waited_s if self._ready else None)
         return None
 
 
@@ -213,19 +218,18 @@ def run_pipeline(
     items: Iterable[Item],
     prepare: Callable[[Item], Prepared | Done[Result]],
     compute: Callable[[Sequence[Prepared]], Sequence[Result]],
-    shape: PipelineConfig,
+    config: PipelineConfig,
 ) -> Iterator[Result]:
     """Yield one result per item, in the items' order.
 
     Args:
-        items: read in a thread of its own, no further ahead than `shape.window`; what it raises is raised here after
-            the results of the items before.
-        prepare: called in a worker thread with one item; returns what `compute` takes, or a `Done` result.
-        compute: called in a compute thread with 1 to `shape.batch_size` prepared items; returns as many results.
-        shape: how many threads, and how large a batch.
+        items: read in the feeder thread, at most `config.window` items ahead of the results.
+        prepare: called in a worker thread with one item; returns the input of `compute`, or a `Done` result.
+        compute: called in a compute thread with 1 to `config.batch_size` prepared items; returns as many results.
+        config: numbers of threads, and the batch size.
 
     Raises:
-        BaseException: whatever `items`, `prepare` or `compute` raise, in the place of the first result it concerns.
-        EngineError: so many threads cannot be started.
+        BaseException: whatever `items`, `prepare` or `compute` raises, in place of the first result it affects.
+        EngineError: the threads cannot be started.
     """
-    return _Pipeline(items, prepare, compute, shape).results()
+    return _Pipeline(items, prepare, compute, config).iter_results()
