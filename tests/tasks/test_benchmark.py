@@ -1,4 +1,4 @@
-"""mf benchmark: rows, figures that fit each other, rows that cannot be measured."""
+"""mf benchmark: rows, consistent figures, and rows with an error."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from mfcli.models.checkpoint import load_checkpoint
 from mfcli.models.registry import Variant, find_variant
 from mfcli.settings import Settings
 from mfcli.tasks import benchmark as task
-from mfcli.tasks.benchmark import Plan, Rate, benchmark
+from mfcli.tasks.benchmark import BenchmarkPlan, Rate, benchmark
 from mfcli.tasks.benchmark_worker import Case
 
 QUICK = {"seconds": 0.1, "rounds": 2}
@@ -21,9 +21,9 @@ def settings() -> Settings:
     return Settings.from_environ(offline=True)
 
 
-def test_a_row_has_figures_that_fit_each_other(settings: Settings, coffee: Path) -> None:
+def test_the_figures_of_a_row_are_consistent(settings: Settings, coffee: Path) -> None:
     notes: list[object] = []
-    plan = Plan(
+    plan = BenchmarkPlan(
         ("bundled", "convformer_t8_64"),
         batch_sizes=(3,),
         images=(str(coffee.parent),),
@@ -33,9 +33,9 @@ def test_a_row_has_figures_that_fit_each_other(settings: Settings, coffee: Path)
     )
     (row,) = benchmark(plan, settings, notes.append)
     assert (row.case.model, row.error, notes) == ("convformer_t8_64", None, ["measuring"])
-    assert row.loaded is not None
-    assert (row.loaded.engine, row.loaded.precision, row.loaded.device) == ("onnxruntime", "fp32", "cpu")
-    assert (row.loaded.batch_size, row.loaded.workers) == (3, 1)
+    assert row.setup is not None
+    assert (row.setup.engine, row.setup.precision, row.setup.device) == ("onnxruntime", "fp32", "cpu")
+    assert (row.setup.batch_size, row.setup.workers) == (3, 1)
     figures = row.figures
     assert figures is not None
     for rate in (figures.engine, figures.end_to_end):
@@ -45,55 +45,55 @@ def test_a_row_has_figures_that_fit_each_other(settings: Settings, coffee: Path)
     assert 50 < figures.peak_memory_mib < 1000
 
 
-def test_no_picture_comes_from_the_network(settings: Settings) -> None:
-    (row,) = benchmark(Plan(("bundled",), images=("http://127.0.0.1:9/a.jpg",), **QUICK), settings)
+def test_pictures_are_not_downloaded(settings: Settings) -> None:
+    (row,) = benchmark(BenchmarkPlan(("bundled",), images=("http://127.0.0.1:9/a.jpg",), **QUICK), settings)
     assert row.error is not None
     assert "http://127.0.0.1:9/a.jpg" in row.error.message
 
 
-def test_pictures_that_cannot_be_read_are_an_error(settings: Settings, tmp_path: Path) -> None:
+def test_an_unreadable_picture_is_an_error(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("no picture")
-    (row,) = benchmark(Plan(("bundled",), images=(str(tmp_path / "x.jpg"),), **QUICK), settings)
+    (row,) = benchmark(BenchmarkPlan(("bundled",), images=(str(tmp_path / "x.jpg"),), **QUICK), settings)
     assert row.error is not None
     assert row.error.exit_code is ExitCode.USAGE
     assert str(tmp_path / "x.jpg") in row.error.message
 
 
-def test_a_process_that_dies_is_a_row(
+def test_a_crash_is_a_row_with_an_error(
     settings: Settings, coffee: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "onnxruntime.py").write_text("import os; os.kill(os.getpid(), 11)")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(benchmark.__code__.co_filename).parents[2]}")
-    (row,) = benchmark(Plan(("bundled",), images=(str(coffee),), **QUICK), settings)
+    (row,) = benchmark(BenchmarkPlan(("bundled",), images=(str(coffee),), **QUICK), settings)
     assert row.error is not None
-    assert row.error.message == "its process was ended by SIGSEGV"
+    assert row.error.message == "its process was killed by SIGSEGV"
 
 
-def test_refusals(settings: Settings, tmp_path: Path) -> None:
+def test_models_and_weights_that_cannot_be_used(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="unknown"):
-        benchmark(Plan(("cafformer_s18",)), settings)
+        benchmark(BenchmarkPlan(("cafformer_s18",)), settings)
     with pytest.raises(ModelError, match="offline"):
-        benchmark(Plan(("caformer_s18",), images=("x.jpg",)), settings)
+        benchmark(BenchmarkPlan(("caformer_s18",), images=("x.jpg",)), settings)
     for plan in (
-        Plan(("bundled", "caformer_s18"), weights=tmp_path / "x.pth"),
-        Plan(("bundled",), weights=tmp_path / "x.pth", random_weights=True),
+        BenchmarkPlan(("bundled", "caformer_s18"), weights=tmp_path / "x.pth"),
+        BenchmarkPlan(("bundled",), weights=tmp_path / "x.pth", random_weights=True),
     ):
-        with pytest.raises(UsageError, match="--weights"):
+        with pytest.raises(UsageError, match="weights=.* exclude each other"):
             benchmark(plan, settings)
 
 
-def test_made_up_weights_are_used_and_leave_nothing_behind(
+def test_random_weights_are_used_and_leave_nothing_behind(
     settings: Settings, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Case] = []
 
-    def ready(variant: Variant, weights: Path, own: Settings, _: object) -> None:
+    def prepare(variant: Variant, weights: Path, own: Settings, _: object) -> None:
         assert load_checkpoint(weights, variant).num_classes == 200
         assert own.cache_dir.parent == weights.parent
 
-    monkeypatch.setattr(task, "ensure_artifact", ready)
-    monkeypatch.setattr(task, "_measured", lambda cases, _: seen.extend(cases) or [])
-    assert benchmark(Plan(("bundled",), random_weights=True), settings) == []
+    monkeypatch.setattr(task, "ensure_artifact", prepare)
+    monkeypatch.setattr(task, "_measure", lambda cases, _: seen.extend(cases) or [])
+    assert benchmark(BenchmarkPlan(("bundled",), random_weights=True), settings) == []
     (case,) = seen
     assert case.weights is not None
     assert len(case.images) == 60
@@ -103,37 +103,37 @@ def test_made_up_weights_are_used_and_leave_nothing_behind(
 
 
 def test_a_rate_is_the_median_of_the_rounds() -> None:
-    assert Rate.over([3.0, 1.0, 8.0]) == Rate(median=3.0, min=1.0, max=8.0)
+    assert Rate.summarize([3.0, 1.0, 8.0]) == Rate(median=3.0, min=1.0, max=8.0)
 
 
-def test_no_room_for_temporary_files(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(task, "write_jpegs", full)
     with pytest.raises(OutputError, match="cannot write temporary files: No space left") as caught:
-        benchmark(Plan(("bundled",), **QUICK), settings)
-    assert caught.value.hint == "name a folder with more room: TMPDIR=DIR"
+        benchmark(BenchmarkPlan(("bundled",), **QUICK), settings)
+    assert caught.value.hint == "use a folder with more space: TMPDIR=DIR"
 
     def broken(*_: object) -> None:
         raise OSError("libnope.so.1: cannot open shared object file")
 
     monkeypatch.setattr(task, "write_jpegs", broken)
     with pytest.raises(OSError, match=r"libnope\.so\.1"):
-        benchmark(Plan(("bundled",), **QUICK), settings)
+        benchmark(BenchmarkPlan(("bundled",), **QUICK), settings)
 
 
-def test_a_cache_that_nobody_named_is_found_again_by_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_cache_is_left_to_the_process_to_find(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings("bundled", None, debug=False)
     monkeypatch.setattr(Settings, "cache_dir", None)  # of a user without a home; the bundled model needs none
     variant = find_variant("bundled")
-    (case,) = task._cases(Plan((variant.name,), **QUICK), [variant], {variant.name: None}, (), settings)
+    (case,) = task._iter_cases(BenchmarkPlan((variant.name,), **QUICK), [variant], {variant.name: None}, (), settings)
     assert case.cache_dir is None
 
 
 @pytest.mark.parametrize("options", [{"device": "foo"}, {"threads": 5000}])
-def test_what_no_engine_has_is_refused_before_anything_is_made(options: dict[str, Any], settings: Settings) -> None:
+def test_options_are_checked_before_anything_is_generated(options: dict[str, Any], settings: Settings) -> None:
     notes: list[object] = []
     with pytest.raises(UsageError):
-        benchmark(Plan(("bundled",), **options, **QUICK), settings, notes.append)
+        benchmark(BenchmarkPlan(("bundled",), **options, **QUICK), settings, notes.append)
     assert notes == []

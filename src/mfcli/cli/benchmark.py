@@ -1,4 +1,4 @@
-"""mf benchmark."""
+"""The command `mf benchmark`."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mfcli.cli.options import MAX_WORKERS, Format, Offline, Quiet, complete_device, complete_model, parse_batch_size
-from mfcli.cli.streams import fail, need_standard_output, note, standard_output
+from mfcli.cli.streams import fail, note, require_standard_output, standard_output
 from mfcli.errors import ExitCode, UsageError
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.outputs.writer import FormatName
@@ -51,7 +51,7 @@ def benchmark(
         typer.Option(help="A checkpoint of the only MODEL: .pth or .safetensors.", show_default=False, readable=False),
     ] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Make weights up: just as fast, and nothing is downloaded.")
+        bool, typer.Option("--random-weights", help="Make weights up: just as fast, and nothing is downsetup.")
     ] = False,
     images: Annotated[
         list[str] | None,
@@ -81,10 +81,10 @@ def benchmark(
     from mfcli.tasks import benchmark as task
 
     if not math.isfinite(seconds):
-        raise UsageError(f"--seconds {seconds} is no length of time", f"--seconds {DEFAULT_BENCHMARK_SECONDS:g}")
-    need_standard_output()
+        raise UsageError(f"--seconds {seconds} is not a duration", f"--seconds {DEFAULT_BENCHMARK_SECONDS:g}")
+    require_standard_output()
     settings = Settings.from_environ(offline=offline)
-    plan = task.Plan(
+    plan = task.BenchmarkPlan(
         models=tuple(models or [default_variant(settings).name]),
         engines=tuple(dict.fromkeys(engine or [EngineName.AUTO])),
         precisions=tuple(dict.fromkeys(precision or [Precision.FP32])),
@@ -102,31 +102,33 @@ def benchmark(
         rows = task.benchmark(plan, settings, progress)
     failed = [row.error for row in rows if row.error]
     with standard_output() as stream:
-        write_records(format, stream, _brief(rows) if format is FormatName.TABLE else [_full(row) for row in rows])
+        records = _list_table_records(rows) if format is FormatName.TABLE else [_make_record(row) for row in rows]
+        write_records(format, stream, records)
     for message, hint in dict.fromkeys((error.message, error.hint) for error in failed):
         fail(message, hint)
     if failed:
         raise typer.Exit(ExitCode.SOME_FAILED if len(failed) < len(rows) else ExitCode.ALL_FAILED)
 
 
-def _brief(rows: "Sequence[Row]") -> list[dict[str, Any]]:
-    records = [_cells(row) for row in rows]
+def _list_table_records(rows: "Sequence[Row]") -> list[dict[str, Any]]:
+    """Return the records of a table; it has a column for errors only if there are any."""
+    records = [_make_table_record(row) for row in rows]
     if any(row.error for row in rows):
         for record, row in zip(records, rows, strict=True):
             record["error"] = row.error and row.error.message
     return records
 
 
-def _cells(row: "Row") -> dict[str, Any]:
-    loaded, figures = row.loaded, row.figures
+def _make_table_record(row: "Row") -> dict[str, Any]:
+    setup, figures = row.setup, row.figures
     return {
         "model": row.case.model,
-        "engine": loaded.engine if loaded else row.case.engine,
-        "precision": loaded.precision if loaded else row.case.precision,
-        "device": loaded.device if loaded else row.case.device,
-        "batch": f"{loaded.streams}x{loaded.batch_size}" if loaded else row.case.batch_size or "auto",
-        "engine/s": figures and _rate(figures.engine),
-        "end to end/s": figures and _rate(figures.end_to_end),
+        "engine": setup.engine if setup else row.case.engine,
+        "precision": setup.precision if setup else row.case.precision,
+        "device": setup.device if setup else row.case.device,
+        "batch": f"{setup.streams}x{setup.batch_size}" if setup else row.case.batch_size or "auto",
+        "engine/s": figures and _format_rate(figures.engine),
+        "end to end/s": figures and _format_rate(figures.end_to_end),
         "ratio": figures and f"{figures.ratio:.2f}",
         "p50 ms": figures and f"{figures.latency_p50_ms:.1f}",
         "p95 ms": figures and f"{figures.latency_p95_ms:.1f}",
@@ -134,21 +136,21 @@ def _cells(row: "Row") -> dict[str, Any]:
     }
 
 
-def _rate(rate: "Rate") -> str:
+def _format_rate(rate: "Rate") -> str:
     return f"{rate.median:.1f} ({rate.min:.1f}-{rate.max:.1f})"
 
 
-def _full(row: "Row") -> dict[str, Any]:
-    case, loaded, figures = row.case, row.loaded, row.figures
+def _make_record(row: "Row") -> dict[str, Any]:
+    case, setup, figures = row.case, row.setup, row.figures
     return {
         "model": case.model,
-        "engine": loaded.engine if loaded else case.engine,
-        "precision": loaded.precision if loaded else case.precision,
-        "device": loaded.device if loaded else case.device,
-        "batch_size": loaded.batch_size if loaded else case.batch_size,
-        "streams": loaded.streams if loaded else None,
+        "engine": setup.engine if setup else case.engine,
+        "precision": setup.precision if setup else case.precision,
+        "device": setup.device if setup else case.device,
+        "batch_size": setup.batch_size if setup else case.batch_size,
+        "streams": setup.streams if setup else None,
         "threads": case.threads,
-        "workers": loaded.workers if loaded else case.workers,
+        "workers": setup.workers if setup else case.workers,
         "engine_images_per_s": figures.engine.median if figures else None,
         "engine_images_per_s_min": figures.engine.min if figures else None,
         "engine_images_per_s_max": figures.engine.max if figures else None,

@@ -29,7 +29,7 @@ class ReaderGoneError(Exception):
 @contextmanager
 def standard_output() -> Iterator[TextIO]:
     """Standard output as UTF-8; a reader that went away ends the program quietly, a full disk with exit code 8."""
-    need_standard_output()
+    require_standard_output()
     if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
         # PYTHONUNBUFFERED, common in containers: what a signal cuts off of a write to a pipe would be lost
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer))
@@ -88,7 +88,7 @@ def _wait_for(stream: IO[Any]) -> None:
         os.set_blocking(stream.fileno(), True)
 
 
-def need_standard_output() -> None:
+def require_standard_output() -> None:
     """Raise where there is none, before something that takes long.
 
     Raises:

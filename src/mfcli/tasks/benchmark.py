@@ -1,4 +1,4 @@
-"""Measure how fast models are here: every combination of what is asked for, in turns, in one process each."""
+"""Measure throughput, latency and memory of models: every combination of options, each in its own process."""
 
 import contextlib
 import itertools
@@ -21,32 +21,34 @@ from mfcli.models.registry import Variant, find_variant
 from mfcli.results import Progress
 from mfcli.settings import DEFAULT_BENCHMARK_ROUNDS, DEFAULT_BENCHMARK_SECONDS, Settings
 from mfcli.synthetic import write_jpegs
-from mfcli.tasks.benchmark_worker import Case, Loaded
+from mfcli.tasks.benchmark_worker import Case, Setup
 
-_MADE_UP = 60
-"""Pictures that are made up where none are given."""
+_SYNTHETIC_PICTURES = 60
+"""Number of pictures that are generated if none are given."""
 
 _ENGINE_SHARE, _END_TO_END_SHARE, _LATENCY_SHARE = 0.4, 0.45, 0.15
-"""How the seconds of a row are divided."""
+"""How the time of a row is divided."""
+
+_DISK_HINT = "use a folder with more space: TMPDIR=DIR"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be measured; every combination of models, engines, precisions and batch sizes is a row.
+class BenchmarkPlan:
+    """What to measure: every combination of models, engines, precisions and batch sizes is a row.
 
     Attributes:
         models: names from the registry.
-        engines: what computes the logits.
-        precisions: the arithmetic.
-        batch_sizes: pictures in a batch; None for what suits the engine.
+        engines: the engines.
+        precisions: the data types of the computation.
+        batch_sizes: pictures in a batch; None for the engine's default.
         device: auto, cpu, cuda, cuda:N or mps.
         threads: cores that the engine may use, None for all.
         workers: threads that decode, None for one a core.
         weights: a checkpoint of the only model, None for the published ones.
-        random_weights: whether weights are made up, so that nothing is downloaded.
-        images: files and folders; none to make pictures up, photo-like JPEGs of about 500x375 pixels.
-        seconds: how long a row is measured, in all rounds together.
-        rounds: how many rounds these seconds are divided into.
+        random_weights: whether to use random weights, so that nothing is downloaded.
+        images: files and folders; empty for synthetic JPEGs of about 500x375 pixels.
+        seconds: measuring time of a row, all rounds together.
+        rounds: number of rounds that this time is divided into.
     """
 
     models: tuple[str, ...]
@@ -65,30 +67,30 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Pictures a second over the rounds."""
+    """Pictures per second over the rounds."""
 
     median: float
     min: float
     max: float
 
     @classmethod
-    def over(cls, rounds: Sequence[float]) -> Self:
-        """Summarise the rates of rounds."""
+    def summarize(cls, rounds: Sequence[float]) -> Self:
+        """Return median, minimum and maximum of the rounds' rates."""
         return cls(statistics.median(rounds), min(rounds), max(rounds))
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was found out about one combination.
+    """The measurements of one combination.
 
     Attributes:
-        engine: pictures a second of the engine alone, on random numbers, all its streams busy.
-        end_to_end: pictures a second from files to answers.
-        ratio: the median over the rounds of end to end / engine alone in the same round; 1 means that reading,
-            decoding and preparing pictures cost nothing.
-        latency_p50_ms: the engine's time for one picture alone, half of the calls were faster.
-        latency_p95_ms: the same, 95 % of the calls were faster.
-        peak_memory_mib: the most RAM that the process held, loading and both kinds of rounds included, in MiB.
+        engine: throughput of the engine alone, on random inputs with all streams busy.
+        end_to_end: throughput from files to predictions.
+        ratio: the median over the rounds of end_to_end / engine in the same round; at 1, reading, decoding and
+            preprocessing cost nothing.
+        latency_p50_ms: median time of the engine for a single picture.
+        latency_p95_ms: 95th percentile of the same.
+        peak_memory_mib: peak resident memory of the process, loading and both kinds of rounds included.
     """
 
     engine: Rate
@@ -101,93 +103,100 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One combination, with either figures or an error.
+    """The result of one combination: figures or an error.
 
     Attributes:
-        case: what was asked for.
-        loaded: what it turned out to be, None where nothing could be loaded.
-        figures: what was measured.
-        error: why there is nothing.
+        case: the options.
+        setup: what they resolved to; None if the engine could not be loaded.
+        figures: the measurements; None if there is an error.
+        error: why the combination could not be measured.
     """
 
     case: Case
-    loaded: Loaded | None
+    setup: Setup | None
     figures: Figures | None
     error: MfError | None
 
 
-_ELSEWHERE = "name a folder with more room: TMPDIR=DIR"
+def benchmark(plan: BenchmarkPlan, settings: Settings, progress: Progress = lambda _: None) -> list[Row]:
+    """Measure every combination; their rounds alternate, so that other load on the machine slows all rows alike.
 
+    Models are prepared first, and downloaded if necessary. A combination that cannot be run is a row with an error.
 
-def benchmark(plan: Plan, settings: Settings, progress: Progress = lambda _: None) -> list[Row]:
-    """Measure every combination; rounds take turns, so that a busy machine slows all rows alike.
-
-    Models are made ready first, downloaded where they are not here. A combination that cannot be run is a row with an
-    error.
+    Args:
+        plan: what to measure.
+        settings: where models are cached, and whether they may be downloaded.
+        progress: told before each step.
 
     Raises:
-        EngineError: weights are to be prepared, and a package that it takes cannot be loaded.
-        ModelError: a name is unknown, or a model cannot be had.
-        OutputError: there is no room for what is made up.
-        UsageError: one checkpoint is given for several models, or together with random weights; there is no such device
-            or number of threads.
+        EngineError: a package needed to prepare weights cannot be loaded.
+        ModelError: a model is unknown, or its weights cannot be obtained.
+        OutputError: temporary files cannot be written.
+        UsageError: weights are given for several models or together with random weights; the device is unknown, or the
+            number of threads out of range.
     """
     variants = list({variant.name: variant for variant in map(find_variant, plan.models)}.values())
     if plan.weights and (plan.random_weights or len(variants) > 1):
-        what = "random weights" if plan.random_weights else "several models"
-        raise UsageError(f"--weights is about one model and does not go with {what}", "mf benchmark --help")
+        what = "random_weights=True" if plan.random_weights else "several models"
+        raise UsageError(f"weights={plan.weights} and {what} exclude each other", "leave one of them out")
     for engine, precision in itertools.product(plan.engines, plan.precisions):
-        with contextlib.suppress(EngineError):  # what one engine cannot do is a row
+        with contextlib.suppress(EngineError):  # an unsupported combination is a row with an error
             choose_engine(engine, EngineOptions(plan.device, precision, plan.threads))
     with contextlib.ExitStack() as stack:
-        with _temporary_files():
+        with _convert_disk_errors():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mf-benchmark-")))
             if plan.random_weights:
                 settings = replace(settings, named_cache_dir=folder / "cache")
-            images = plan.images or (*map(str, _made_up(folder, progress)),)
-            weights = {v.name: _weights(v, plan, folder, settings, progress) for v in variants}
+            images = plan.images or (*map(str, _generate_pictures(folder, progress)),)
+            weights = {v.name: _prepare_weights(v, plan, folder, settings, progress) for v in variants}
         rows = len(variants) * len(plan.engines) * len(plan.precisions) * len(plan.batch_sizes)
         progress(f"measuring {rows} rows, about {plan.seconds:g} s each" if rows > 1 else "measuring")
-        return _measured(list(_cases(plan, variants, weights, images, settings)), plan)
+        return _measure(list(_iter_cases(plan, variants, weights, images, settings)), plan)
 
 
 @contextlib.contextmanager
-def _temporary_files() -> Iterator[None]:
-    """Turn what the disk says of what is made up for the measurement into an OutputError that names its folder."""
+def _convert_disk_errors() -> Iterator[None]:
+    """Turn errors of writing temporary files into an OutputError that says how to use another folder."""
     try:
         yield
     except OutputError as error:
-        if "mf-benchmark-" in error.message:  # a cache in the folder
-            raise OutputError(error.message, _ELSEWHERE) from error
+        if "mf-benchmark-" in error.message:  # the cache in the temporary folder
+            raise OutputError(error.message, _DISK_HINT) from error
         raise
     except OSError as error:
-        if error.errno is None:  # of a library that cannot be loaded
+        if error.errno is None:  # a shared library that cannot be loaded
             raise
-        raise OutputError(f"cannot write temporary files: {error.strerror or error}", _ELSEWHERE) from error
+        raise OutputError(f"cannot write temporary files: {error.strerror or error}", _DISK_HINT) from error
 
 
-def _made_up(folder: Path, progress: Progress) -> list[Path]:
-    progress(f"making {_MADE_UP} pictures up")
+def _generate_pictures(folder: Path, progress: Progress) -> list[Path]:
+    progress(f"generating {_SYNTHETIC_PICTURES} pictures")
     pictures = folder / "pictures"
     pictures.mkdir()
-    return write_jpegs(pictures, _MADE_UP)
+    return write_jpegs(pictures, _SYNTHETIC_PICTURES)
 
 
-def _weights(variant: Variant, plan: Plan, folder: Path, settings: Settings, progress: Progress) -> Path | None:
-    """Make a model's artifact ready; return the checkpoint that is not the row's own."""
+def _prepare_weights(
+    variant: Variant, plan: BenchmarkPlan, folder: Path, settings: Settings, progress: Progress
+) -> Path | None:
+    """Prepare a model's artifact; return the checkpoint to use instead of the published one, if any."""
     weights = plan.weights
     if plan.random_weights:
         from mfcli.models.checkpoint import write_random
 
         weights = folder / f"{variant.name}.safetensors"
-        progress(f"making weights of {variant.name} up")
+        progress(f"generating random weights for {variant.name}")
         write_random(weights, variant)
     ensure_artifact(variant, weights, settings, progress)
     return weights
 
 
-def _cases(
-    plan: Plan, variants: list[Variant], weights: dict[str, Path | None], images: tuple[str, ...], settings: Settings
+def _iter_cases(
+    plan: BenchmarkPlan,
+    variants: list[Variant],
+    weights: dict[str, Path | None],
+    images: tuple[str, ...],
+    settings: Settings,
 ) -> Iterator[Case]:
     for variant, engine, precision, size in itertools.product(
         variants, plan.engines, plan.precisions, plan.batch_sizes
@@ -207,15 +216,15 @@ def _cases(
         )
 
 
-class _Process:
-    """A case at work in a process of its own; an error ends it and is kept."""
+class _Worker:
+    """The parent's side of the process that measures one case; after an error it is asked nothing more."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.loaded: Loaded | None = None
+        self.setup: Setup | None = None
         self.error: MfError | None = None
-        self.engine: list[float] = []
-        self.end_to_end: list[float] = []
+        self.engine_rates: list[float] = []
+        self.end_to_end_rates: list[float] = []
         program = "from mfcli.tasks.benchmark_worker import serve; serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", program],
@@ -224,70 +233,70 @@ class _Process:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        fields = self._answer(asdict(case))
+        fields = self._request(asdict(case))
         if fields is not None:
-            self.loaded = Loaded(**fields)
+            self.setup = Setup(**fields)
 
-    def ask(self, what: str, seconds: float = 0.0) -> Any:
-        """Return the answer; None when there is an error."""
-        return None if self.error else self._answer([what, seconds])
+    def measure(self, quantity: str, seconds: float = 0.0) -> Any:
+        """Return a measurement of `benchmark_worker.serve`; None after an error."""
+        return None if self.error else self._request([quantity, seconds])
 
-    def _answer(self, question: object) -> Any:
+    def _request(self, message: object) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line.endswith("\n"):
-            self.error = EngineError(f"its process {_ending(self._process.wait())}", "mf doctor")
+            self.error = EngineError(f"its process {_describe_exit(self._process.wait())}", "mf doctor")
             return None
-        answer = json.loads(line)
-        if "error" in answer:
-            message, hint, code = answer["error"]
-            self.error = MfError(message, hint)
+        reply = json.loads(line)
+        if "error" in reply:
+            text, hint, code = reply["error"]
+            self.error = MfError(text, hint)
             self.error.exit_code = ExitCode(code)
-        return answer.get("value")
+        return reply.get("value")
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         self._process.kill()
         self._process.communicate()
 
 
-def _ending(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
-    out_of_memory = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
-    return f"was ended by {signal.Signals(-code).name}{out_of_memory}"
+    out_of_memory = ", possibly because memory ran out" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{out_of_memory}"
 
 
-def _measured(cases: list[Case], plan: Plan) -> list[Row]:
-    part = plan.seconds / plan.rounds
+def _measure(cases: list[Case], plan: BenchmarkPlan) -> list[Row]:
+    round_s = plan.seconds / plan.rounds
     with contextlib.ExitStack() as stack:
-        processes = []
+        workers = []
         for case in cases:
-            process = _Process(case)
-            stack.callback(process.close)
-            processes.append(process)
+            worker = _Worker(case)
+            stack.callback(worker.close)
+            workers.append(worker)
         for _ in range(plan.rounds):
-            for process in processes:
-                process.engine.append(process.ask("engine", part * _ENGINE_SHARE))
-                process.end_to_end.append(process.ask("end_to_end", part * _END_TO_END_SHARE))
-        return [_row(process, plan.seconds * _LATENCY_SHARE) for process in processes]
+            for worker in workers:
+                worker.engine_rates.append(worker.measure("engine", round_s * _ENGINE_SHARE))
+                worker.end_to_end_rates.append(worker.measure("end_to_end", round_s * _END_TO_END_SHARE))
+        return [_finish_row(worker, plan.seconds * _LATENCY_SHARE) for worker in workers]
 
 
-def _row(process: _Process, latency_seconds: float) -> Row:
-    memory_mib, latencies_ms = process.ask("memory"), process.ask("latency", latency_seconds)
-    if process.error:
-        return Row(process.case, process.loaded, None, process.error)
-    cuts = statistics.quantiles(latencies_ms, n=20, method="inclusive")
+def _finish_row(worker: _Worker, latency_seconds: float) -> Row:
+    memory_mib, latencies_ms = worker.measure("memory"), worker.measure("latency", latency_seconds)
+    if worker.error:
+        return Row(worker.case, worker.setup, None, worker.error)
+    quantiles = statistics.quantiles(latencies_ms, n=20, method="inclusive")
     figures = Figures(
-        engine=Rate.over(process.engine),
-        end_to_end=Rate.over(process.end_to_end),
-        ratio=statistics.median(e / a for e, a in zip(process.end_to_end, process.engine, strict=True)),
+        engine=Rate.summarize(worker.engine_rates),
+        end_to_end=Rate.summarize(worker.end_to_end_rates),
+        ratio=statistics.median(e / a for e, a in zip(worker.end_to_end_rates, worker.engine_rates, strict=True)),
         latency_p50_ms=statistics.median(latencies_ms),
-        latency_p95_ms=cuts[-1],
+        latency_p95_ms=quantiles[-1],
         peak_memory_mib=memory_mib,
     )
-    return Row(process.case, process.loaded, figures, None)
+    return Row(worker.case, worker.setup, figures, None)

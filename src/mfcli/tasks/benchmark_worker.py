@@ -1,8 +1,7 @@
-"""How fast one loaded model is: the engine alone, whole runs from files on, one picture alone, and the peak memory.
+"""The process that measures one case: throughput of the engine and end to end, latency, and peak memory.
 
-Each case is measured in a process of its own (`serve`), so that its peak memory is its own and no engine's idle threads
-disturb another's. The process is told what to measure and for how long, a line at a time, by `tasks/benchmark.py`; so
-the rounds of many cases can take turns.
+Each case has its own process (`serve`), so that peak memory is its own and idle threads of one engine do not disturb
+another. `tasks/benchmark.py` requests one measurement a line, which lets the rounds of many cases alternate.
 """
 
 import contextlib
@@ -33,22 +32,22 @@ from mfcli.models.registry import find_variant
 from mfcli.settings import Settings
 
 MAX_PICTURES = 1000
-"""Pictures of a folder that are used, over and over."""
+"""Number of pictures that are read at most; the measurement cycles through them."""
 
-_LATENCY_CALLS = (10, 200)
+_MIN_LATENCY_CALLS, _MAX_LATENCY_CALLS = 10, 200
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What one process measures; plain values, because it crosses to the process as JSON.
+    """The options of one row; plain values, because they are sent to the process as JSON.
 
     Attributes:
-        model: the row's name; its artifact is ready.
-        weights: a checkpoint to use instead of the row's own.
+        model: the model's name; its artifact is already prepared.
+        weights: a checkpoint to use instead of the published one.
         engine: the engine's name.
-        precision: the arithmetic.
+        precision: the data type of the computation.
         device: auto, cpu, cuda, cuda:N or mps.
-        batch_size: pictures in a batch, None for what suits the engine.
+        batch_size: pictures in a batch, None for the engine's default.
         threads: cores that the engine may use, None for all.
         workers: threads that decode, None for one a core.
         images: files and folders.
@@ -68,15 +67,15 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """What a case turned out to be once its engine was loaded.
+class Setup:
+    """What the options of a case resolved to once its engine was loaded.
 
     Attributes:
-        engine: the engine that AUTO became.
-        precision: the engine's arithmetic.
-        device: where it runs.
+        engine: the engine, never auto.
+        precision: the data type of the computation.
+        device: the device it runs on.
         batch_size: pictures in a batch.
-        streams: batches computed at the same time.
+        streams: batches computed concurrently.
         workers: threads that decode.
     """
 
@@ -89,19 +88,19 @@ class Loaded:
 
 
 class Bench:
-    """A loaded model and how fast it is; every rate is in pictures a second.
+    """A loaded model and the measurements on it; rates are in pictures per second.
 
     Attributes:
-        loaded: what it is.
+        setup: what the case resolved to.
     """
 
     def __init__(self, case: Case) -> None:
-        """Load the model, and warm it up with two batches a stream.
+        """Load the model, and warm it up with two batches per stream.
 
         Raises:
-            EngineError: the engine is not installed, or cannot do what the case asks for.
-            ModelError: there are no weights.
-            NoInputsError: there are no pictures.
+            EngineError: the engine is not installed, or does not support the case's options.
+            ModelError: the weights are missing.
+            NoInputsError: no pictures were found.
         """
         settings = Settings("", Path(case.cache_dir) if case.cache_dir else None, debug=False, offline=True)
         variant = find_variant(case.model)
@@ -109,27 +108,28 @@ class Bench:
         options = EngineOptions(case.device, Precision(case.precision), case.threads)
         self._engine = engine = load_engine(EngineName(case.engine), artifact, options)
         self._predictor = Predictor(artifact, engine)
-        self._shape = self._predictor.pipeline_config(case.batch_size, case.workers)
-        self._size = variant.input_size
-        self._pictures = _pictures(case.images)
-        self.loaded = Loaded(
+        self._config = self._predictor.pipeline_config(case.batch_size, case.workers)
+        self._input_size = variant.input_size
+        self._sources = _list_sources(case.images)
+        self.setup = Setup(
             engine=engine.name,
             precision=engine.precision,
             device=engine.device,
-            batch_size=self._shape.batch_size,
-            streams=self._shape.streams,
-            workers=self._shape.workers,
+            batch_size=self._config.batch_size,
+            streams=self._config.streams,
+            workers=self._config.workers,
         )
         self._rate = 0.0
-        self._rate = self.engine_images_per_s(0)  # allocations, kernels chosen on first use
-        self._rate = self.engine_images_per_s(0)
+        self._rate = self.measure_engine(0)  # warm-up: allocations and the choice of kernels
+        self._rate = self.measure_engine(0)
 
-    def engine_images_per_s(self, seconds: float) -> float:
-        """Return the rate of the engine alone, on random numbers, all streams busy, for about so many seconds."""
-        batches = itertools.count()
-        wanted = max(self._shape.streams, round(seconds * self._rate / self._shape.batch_size))
-        streams = [_Stream(self._engine, self._noise(self._shape.batch_size)) for _ in range(self._shape.streams)]
-        threads = [threading.Thread(target=stream.run, args=(batches, wanted)) for stream in streams]
+    def measure_engine(self, seconds: float) -> float:
+        """Return the throughput of the engine alone, on random inputs with all streams busy, over about `seconds`."""
+        counter = itertools.count()
+        batch_size = self._config.batch_size
+        batches = max(self._config.streams, round(seconds * self._rate / batch_size))
+        streams = [_Stream(self._engine, self._draw_batch(batch_size)) for _ in range(self._config.streams)]
+        threads = [threading.Thread(target=stream.run, args=(counter, batches)) for stream in streams]
         started = time.perf_counter()
         for thread in threads:
             thread.start()
@@ -139,104 +139,104 @@ class Bench:
         for stream in streams:
             if stream.error is not None:
                 raise stream.error
-        return wanted * self._shape.batch_size / elapsed
+        return batches * batch_size / elapsed
 
-    def images_per_s(self, seconds: float) -> float:
-        """Return the rate from files to answers, for about so many seconds and at least two batches a stream.
+    def measure_end_to_end(self, seconds: float) -> float:
+        """Return the throughput from files to predictions, over about `seconds` and at least two batches per stream.
 
         Raises:
             UsageError: a picture cannot be read.
         """
-        least = 2 * self._shape.streams
-        batches = max(least, round(seconds * self._rate / self._shape.batch_size))
-        sources = itertools.islice(itertools.cycle(self._pictures), batches * self._shape.batch_size)
+        batch_size = self._config.batch_size
+        batches = max(2 * self._config.streams, round(seconds * self._rate / batch_size))
+        sources = itertools.islice(itertools.cycle(self._sources), batches * batch_size)
         started = time.perf_counter()
         done = 0
-        for result in self._predictor.predict(sources, batch_size=self._shape.batch_size, workers=self._shape.workers):
+        for result in self._predictor.predict(sources, batch_size=batch_size, workers=self._config.workers):
             if result.error is not None:
-                raise UsageError(f"{result.input}: {result.error.message}", "measure with pictures that can be read")
+                raise UsageError(f"{result.input}: {result.error.message}", "benchmark with readable pictures")
             done += 1
         return done / (time.perf_counter() - started)
 
-    def peak_memory_mib(self) -> float:
-        """Return the most memory that the process has held so far, in MiB of RAM; memory of a GPU does not count."""
-        with contextlib.suppress(OSError, StopIteration, ValueError):  # Linux
+    def measure_peak_memory(self) -> float:
+        """Return the peak resident memory of the process so far, in MiB, without a GPU's memory."""
+        with contextlib.suppress(OSError, StopIteration, ValueError):  # Linux only
             lines = Path("/proc/self/status").read_text().splitlines()
             return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on macOS in bytes
         return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
-    def latencies_ms(self, seconds: float) -> list[float]:
-        """Return the milliseconds of single pictures, one after another."""
-        picture = self._noise(1)
+    def measure_latencies(self, seconds: float) -> list[float]:
+        """Return the engine's times for single pictures in milliseconds, over about `seconds`."""
+        picture = self._draw_batch(1)
         for _ in range(3):
             self._engine.logits(picture)
-        found: list[float] = []
-        least, most = _LATENCY_CALLS
+        latencies_ms: list[float] = []
         deadline = time.perf_counter() + seconds
-        while len(found) < least or (len(found) < most and time.perf_counter() < deadline):
+        while len(latencies_ms) < _MIN_LATENCY_CALLS or (
+            len(latencies_ms) < _MAX_LATENCY_CALLS and time.perf_counter() < deadline
+        ):
             started = time.perf_counter()
             self._engine.logits(picture)
-            found.append(1000 * (time.perf_counter() - started))
-        return found
+            latencies_ms.append(1000 * (time.perf_counter() - started))
+        return latencies_ms
 
-    def _noise(self, batch_size: int) -> NDArray[np.float32]:
-        return np.random.default_rng(0).standard_normal((batch_size, *self._size), np.float32)
+    def _draw_batch(self, batch_size: int) -> NDArray[np.float32]:
+        return np.random.default_rng(0).standard_normal((batch_size, *self._input_size), np.float32)
 
 
 class _Stream:
-    """One thread that keeps the engine busy."""
+    """The work of one thread that keeps the engine busy."""
 
     def __init__(self, engine: Engine, batch: NDArray[np.float32]) -> None:
         self._engine = engine
         self._batch = batch
         self.error: Exception | None = None
 
-    def run(self, batches: "itertools.count[int]", wanted: int) -> None:
+    def run(self, counter: "itertools.count[int]", batches: int) -> None:
         try:
-            while next(batches) < wanted:
+            while next(counter) < batches:
                 self._engine.logits(self._batch)
         except Exception as error:
             self.error = error
 
 
-def _pictures(images: tuple[str, ...]) -> list[Source]:
+def _list_sources(images: tuple[str, ...]) -> list[Source]:
     return list(itertools.islice(iter_sources(images, None, selection=Selection(offline=True)), MAX_PICTURES))
 
 
 def serve() -> None:
-    """Answer the questions that come as lines on stdin, until it ends: the first is a case, the others what to measure.
+    """Serve requests, one JSON document a line on stdin, until it ends; replies are lines on stdout.
 
-    A question is a JSON pair of what to measure and its seconds. An answer is `{"value": ...}`; or `{"error": [...]}`
-    with message, hint and exit code, and then the process ends.
+    The first request is a `Case`, every other one a pair of quantity and seconds. A reply is `{"value": ...}`, or
+    `{"error": [message, hint, exit_code]}`, after which the process ends.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with: it closes stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and kills this process
     warnings.simplefilter("ignore")
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # keeps what libraries print out of the replies
     try:
         fields = json.loads(sys.stdin.readline())
         bench = Bench(Case(**{**fields, "images": tuple(fields["images"])}))
-        _tell(answers, value=asdict(bench.loaded))
+        _reply(replies, value=asdict(bench.setup))
         for line in sys.stdin:
-            method, seconds = json.loads(line)
-            _tell(answers, value=_ANSWERS[method](bench, seconds))
+            quantity, seconds = json.loads(line)
+            _reply(replies, value=_MEASUREMENTS[quantity](bench, seconds))
     except MfError as error:
-        _tell(answers, error=[error.message, error.hint, error.exit_code])
-    except Exception as error:  # a bug, or a library's own: it shows in the row
-        _tell(answers, error=[f"{type(error).__name__}: {error}", None, EngineError.exit_code])
-    answers.flush()
-    os._exit(0)  # some runtimes take long to be taken down
+        _reply(replies, error=[error.message, error.hint, error.exit_code])
+    except Exception as error:  # a bug or a library's error, shown in the row
+        _reply(replies, error=[f"{type(error).__name__}: {error}", None, EngineError.exit_code])
+    os._exit(0)  # some runtimes are slow to shut down
 
 
-_ANSWERS = {
-    "engine": Bench.engine_images_per_s,
-    "end_to_end": Bench.images_per_s,
-    "memory": lambda bench, _: bench.peak_memory_mib(),
-    "latency": Bench.latencies_ms,
+_MEASUREMENTS = {
+    "engine": Bench.measure_engine,
+    "end_to_end": Bench.measure_end_to_end,
+    "memory": lambda bench, _: bench.measure_peak_memory(),
+    "latency": Bench.measure_latencies,
 }
 
 
-def _tell(answers: TextIO, **answer: Any) -> None:
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
+def _reply(replies: TextIO, **message: Any) -> None:
+    replies.write(json.dumps(message) + "\n")
+    replies.flush()
