@@ -1,4 +1,4 @@
-"""mf benchmark, mf doctor, mf completion on the command line."""
+"""The commands mf benchmark, mf doctor and mf completion."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ NAMES = [variant.name for variant in list_variants()]
 
 @pytest.fixture
 def no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that a test starts cannot import torch, and find that out at once."""
+    """Make importing torch fail at once in the processes that a test starts."""
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('no torch')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(mfcli.__file__).parents[1]}")
 
@@ -37,7 +37,7 @@ def test_benchmark_writes_a_table(mf: Mf, coffee: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_torch")
-def test_benchmark_says_what_could_not_be_measured(mf: Mf, coffee: Path) -> None:
+def test_benchmark_reports_rows_with_an_error(mf: Mf, coffee: Path) -> None:
     quick = ("--images", coffee, "--seconds", "0.1", "--rounds", "1", "-q")
     ran = mf("benchmark", "--engine", "auto", "--engine", "torch", "--format", "csv", *quick)
     rows = list(csv.DictReader(io.StringIO(ran.out)))
@@ -53,17 +53,17 @@ def test_benchmark_says_what_could_not_be_measured(mf: Mf, coffee: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("-b", "0"), 2, "--batch-size '0' is neither a number from 1 to 4096 nor auto"),
         (("nothing_s18",), 4, "unknown model 'nothing_s18'"),
         (("--rounds", "0"), 2, "--rounds"),
     ],
 )
-def test_benchmark_refuses(mf: Mf, arguments: tuple[str, ...], code: int, said: str) -> None:
+def test_benchmark_with_wrong_arguments(mf: Mf, arguments: tuple[str, ...], code: int, message: str) -> None:
     ran = mf("benchmark", *arguments)
     assert (ran.code, ran.out) == (code, "")
-    assert said in ran.err
+    assert message in ran.err
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -83,7 +83,7 @@ def test_doctor(mf: Mf, monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
 
 @pytest.fixture
 def completed(tmp_path: Path) -> Callable[..., list[str]]:
-    """What bash offers when Tab is pressed after these words, asked through the script."""
+    """Return the completions that the script gives bash after these words."""
     (tmp_path / "mf").write_text(f'#!/bin/sh\nexec {sys.executable} -m mfcli "$@"\n')
     (tmp_path / "mf").chmod(0o755)
     program = """
@@ -126,7 +126,7 @@ def test_bash_completes(completed: Callable[..., list[str]], words: tuple[str, .
     assert completed(*words) == expected
 
 
-def test_scripts_call_mf_back(mf: Mf) -> None:
+def test_scripts_request_completions_from_mf(mf: Mf) -> None:
     for shell in ("bash", "zsh", "fish"):
         ran = mf("completion", shell)
         assert (ran.code, ran.err) == (0, "")
@@ -135,14 +135,14 @@ def test_scripts_call_mf_back(mf: Mf) -> None:
 
 
 @pytest.mark.parametrize(("shell", "option"), [("bash", "-n"), ("zsh", "-n"), ("fish", "--no-execute")])
-def test_the_script_is_one(mf: Mf, shell: str, option: str) -> None:
+def test_the_shell_accepts_the_script(mf: Mf, shell: str, option: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
     read = subprocess.run([shell, option], input=mf("completion", shell).out, text=True, capture_output=True)
     assert (read.returncode, read.stderr) == (0, "")
 
 
-def answered(**environment: str) -> "subprocess.CompletedProcess[str]":
+def request_completions(**environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "mfcli"],
         env=os.environ | environment,
@@ -153,19 +153,19 @@ def answered(**environment: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_zsh_and_fish_are_answered_with_what_things_are() -> None:
-    zsh = answered(_MF_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS="mf doc")
+def test_zsh_and_fish_get_descriptions() -> None:
+    zsh = request_completions(_MF_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS="mf doc")
     assert zsh.stdout.startswith("""_arguments '*: :(("doctor":"Find out""")
-    assert answered(_MF_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS="mf predict ").stdout == "_files\n"
+    assert request_completions(_MF_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS="mf predict ").stdout == "_files\n"
     fish = {"_MF_COMPLETE": "complete_fish", "_TYPER_COMPLETE_ARGS": "mf info bund"}
-    assert answered(_TYPER_COMPLETE_FISH_ACTION="get-args", **fish).stdout == "bundled\n"
-    assert answered(_TYPER_COMPLETE_FISH_ACTION="is-args", **fish).returncode == 0
+    assert request_completions(_TYPER_COMPLETE_FISH_ACTION="get-args", **fish).stdout == "bundled\n"
+    assert request_completions(_TYPER_COMPLETE_FISH_ACTION="is-args", **fish).returncode == 0
     fish["_TYPER_COMPLETE_ARGS"] = "mf predict "
-    assert answered(_TYPER_COMPLETE_FISH_ACTION="is-args", **fish).returncode == 1
+    assert request_completions(_TYPER_COMPLETE_FISH_ACTION="is-args", **fish).returncode == 1
 
 
 @pytest.mark.parametrize("environment", [{"_MF_COMPLETE": "complete_tcsh"}, {"_MF_COMPLETE": "complete_bash"}])
-def test_nonsense_is_answered_quietly(environment: dict[str, str]) -> None:
-    ran = answered(**environment)
+def test_malformed_requests_fail_silently(environment: dict[str, str]) -> None:
+    ran = request_completions(**environment)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert "Traceback" not in ran.stderr
