@@ -25,7 +25,7 @@ def doctor(
     engine's. Nothing is downloaded, no connection is opened. Exit code 9: the default engine, or the bundled
     model, does not work.
     """
-    from mfcli.outputs.json import indented
+    from mfcli.outputs.json import format_document
     from mfcli.tasks import doctor as task
 
     findings: list[Finding] = []
@@ -39,7 +39,7 @@ def doctor(
             findings.append(finding)
         works = task.default_works(findings)
         if format is InfoFormat.JSON:
-            stream.write(indented({"schema": SCHEMA, "works": works, "findings": [asdict(f) for f in findings]}))
+            stream.write(format_document({"schema": SCHEMA, "works": works, "findings": [asdict(f) for f in findings]}))
     if not works:
         raise CheckError("the bundled model or the default engine does not work here", "see their lines above")
 

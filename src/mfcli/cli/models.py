@@ -68,14 +68,14 @@ def info(
     format: Annotated[InfoFormat, typer.Option("--format", help="How it is written.")] = InfoFormat.TABLE,
 ) -> None:
     """Show everything about one model: its row, how pictures are prepared for it, and its artifacts on this machine."""
-    from mfcli.outputs.json import indented
+    from mfcli.outputs.json import format_document
     from mfcli.outputs.records import write_records
     from mfcli.tasks.info import describe
 
     fields = describe(find_variant(model), Settings.from_environ())
     with standard_output() as stream:
         if format is InfoFormat.JSON:
-            stream.write(indented(fields))
+            stream.write(format_document(fields))
             return
         artifacts, weights = fields.pop("artifacts"), fields.pop("weights") or {}
         fields |= {f"weights_{key}": value for key, value in weights.items()}

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from mfcli.outputs.json import dumps, indented
+from mfcli.outputs.json import format_document, format_line
 from mfcli.outputs.writer import FormatName
 
 Record = Mapping[str, Any]
@@ -26,9 +26,9 @@ def write_records(name: FormatName, stream: TextIO, records: Sequence[Record], c
 
             write_table(stream, [{key: _text(value) for key, value in record.items()} for record in records])
         case FormatName.JSON:
-            stream.write(indented(list(records)))
+            stream.write(format_document(list(records)))
         case FormatName.JSONL:
-            stream.writelines(dumps(record) + "\n" for record in records)
+            stream.writelines(format_line(record) + "\n" for record in records)
         case FormatName.CSV | FormatName.TSV:
             separator = "," if name is FormatName.CSV else "\t"
             writer = csv.writer(stream, delimiter=separator, lineterminator="\n")
