@@ -1,4 +1,4 @@
-"""Made-up pictures cost what photos cost."""
+"""Synthetic pictures: deterministic, and as large as photos."""
 
 import statistics
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mfcli.synthetic import picture, write_jpegs
+from mfcli.synthetic import make_picture, write_jpegs
 
 
 def test_the_same_seed_gives_the_same_pixels() -> None:
-    assert np.array_equal(picture(3), picture(3))
-    assert not np.array_equal(picture(3), picture(4))
-    assert (picture(3).size, picture(3, 40, 30).size) == ((500, 375), (40, 30))
+    assert np.array_equal(make_picture(3), make_picture(3))
+    assert not np.array_equal(make_picture(3), make_picture(4))
+    assert (make_picture(3).size, make_picture(3, 40, 30).size) == ((500, 375), (40, 30))
 
 
 def test_files_are_as_large_as_photos(tmp_path: Path) -> None:

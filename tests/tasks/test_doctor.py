@@ -1,4 +1,4 @@
-"""mf doctor: what it finds, what it keeps to itself, and what it says of a broken installation."""
+"""mf doctor: findings, secrets that stay out of them, and broken installations."""
 
 import subprocess
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 from mfcli.inference.engines.base import EngineName
 from mfcli.settings import Settings
 from mfcli.tasks import doctor as task
-from mfcli.tasks.doctor import FindingStatus, Group, default_works, doctor, without_credentials
+from mfcli.tasks.doctor import FindingStatus, Group, doctor, is_working, redact_credentials
 
 
 @pytest.fixture
 def only_the_default_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the others out: torch takes seconds."""
+    """Hide the other engines: torch takes seconds."""
     monkeypatch.setattr(task, "find_spec", lambda name: name == "onnxruntime" or None)
 
 
@@ -23,9 +23,9 @@ def fake_engine(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> Non
 
 
 @pytest.mark.usefixtures("only_the_default_engine")
-def test_a_good_installation() -> None:
+def test_a_working_installation() -> None:
     findings = list(doctor(Settings.from_environ()))
-    assert default_works(findings)
+    assert is_working(findings)
     found = {(f.group, f.name): f for f in findings}
     assert len(found) == len(findings)
     assert {f.group for f in findings} >= set(Group) - {Group.EXTRAS}
@@ -39,10 +39,10 @@ def test_a_good_installation() -> None:
 
 
 @pytest.mark.usefixtures("only_the_default_engine")
-def test_a_damaged_model_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "bundled_is_intact", lambda _: False)
     findings = list(doctor(Settings.from_environ()))
-    assert not default_works(findings)
+    assert not is_working(findings)
     (model,) = [f for f in findings if f.name == "bundled"]
     assert (model.status, model.hint) == (
         FindingStatus.FAILED,
@@ -52,73 +52,73 @@ def test_a_damaged_model_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("only_the_default_engine")
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("raise ImportError('libfoo.so is missing')", "onnxruntime cannot be loaded: libfoo.so is missing"),
         ("import os; os.kill(os.getpid(), 4)", "its process crashed with SIGILL"),
         ("import os; os._exit(3)", "its process ended with exit code 3"),
     ],
 )
-def test_an_engine_that_does_not_work(code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_engine(code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_engine(tmp_path, monkeypatch, code)
     findings = list(doctor(Settings.from_environ()))
-    assert not default_works(findings)
+    assert not is_working(findings)
     (engine,) = [f for f in findings if f.group is Group.ENGINES and f.name == "onnxruntime"]
-    assert (engine.status, engine.value) == (FindingStatus.FAILED, said)
+    assert (engine.status, engine.value) == (FindingStatus.FAILED, message)
 
 
 @pytest.mark.parametrize(
-    ("end", "said"),
+    ("end", "message"),
     [
         ("os.kill(os.getpid(), 11)", "its process crashed with SIGSEGV"),
-        ("time.sleep(60)", "gave no answer within 15 s"),
+        ("time.sleep(60)", "no answer within 15 s"),
     ],
 )
-def test_a_device_that_ends_the_process_takes_no_other_one_along(
-    end: str, said: str, monkeypatch: pytest.MonkeyPatch
+def test_a_crash_on_one_device_keeps_the_reports_of_the_others(
+    end: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = f"""
 import os, time
-import mfcli.tasks.doctor as doctor
+import mfcli.tasks.doctor_worker as worker
 
 def probe(name, device):
     if device == "cuda:1":
         {end}
     return {{"device": device, "logits": [0.0]}}
 
-doctor._probe = probe
-doctor._accelerators = lambda: {{"cuda:0": "a GPU", "cuda:1": "another"}}
-doctor.probe("torch")
+worker._try_device = probe
+worker._list_accelerators = lambda: {{"cuda:0": "a GPU", "cuda:1": "another"}}
+worker.probe("torch")
 """
     run = subprocess.run
     monkeypatch.setattr(task.subprocess, "run", lambda command, **how: run([*command[:-1], program], **how))
     monkeypatch.setattr(task, "_TIMEOUT_S", 15)
-    assert task._tried(EngineName.TORCH) == [
+    assert task._run_probe(EngineName.TORCH) == [
         {"device": "cpu", "logits": [0.0]},
         {"device": "cuda:0", "logits": [0.0], "is": "a GPU"},
-        {"device": "cuda:1", "is": "another", "error": said},
+        {"device": "cuda:1", "is": "another", "error": message},
     ]
 
 
-def test_half_a_line_is_no_answer() -> None:
-    assert task._answers(b'{"trying":{"device":"x"}}\n{"log', "crashed") == [{"device": "x", "error": "crashed"}]
-    assert task._answers(b'{"logits":[0]}\n', None) == [{"logits": [0]}]
+def test_an_incomplete_line_is_no_report() -> None:
+    assert task._parse_reports(b'{"trying":{"device":"x"}}\n{"log', "crashed") == [{"device": "x", "error": "crashed"}]
+    assert task._parse_reports(b'{"logits":[0]}\n', None) == [{"logits": [0]}]
 
 
-def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").mkdir()
     monkeypatch.chdir(tmp_path / "x")
     (tmp_path / "x").rmdir()
-    found = {f.name: f for f in task._cache(Settings("bundled", Path("rel"), debug=False))}
+    found = {f.name: f for f in task._check_cache(Settings("bundled", Path("rel"), debug=False))}
     assert found["writable"].status is FindingStatus.FAILED
 
 
-def test_an_answer_that_differs_is_a_failure() -> None:
+def test_logits_that_differ_are_a_failure() -> None:
     reference = [0.0, 1.0, 2.0]
-    assert task._judged("x", {}, [0.0, 1.0, 2.001], reference).status is FindingStatus.OK
-    assert task._judged("x", {}, [0.0, 1.0, 2.1], reference).status is FindingStatus.FAILED
-    assert task._judged("x", {}, [0.0, 1.0, float("nan")], reference).status is FindingStatus.FAILED
-    nan = task._judged("x", {}, [float("nan")] * 3, [float("nan")] * 3)
+    assert task._compare_logits("x", {}, [0.0, 1.0, 2.001], reference).status is FindingStatus.OK
+    assert task._compare_logits("x", {}, [0.0, 1.0, 2.1], reference).status is FindingStatus.FAILED
+    assert task._compare_logits("x", {}, [0.0, 1.0, float("nan")], reference).status is FindingStatus.FAILED
+    nan = task._compare_logits("x", {}, [float("nan")] * 3, [float("nan")] * 3)
     assert (nan.status, "as installed" in str(nan.hint)) == (FindingStatus.FAILED, True)
 
 
@@ -133,41 +133,41 @@ def test_an_answer_that_differs_is_a_failure() -> None:
         ("proxy:3128", "proxy:3128"),
     ],
 )
-def test_no_address_keeps_its_password(address: str, shown: str) -> None:
-    assert without_credentials(address) == shown
+def test_addresses_lose_their_credentials(address: str, shown: str) -> None:
+    assert redact_credentials(address) == shown
 
 
 @pytest.mark.usefixtures("only_the_default_engine")
-def test_no_secret_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy:3128")
     monkeypatch.setenv("MF_ENDPOINT", "https://me:secret@mirror.example/?token=secret")
-    findings = list(task._network(Settings.from_environ()))
+    findings = list(task._check_network(Settings.from_environ()))
     assert {f.value for f in findings} >= {"http://proxy:3128", "https://mirror.example/"}
     assert "secret" not in str(findings)
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MF_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    found = {f.name: f for f in task._cache(Settings.from_environ())}
+    found = {f.name: f for f in task._check_cache(Settings.from_environ())}
     assert (found["writable"].status, found["writable"].hint) == (
         FindingStatus.FAILED,
         "name another folder: MF_CACHE_DIR=DIR",
     )
 
 
-def test_the_cache_is_not_made_but_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_measured_and_not_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MF_CACHE_DIR", str(tmp_path / "cache"))
-    assert {f.name: f.value for f in task._cache(Settings.from_environ())}["size_mib"] == 0
+    assert {f.name: f.value for f in task._check_cache(Settings.from_environ())}["size_mib"] == 0
     assert not (tmp_path / "cache").exists()
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "x").write_bytes(bytes(3 << 20))
-    assert {f.name: f.value for f in task._cache(Settings.from_environ())}["size_mib"] == 3
+    assert {f.name: f.value for f in task._check_cache(Settings.from_environ())}["size_mib"] == 3
 
 
-def test_features_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "_cpuinfo", lambda: {"model name": "A", "flags": "fpu avx2 amx_bf16 vmx"})
-    found = {f.name: f.value for f in task._machine()}
+def test_features_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "_read_cpuinfo", lambda: {"model name": "A", "flags": "fpu avx2 amx_bf16 vmx"})
+    found = {f.name: f.value for f in task._describe_machine()}
     assert (found["processor"], found["features"]) == ("A", ["avx2", "amx_bf16"])
-    monkeypatch.setattr(task, "_cpuinfo", dict)
-    assert "features" not in {f.name for f in task._machine()}
+    monkeypatch.setattr(task, "_read_cpuinfo", dict)
+    assert "features" not in {f.name for f in task._describe_machine()}

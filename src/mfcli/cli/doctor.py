@@ -1,4 +1,4 @@
-"""mf doctor."""
+"""The command `mf doctor`."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,7 @@ def doctor(
 ) -> None:
     """Find out what is installed and what really works here.
 
-    Every engine classifies a made-up picture with the bundled model, and its answer is compared with the default
+    Every engine classifies a synthetic picture with the bundled model, and its logits are compared with the default
     engine's. Nothing is downloaded, no connection is opened. Exit code 9: the default engine, or the bundled
     model, does not work.
     """
@@ -34,23 +34,23 @@ def doctor(
             if format is InfoFormat.TABLE:
                 if not findings or findings[-1].group is not finding.group:
                     stream.write(f"{finding.group}\n")
-                stream.write(_line(finding))
+                stream.write(_format_finding(finding))
                 stream.flush()
             findings.append(finding)
-        works = task.default_works(findings)
+        works = task.is_working(findings)
         if format is InfoFormat.JSON:
             stream.write(format_document({"schema": SCHEMA, "works": works, "findings": [asdict(f) for f in findings]}))
     if not works:
         raise CheckError("the bundled model or the default engine does not work here", "see their lines above")
 
 
-def _line(finding: "Finding") -> str:
+def _format_finding(finding: "Finding") -> str:
     status = "" if finding.status == "fact" else finding.status
-    text = f"  {finding.name:<20}{status:<8}{_text(finding.value)}".rstrip() + "\n"
-    return text + (f"  {'':<20}hint: {finding.hint}\n" if finding.hint else "")
+    line = f"  {finding.name:<20}{status:<8}{_format_value(finding.value)}".rstrip() + "\n"
+    return line + (f"  {'':<20}hint: {finding.hint}\n" if finding.hint else "")
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     match value:
         case None:
             return ""
