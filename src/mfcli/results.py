@@ -1,6 +1,6 @@
-"""The values that cross rooms: what was asked, what was answered, what failed.
+"""The values passed between packages: predictions, failures, counts and progress.
 
-Plain frozen dataclasses; formats/ turns them into bytes, predictor.py makes them.
+Plain frozen dataclasses: inference/ creates them, outputs/ writes them.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ PREDICT_SCHEMA = "mf.predict/1"
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One class of a head.
+    """One class of a model's head.
 
     Attributes:
-        wnid: the WordNet id, comparable across models; None for a head whose classes have none.
+        wnid: the WordNet id, comparable across models; None for classes without one.
         name: the human-readable name.
     """
 
@@ -27,7 +27,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One of the top-k answers for a picture.
+    """One of the top-k predictions for a picture.
 
     Attributes:
         rank: 1 for the most probable class.
@@ -54,16 +54,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class PictureResult:
-    """The row of one input, in input order; it has either predictions or an error.
+    """The result of one picture: predictions or an error.
 
     Attributes:
-        input: the input as given; bytes that are not UTF-8 are U+FFFD here.
+        input: the input as given, with U+FFFD for bytes that are not UTF-8.
         input_b64: the exact bytes of such a name in base64, else None.
         member: the member of an archive, else None.
-        width: pixels of the upright picture, None when it could not be opened.
-        height: pixels of the upright picture, None when it could not be opened.
-        predictions: best first; empty when there is an error.
-        error: None when the picture was classified.
+        width: pixels of the upright picture, None if it could not be opened.
+        height: pixels of the upright picture, None if it could not be opened.
+        predictions: best first; empty if there is an error.
+        error: why there are no predictions; None if the picture was classified.
     """
 
     input: str
@@ -82,14 +82,14 @@ class PictureResult:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What shaped the answers of one run.
+    """The settings that determine the results of one run.
 
     Attributes:
         model: the variant's name.
-        weights_sha256: digest of the checkpoint the artifact was made from.
-        run: 16 hex digits over everything that shapes an answer; equal runs give equal answers.
+        weights_sha256: digest of the checkpoint that the artifact was built from.
+        run: 16 hex digits, a digest of everything that affects results; equal digests mean equal results.
         engine: the engine's name.
-        precision: the arithmetic, "fp32".
+        precision: the data type of the computation: fp32, bf16 or fp16.
         top_k: number of predictions a picture.
     """
 
@@ -123,19 +123,19 @@ class Summary:
     failed: int
 
     def in_words(self) -> str:
-        """Return the counts as a line for people."""
+        """Return the counts as text."""
         pictures = "1 picture" if self.inputs == 1 else f"{self.inputs} pictures"
         return f"{pictures}: {self.ok} classified" + (f", {self.failed} failed" if self.failed else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A download under way.
+    """The progress of a download.
 
     Attributes:
-        name: what is fetched.
-        done_bytes: how much of it is here.
-        total_bytes: its size, None where it is not known.
+        name: the file that is downloaded.
+        done_bytes: bytes received so far.
+        total_bytes: its size, None if unknown.
     """
 
     name: str
@@ -145,10 +145,10 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """A run under way.
+    """The progress of a run.
 
     Attributes:
-        done: pictures answered in this run, failures among them.
+        done: pictures finished in this run, including failures.
         failed: how many of them failed.
         finished_before: pictures that an earlier run had finished.
     """
@@ -159,4 +159,4 @@ class Tally:
 
 
 Progress = Callable[[str | Transfer | Tally], None]
-"""Told what takes long: in a few words before it begins, how far a download is, and how many pictures are done."""
+"""Called with a note before something slow begins, with the progress of a download, or with that of a run."""

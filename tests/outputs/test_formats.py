@@ -1,4 +1,4 @@
-"""Formats: whole outputs of one run that holds everything that is awkward."""
+"""Formats: the complete output of a run with awkward names and values."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ OK = PictureResult(
 BAD = PictureResult("caf\ufffd", "Y2Fm6Q==", None, None, None, (), Failure(FailureCode.DECODE, 'broken "here"'))
 
 
-def written(name: FormatName, *results: PictureResult) -> str:
+def write_run(name: FormatName, *results: PictureResult) -> str:
     stream = io.StringIO(newline="")
     writer = open_writer(name, stream)
     writer.begin(RUN)
@@ -82,14 +82,14 @@ ROWS: list[dict[str, Any]] = [
 
 
 def test_jsonl() -> None:
-    lines = written(FormatName.JSONL, OK, BAD).split("\n")
+    lines = write_run(FormatName.JSONL, OK, BAD).split("\n")
     assert lines.pop() == ""
     assert [json.loads(line) for line in lines] == ROWS
     assert [list(json.loads(line)) for line in lines] == [list(row) for row in ROWS]
 
 
 def test_json() -> None:
-    document = json.loads(written(FormatName.JSON, OK, BAD))
+    document = json.loads(write_run(FormatName.JSON, OK, BAD))
     assert list(document) == ["schema", "run", "results", "summary"]
     assert document["results"] == ROWS
     assert document["run"] == {
@@ -101,7 +101,7 @@ def test_json() -> None:
         "top_k": 2,
     }
     assert document["summary"] == {"inputs": 2, "ok": 1, "failed": 1}
-    assert json.loads(written(FormatName.JSON))["results"] == []
+    assert json.loads(write_run(FormatName.JSON))["results"] == []
 
 
 HEADER = [
@@ -130,21 +130,21 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("name", "separator"), [(FormatName.CSV, ","), (FormatName.TSV, "\t")])
-def test_csv_and_tsv_are_read_back(name: FormatName, separator: str) -> None:
-    text = written(name, OK, BAD)
+def test_csv_and_tsv_round_trip(name: FormatName, separator: str) -> None:
+    text = write_run(name, OK, BAD)
     rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     assert rows == [HEADER, *(cells.split("|") for cells in CELLS)]
     assert text.endswith("\n")
 
 
-def test_csv_quotes_only_what_needs_it() -> None:
+def test_csv_quotes_only_where_necessary() -> None:
     plain = PictureResult("a.jpg", None, None, 1, 2, (Prediction(1, 5, "n1", "cat", 0.5),), None)
-    row = written(FormatName.CSV, plain).splitlines()[1]
+    row = write_run(FormatName.CSV, plain).splitlines()[1]
     assert row == "a.jpg,,ok,caformer_s18,1,2,cat,n1,5,0.5,,,,,,"
 
 
 def test_table() -> None:
-    assert written(FormatName.TABLE, OK, BAD) == (
+    assert write_run(FormatName.TABLE, OK, BAD) == (
         'a "b",\\tc\\n\\r.jpg  640x480\n'
         "╭───┬──────────────────┬───────┬──────────────────────╮\n"
         "│ # │ label            │  prob │                      │\n"
@@ -157,19 +157,19 @@ def test_table() -> None:
     )
 
 
-def test_one_is_no_plural() -> None:
+def test_summary_in_singular_and_plural() -> None:
     assert Summary(1, 1, 0).in_words() == "1 picture: 1 classified"
     assert Summary(2, 0, 2).in_words() == "2 pictures: 0 classified, 2 failed"
 
 
-def test_a_name_cannot_steer_the_terminal() -> None:
+def test_control_characters_are_escaped() -> None:
     evil = PictureResult("\x1b[31mred\x07[bold].jpg", None, None, 1, 1, (), Failure(FailureCode.DECODE, "\x1b]0;x\x07"))
-    assert written(FormatName.TABLE, evil) == "\\x1b[31mred\\x07[bold].jpg: \\x1b]0;x\\x07\n"
+    assert write_run(FormatName.TABLE, evil) == "\\x1b[31mred\\x07[bold].jpg: \\x1b]0;x\\x07\n"
 
 
-def test_a_pipe_gets_every_character() -> None:
+def test_a_pipe_gets_uncut_rows() -> None:
     long = PictureResult("x" * 300, None, None, 1, 1, (Prediction(1, 0, None, "y" * 200, 1.0),), None)
-    text = written(FormatName.TABLE, long)
+    text = write_run(FormatName.TABLE, long)
     assert "x" * 300 + "  1x1\n" in text
     assert "y" * 200 + " │ 100.0% │ ████████████████████ │\n" in text
     predictions = tuple(Prediction(rank, rank, None, "y" * 200, 0.0) for rank in range(1, 1001))
@@ -184,16 +184,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """A terminal so wide, without colours."""
+def make_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Return a terminal of that width, without colours."""
     for name, value in (("COLUMNS", str(columns)), ("NO_COLOR", "1"), ("TERM", "xterm")):
         monkeypatch.setenv(name, value)
     return Terminal()
 
 
 @pytest.mark.parametrize("columns", [1, 12, 20, 40, 63, 64, 80])
-def test_a_narrow_terminal_loses_nothing(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = terminal(columns, monkeypatch)
+def test_a_narrow_terminal_folds_labels(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = make_terminal(columns, monkeypatch)
     writer = open_writer(FormatName.TABLE, stream)
     writer.begin(RUN)
     label = "cougar, puma, catamount, mountain lion, painter, panther"
@@ -207,8 +207,8 @@ def test_a_narrow_terminal_loses_nothing(columns: int, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("columns", "width"), [(20, 20), (50, 50), (0, 80)])
-def test_one_line_a_picture_is_cut_at_the_edge(columns: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = terminal(columns, monkeypatch)
+def test_compact_lines_are_cut_at_the_edge(columns: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = make_terminal(columns, monkeypatch)
     writer = open_writer(FormatName.TABLE, stream, compact=True)
     writer.begin(RUN)
     predictions = tuple(Prediction(rank, rank, None, "bell pepper", 0.25) for rank in range(1, 8))
@@ -220,8 +220,8 @@ def test_one_line_a_picture_is_cut_at_the_edge(columns: int, width: int, monkeyp
 
 
 @pytest.mark.parametrize("letter", ["x", "写"])
-def test_a_long_name_leaves_room_for_the_answer(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = terminal(50, monkeypatch)
+def test_a_long_name_leaves_room_for_the_prediction(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = make_terminal(50, monkeypatch)
     writer = open_writer(FormatName.TABLE, stream, compact=True)
     result = PictureResult(f"{letter * 300}/7.jpg", None, None, 9, 9, (Prediction(1, 0, None, "pear", 0.25),), None)
     writer.write(result)
@@ -242,7 +242,7 @@ def test_records_keep_their_types_in_json() -> None:
     assert stream.getvalue() == '{"depths":[3,9],"params":12}\ndepths,params\n3 9,12\n'
 
 
-def test_records() -> None:
+def test_records_in_every_format() -> None:
     records: list[dict[str, Any]] = [{"name": "a", "value": 1.5}, {"name": "[b],c", "value": None}]
 
     def text(name: FormatName, rows: list[Any]) -> str:

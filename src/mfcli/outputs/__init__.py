@@ -1,4 +1,8 @@
-"""Formats: results go in, text comes out. One file each, loaded on use."""
+"""Output formats and files: results are written as text, row by row.
+
+One module a format, imported only when it is chosen. A new format is a module here, a member of `FormatName` and a case
+in `open_writer`. The journal of `--resume` and the file being written belong here too; what is classified does not.
+"""
 
 from typing import TextIO
 
@@ -10,8 +14,8 @@ def open_writer(name: FormatName, stream: TextIO, *, compact: bool = False) -> W
 
     Args:
         name: the format.
-        stream: must not translate newlines (table excepted).
-        compact: whether a table has one line a picture instead of a small table each.
+        stream: a text stream that does not translate newlines, except for tables.
+        compact: whether the table format writes one line per picture instead of a small table each.
     """
     match name:
         case FormatName.TABLE:

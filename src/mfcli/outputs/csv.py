@@ -1,4 +1,4 @@
-"""CSV and TSV: one row a picture, the same columns in every row of a run."""
+"""CSV and TSV: one row per picture, the same columns in every row of a run."""
 
 import csv
 from typing import TextIO
@@ -7,7 +7,7 @@ from mfcli.results import PictureResult, RunInfo, Summary
 
 
 class SeparatedWriter:
-    """Rows with a separator, quoted where a cell needs it, ended by a line feed, UTF-8 without a mark."""
+    """Separated values, quoted where necessary; rows end with a line feed."""
 
     def __init__(self, stream: TextIO, separator: str) -> None:
         self._stream = stream
@@ -23,7 +23,7 @@ class SeparatedWriter:
         self._write([*columns, "error_code", "error_message"])
 
     def write(self, result: PictureResult) -> None:
-        """Write one row; the cells of what a picture does not have are empty."""
+        """Write one row; missing values are empty cells."""
         cells: list[object] = [result.input, result.member, result.status, self._run.model, result.width, result.height]
         for prediction in result.predictions:
             cells += [prediction.label, prediction.wnid, prediction.class_index, prediction.prob]
@@ -32,9 +32,9 @@ class SeparatedWriter:
         self._write(cells)
 
     def _write(self, cells: list[object]) -> None:
-        # the csv module leaves a bare carriage return unquoted, which readers take for the end of a row
-        bare_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)
-        (self._quoting if bare_return else self._minimal).writerow(cells)
+        # the csv module does not quote a lone carriage return, which readers take for the end of a row
+        has_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+        (self._quoting if has_return else self._minimal).writerow(cells)
         self._stream.flush()
 
     def end(self, summary: Summary) -> None:

@@ -1,4 +1,4 @@
-"""JSON Lines, one object a picture, and JSON, one document a run; both stream and keep full float precision."""
+"""JSON Lines, one object per picture, and JSON, one document per run; both stream with full float precision."""
 
 import json
 from dataclasses import asdict
@@ -39,7 +39,7 @@ def format_document(value: Any) -> str:
 
 
 class JsonLinesWriter:
-    """One object a line, flushed line by line."""
+    """One object per line, flushed after each."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -58,7 +58,7 @@ class JsonLinesWriter:
 
 
 class JsonWriter:
-    """One document: schema, run, results, and the summary last, so that it streams."""
+    """One document: schema, run, results, and last the summary, which is known only at the end."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

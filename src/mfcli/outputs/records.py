@@ -1,4 +1,4 @@
-"""Records, such as rows of the registry, in every format."""
+"""Write records, such as rows of the registry, in any format; pictures' results have writers of their own."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -8,23 +8,23 @@ from mfcli.outputs.json import format_document, format_line
 from mfcli.outputs.writer import FormatName
 
 Record = Mapping[str, Any]
-"""Names to strings, numbers, None, or sequences of them."""
+"""Keys to strings, numbers, None, or lists or dicts of these."""
 
 
 def write_records(name: FormatName, stream: TextIO, records: Sequence[Record], columns: Sequence[str] = ()) -> None:
-    """Write records that have the same keys; JSON keeps their types, the others write sequences with spaces between.
+    """Write records that have the same keys; JSON keeps their types, the other formats join lists with spaces.
 
     Args:
         name: the format.
-        stream: text, without translation of newlines.
-        records: what to write.
-        columns: the header of CSV and TSV where there are no records.
+        stream: a text stream that does not translate newlines.
+        records: the records.
+        columns: the header of CSV and TSV if there are no records.
     """
     match name:
         case FormatName.TABLE:
             from mfcli.outputs.table import write_table
 
-            write_table(stream, [{key: _text(value) for key, value in record.items()} for record in records])
+            write_table(stream, [{key: _format_cell(value) for key, value in record.items()} for record in records])
         case FormatName.JSON:
             stream.write(format_document(list(records)))
         case FormatName.JSONL:
@@ -34,11 +34,11 @@ def write_records(name: FormatName, stream: TextIO, records: Sequence[Record], c
             writer = csv.writer(stream, delimiter=separator, lineterminator="\n")
             if header := list(records[0] if records else columns):
                 writer.writerow(header)
-            writer.writerows(map(_text, record.values()) for record in records)
+            writer.writerows(map(_format_cell, record.values()) for record in records)
     stream.flush()
 
 
-def _text(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, dict):

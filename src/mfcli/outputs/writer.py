@@ -1,4 +1,4 @@
-"""What a format is: a writer that turns a run's results into text, one after another."""
+"""The interface of output formats: a writer gets the results of a run one after another."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -18,7 +18,7 @@ class FormatName(StrEnum):
 
 
 class Writer(Protocol):
-    """Writes one run to a text stream; made by `formats.open_writer`."""
+    """Writes the results of one run to a text stream; `open_writer` returns one."""
 
     def begin(self, run: RunInfo) -> None:
         """Write what comes before the first result."""
@@ -29,25 +29,25 @@ class Writer(Protocol):
         ...
 
     def end(self, summary: Summary) -> None:
-        """Write what comes after the last result; also called when the run was interrupted."""
+        """Write what comes after the last result; also called after an interrupt."""
         ...
 
 
 class NotifyingWriter:
-    """A writer before whose answers, should there be any, something is said."""
+    """Passes everything on to a writer, and calls a function before each result without an error."""
 
-    def __init__(self, writer: Writer, say: Callable[[], None]) -> None:
+    def __init__(self, writer: Writer, notify: Callable[[], None]) -> None:
         self._writer = writer
-        self._say = say
+        self._notify = notify
 
     def begin(self, run: RunInfo) -> None:
         """Pass it on."""
         self._writer.begin(run)
 
     def write(self, result: PictureResult) -> None:
-        """Pass it on, after it is said."""
+        """Pass it on, after the notification."""
         if result.error is None:
-            self._say()
+            self._notify()
         self._writer.write(result)
 
     def end(self, summary: Summary) -> None:
