@@ -1,4 +1,4 @@
-"""Settings: what the environment says, and what holds where it says nothing."""
+"""Settings: environment variables, their precedence, and the defaults."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_defaults(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     assert settings.cache_dir == Path("/somewhere/mfcli")
 
 
-def test_the_environment_beats_the_defaults() -> None:
+def test_the_environment_takes_precedence_over_defaults() -> None:
     environ = {"MF_MODEL": "caformer_s18", "MF_CACHE_DIR": "~/mf", "MF_DEBUG": "1"}
     settings = Settings.from_environ(environ)
     assert (settings.model, settings.named_cache_dir, settings.debug) == ("caformer_s18", Path("~/mf"), True)
@@ -36,7 +36,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert not settings.debug
 
 
-def test_the_programs_own_names_come_before_the_ecosystems() -> None:
+def test_own_variables_take_precedence_over_those_of_other_tools() -> None:
     assert Settings.from_environ({"HF_ENDPOINT": "a", "MF_ENDPOINT": "b"}).endpoint == "b"
     assert Settings.from_environ({"HF_ENDPOINT": "a"}).endpoint == "a"
     assert [Settings.from_environ({name: "1"}).offline for name in ("MF_OFFLINE", "HF_HUB_OFFLINE", "X")] == [
@@ -47,24 +47,24 @@ def test_the_programs_own_names_come_before_the_ecosystems() -> None:
     assert Settings.from_environ({}, offline=True).offline
 
 
-def test_other_programs_caches() -> None:
+def test_caches_of_other_tools() -> None:
     named = Settings.from_environ({"HF_HUB_CACHE": "/a", "TORCH_HOME": "/t"})
     assert (named.hub_cache_dir, named.torch_hub_dir) == (Path("/a"), Path("/t/hub/checkpoints"))
     assert Settings.from_environ({"HF_HOME": "/h"}).hub_cache_dir == Path("/h/hub")
     assert Settings.from_environ({"XDG_CACHE_HOME": "/x"}).hub_cache_dir == Path("/x/huggingface/hub")
 
 
-def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54_321)
     settings = Settings.from_environ({})
     assert settings.torch_hub_dir == Path("~/.cache/torch/hub/checkpoints")
-    with pytest.raises(UsageError, match="this user has no home folder") as caught:
+    with pytest.raises(UsageError, match="cannot determine the cache directory") as caught:
         _ = settings.cache_dir
     assert caught.value.hint == "name a folder: MF_CACHE_DIR=DIR"
     monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: Path("~/.cache/mfcli"))  # older ones say so
-    with pytest.raises(UsageError, match="this user has no home folder"):
+    with pytest.raises(UsageError, match="cannot determine the cache directory"):
         _ = settings.cache_dir
     assert Settings.from_environ({"HF_HOME": "~nosuch/x", "MF_CACHE_DIR": "/c"}).cache_dir == Path("/c")
 

@@ -1,4 +1,4 @@
-"""Interrupts: put off to the end of what must be whole, but not for ever."""
+"""Signals: deferred to the end of what must be complete, but not forever."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def installed() -> Iterator[None]:
     signals.install()
     signals._SignalState.raised_at = None
     yield
-    signals._SignalState.seen = None
+    signals._SignalState.last = None
     signals._SignalState.raised_at = None
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -35,23 +35,23 @@ def interrupt(number: signal.Signals = signal.SIGINT) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_outside_it_comes_at_once(number: signal.Signals) -> None:
+def test_a_signal_interrupts_at_once(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupt(number)
     assert signals.was_interrupted()
 
 
-def test_one_that_follows_at_once_means_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_signal_interrupts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupt()
-    interrupt()  # the run is being brought to its end
-    monkeypatch.setattr(signals, "_PATIENCE_S", 0.05)
+    interrupt()  # the run is already ending
+    monkeypatch.setattr(signals, "_REPEAT_WINDOW_S", 0.05)
     time.sleep(0.1)
     with pytest.raises(KeyboardInterrupt):
         interrupt()
 
 
-def test_within_it_waits_for_the_end() -> None:
+def test_a_signal_is_deferred_to_the_end_of_the_body() -> None:
     done = []
 
     def work() -> None:
@@ -66,12 +66,12 @@ def test_within_it_waits_for_the_end() -> None:
         work()
     assert not isinstance(caught.value, ForcedInterrupt)
     assert done == ["all of it"]
-    with defer_signals():  # it came once
+    with defer_signals():  # nothing is pending any more
         pass
 
 
-def test_a_later_one_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_PATIENCE_S", 0.05)
+def test_a_later_signal_interrupts_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_REPEAT_WINDOW_S", 0.05)
 
     def work() -> None:
         with defer_signals():
@@ -84,7 +84,7 @@ def test_a_later_one_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> Non
         work()
 
 
-def test_the_row_that_was_being_written_counts(coffee: Path) -> None:
+def test_the_row_being_written_is_completed_and_counted(coffee: Path) -> None:
     ended: list[Summary] = []
 
     class Writer:

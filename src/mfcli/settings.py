@@ -1,7 +1,7 @@
-"""The program's own environment variables and their defaults, read once.
+"""Settings from environment variables, and the package's defaults.
 
-Nothing else in the package looks at MF_* variables. A flag beats the environment, the environment beats the
-default; `cli` and `load_predictor` are the callers.
+Only this module reads MF_* variables; the command line and `load_predictor` call it. Options take precedence over the
+environment, which takes precedence over the defaults.
 """
 
 import contextlib
@@ -14,28 +14,28 @@ from pathlib import Path
 from mfcli.errors import UsageError
 
 BUNDLED_ALIAS = "bundled"
-"""The name under which the model that ships with the package can always be asked for."""
+"""The name that always stands for the model that ships with the package."""
 
 DEFAULT_TOP_K = 5
 DEFAULT_BENCHMARK_SECONDS, DEFAULT_BENCHMARK_ROUNDS = 12.0, 5
 DEFAULT_MAX_PIXELS = 178_956_970
-"""Twice the size at which Pillow begins to warn: 0.5 GB as RGB."""
+"""Twice the size above which Pillow warns; 0.5 GB as RGB."""
 
 _FALSE = frozenset({"", "0", "false", "no", "off"})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the environment says.
+    """The settings of one run.
 
     Attributes:
-        model: the model used when none is named.
-        named_cache_dir: the folder that holds prepared artifacts, where one is named.
-        debug: whether a failure shows its traceback.
-        offline: whether no connection may be opened.
-        endpoint: stands for https://huggingface.co in every address, None for that itself.
-        hub_cache_dir: where Hugging Face's own client keeps files.
-        torch_hub_dir: where torch.hub keeps checkpoints.
+        model: the default model.
+        named_cache_dir: the cache folder named by MF_CACHE_DIR, if any.
+        debug: whether errors show a traceback.
+        offline: whether network access is forbidden.
+        endpoint: replaces https://huggingface.co in addresses; None for no replacement.
+        hub_cache_dir: the cache of Hugging Face's client.
+        torch_hub_dir: the folder of torch.hub's checkpoints.
     """
 
     model: str
@@ -48,33 +48,34 @@ class Settings:
 
     @property
     def cache_dir(self) -> Path:
-        """The folder that holds prepared artifacts: the named one, else the platform's (XDG_CACHE_HOME on Linux).
+        """The folder of checkpoints and artifacts: the named one, else the platform's (XDG_CACHE_HOME on Linux).
 
         Raises:
-            UsageError: it is in the home folder of somebody who has none.
+            UsageError: it depends on the home folder, and the user has none.
         """
         if self.named_cache_dir is not None:
             try:
                 return self.named_cache_dir.expanduser()
             except RuntimeError as error:
-                raise UsageError(
-                    f"MF_CACHE_DIR={self.named_cache_dir}: {error}", "name a folder by its path"
-                ) from error
+                raise UsageError(f"MF_CACHE_DIR={self.named_cache_dir}: {error}", "use an absolute path") from error
         from platformdirs import user_cache_path
 
         with contextlib.suppress(RuntimeError):
             if (folder := user_cache_path("mfcli", appauthor=False)).is_absolute():
                 return folder
         raise UsageError(
-            "this user has no home folder, so nobody knows where the cache is", "name a folder: MF_CACHE_DIR=DIR"
+            "cannot determine the cache directory: this user has no home directory", "name a folder: MF_CACHE_DIR=DIR"
         )
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ, *, offline: bool = False) -> "Settings":
-        """Read MF_MODEL, MF_CACHE_DIR, MF_DEBUG, MF_OFFLINE, MF_ENDPOINT, and what the ecosystem has of the same kind.
+        """Read MF_MODEL, MF_CACHE_DIR, MF_DEBUG, MF_OFFLINE, MF_ENDPOINT and their counterparts of other tools.
 
-        `offline` is the flag, which beats the environment. An empty variable counts as unset; the program's own name
-        comes before the ecosystem's.
+        MF_* variables take precedence over those of other tools. An empty variable counts as unset.
+
+        Args:
+            environ: the environment variables.
+            offline: the option, which takes precedence over the environment.
         """
         cache_dir = environ.get("MF_CACHE_DIR")
         return cls(
@@ -83,8 +84,8 @@ class Settings:
             debug=_is_true(environ, "MF_DEBUG"),
             offline=offline or _is_true(environ, "MF_OFFLINE" if environ.get("MF_OFFLINE") else "HF_HUB_OFFLINE"),
             endpoint=environ.get("MF_ENDPOINT") or environ.get("HF_ENDPOINT") or None,
-            hub_cache_dir=_hub_cache_dir(environ),
-            torch_hub_dir=_torch_hub_dir(environ),
+            hub_cache_dir=_find_hub_cache(environ),
+            torch_hub_dir=_find_torch_hub(environ),
         )
 
 
@@ -92,38 +93,43 @@ def _is_true(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, "").lower() not in _FALSE
 
 
-def _user_cache(environ: Mapping[str, str]) -> Path:
+def _find_user_cache(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_CACHE_HOME") or "~/.cache")
 
 
-def _expanded(folder: Path) -> Path:
-    """With the home folder in the place of ~; where there is none it stays, and names nothing that is there."""
+def _expand_home(folder: Path) -> Path:
+    """Replace ~ with the home directory; without one, the path stays as it is and does not exist."""
     with contextlib.suppress(RuntimeError):
         return folder.expanduser()
     return folder
 
 
-def _hub_cache_dir(environ: Mapping[str, str]) -> Path:
+def _find_hub_cache(environ: Mapping[str, str]) -> Path:
     if named := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
-        return _expanded(Path(named))
-    return _expanded(Path(environ.get("HF_HOME") or _user_cache(environ) / "huggingface") / "hub")
+        return _expand_home(Path(named))
+    return _expand_home(Path(environ.get("HF_HOME") or _find_user_cache(environ) / "huggingface") / "hub")
 
 
-def _torch_hub_dir(environ: Mapping[str, str]) -> Path:
-    return _expanded(Path(environ.get("TORCH_HOME") or _user_cache(environ) / "torch") / "hub" / "checkpoints")
+def _find_torch_hub(environ: Mapping[str, str]) -> Path:
+    return _expand_home(Path(environ.get("TORCH_HOME") or _find_user_cache(environ) / "torch") / "hub" / "checkpoints")
 
 
 def usable_cores(cgroup_root: Path = Path("/sys/fs/cgroup"), own_cgroup: Path = Path("/proc/self/cgroup")) -> int:
-    """Return how many cores this process may keep busy: those it may run on, or fewer by its control group's quota."""
+    """Return the number of cores that this process may use, by its CPU affinity and its control group's quota.
+
+    Args:
+        cgroup_root: where the control groups are mounted.
+        own_cgroup: the file that names the control group of the process.
+    """
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         cores = os.cpu_count() or 1
-    return max(1, min([cores, *_cgroup_quotas(cgroup_root, own_cgroup)]))
+    return max(1, min([cores, *_read_cgroup_quotas(cgroup_root, own_cgroup)]))
 
 
-def _cgroup_quotas(root: Path, own_cgroup: Path) -> list[int]:
-    """The quotas, in whole cores, of the process's control group (version 2) and of those around it."""
+def _read_cgroup_quotas(root: Path, own_cgroup: Path) -> list[int]:
+    """Return the quotas, in whole cores, of the process's control group (version 2) and its ancestors."""
     try:
         lines = own_cgroup.read_text().splitlines()
     except OSError:
@@ -135,7 +141,7 @@ def _cgroup_quotas(root: Path, own_cgroup: Path) -> list[int]:
         try:
             quota, period = (folder / "cpu.max").read_text().split()
             quotas.append(math.ceil(int(quota) / int(period)))
-        except (OSError, ValueError):  # no limit here, which reads "max"
+        except (OSError, ValueError):  # no limit at this level, which reads "max"
             pass
         if folder == root:
             break
