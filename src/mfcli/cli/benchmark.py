@@ -51,19 +51,19 @@ def benchmark(
         typer.Option(help="A checkpoint of the only MODEL: .pth or .safetensors.", show_default=False, readable=False),
     ] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Make weights up: just as fast, and nothing is downsetup.")
+        bool, typer.Option("--random-weights", help="Use random weights: just as fast, and nothing is downloaded.")
     ] = False,
     images: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="DIR|FILE", help="Pictures to read.", show_default="made-up JPEGs of about 500x375 pixels"
+            metavar="DIR|FILE", help="Pictures to read.", show_default="synthetic JPEGs of about 500x375 pixels"
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="How long a row is measured.")
+        float, typer.Option(min=0.1, metavar="S", help="Measuring time of a row.")
     ] = DEFAULT_BENCHMARK_SECONDS,
     rounds: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Into how many rounds that is divided.")
+        int, typer.Option(min=1, metavar="N", help="Rounds that this time is divided into.")
     ] = DEFAULT_BENCHMARK_ROUNDS,
     format: Format = FormatName.TABLE,
     offline: Offline = False,
@@ -72,7 +72,7 @@ def benchmark(
     """Measure how fast models are on this machine.
 
     --engine, --precision, --batch-size and --images can be given several times; every combination of the first three
-    is a row, and the rows take turns, so that ratios hold on a busy machine. Rates are medians over the rounds. Exit
+    is a row. The rows' rounds alternate, so that ratios hold on a busy machine. Rates are medians over the rounds. Exit
     code 5: a row could not be measured, 6: none could.
     """
     from mfcli.cli.progress import StderrProgress
