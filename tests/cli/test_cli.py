@@ -288,7 +288,7 @@ def test_a_damaged_artifact_of_the_right_size(mf: Mf, coffee: Path, small_weight
     assert f"rm {path}" in ran.err
     ran = mf("cache", "verify")
     assert ran.code == 9
-    assert f"hint: delete what the next prediction makes again: rm {path}" in ran.err
+    assert f"hint: delete, and the next prediction rebuilds it: rm {path}" in ran.err
     path.touch()  # as anything else does it: seen, and made again
     assert mf(*command).code == 0
     assert mf("cache", "verify").code == 0
@@ -405,7 +405,7 @@ def test_a_cache_in_a_home_that_is_not_there(
     monkeypatch.setenv("MF_CACHE_DIR", "~nosuchuser/cache")
     assert mf("predict", coffee).code == 0
     ran = mf("predict", coffee, "-m", "bundled", "--weights", small_weights)
-    assert (ran.code, ran.err.splitlines()[1]) == (2, "hint: name a folder by its path")
+    assert (ran.code, ran.err.splitlines()[1]) == (2, "hint: use an absolute path")
 
 
 def test_an_engine_that_fails_leaves_valid_output(mf: Mf, coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path, monkeyp
     assert "would be deleted" in dry.err
     assert Path(rows[0]["path"]).exists()
     pruned = mf("cache", "prune", "--checkpoints")
-    assert "predictions go on; --engine torch" in pruned.err
+    assert "predictions still work; --engine torch" in pruned.err
     assert not Path(rows[0]["path"]).exists()
     assert mf("predict", coffee, "-m", NAME, "--format", "csv", "--offline").out == before
     assert "hint: mf download" in mf("predict", coffee, "-m", NAME, "--offline", "--engine", "torch").err
@@ -118,10 +118,10 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path, monkeyp
     artifact.write_bytes(data)
     bad = mf("cache", "verify", "--format", "json")
     assert (bad.code, [row["status"] for row in json.loads(bad.out)]) == (9, ["good", "bad"])
-    assert f"hint: delete what the next prediction makes again: rm {artifact}" in bad.err
+    assert f"hint: delete, and the next prediction rebuilds it: rm {artifact}" in bad.err
     with Path(rows[0]["path"]).open("ab") as checkpoint:
         checkpoint.write(b"x")
-    assert f"hint: fetch again: mf download --force {NAME}" in mf("cache", "verify").err
+    assert f"hint: download again: mf download --force {NAME}" in mf("cache", "verify").err
     assert mf("download", NAME, "--force", "-q").code == 0
     assert mf("cache", "verify").code == 0
     assert mf("cache", "rm", "poolformer*", "--dry-run", "-q").code == 0
@@ -259,7 +259,7 @@ def test_the_bundled_model_is_never_fetched(mf: Mf, tmp_path: Path) -> None:
         assert f"has SHA-256 {ready['sha256']}, but the requested digest is 1111" in other.err
         for origin, digest in (("", "1" * 64), ("x.pth", "")):  # like unset variables in a script
             empty = mf("download", NAME, "--from", origin, "--expect-sha256", digest, *more)
-            assert (empty.code, "names nothing" in empty.err or "is no SHA-256" in empty.err) == (2, True)
+            assert (empty.code, "is empty" in empty.err or "is not a SHA-256" in empty.err) == (2, True)
         taken = mf("download", "bundled", "--from", tmp_path, *more)
         assert taken.code == 2
         assert "mf predict: --weights FILE" in taken.err
@@ -311,7 +311,7 @@ def test_folders_in_the_cache_are_ignored(mf: Mf, own_cache: Path) -> None:
     assert [Path(row["path"]).name for row in rows] == ["z.pth", "y.pth"]
     bad = mf("cache", "verify")
     assert bad.code == 9
-    assert f"hint: delete what is of no model: rm {row.parent}/unknown/y.pth" in bad.err
+    assert f"hint: delete files of unknown models: rm {row.parent}/unknown/y.pth" in bad.err
     assert mf("cache", "rm", NAME).code == 0
     assert not (row / "z.pth").exists()
     assert mf("cache", "prune").code == 0

@@ -1,4 +1,4 @@
-"""mf cache ls, path, verify, rm, prune."""
+"""The commands of `mf cache`: ls, path, verify, rm, prune."""
 
 import shlex
 from collections.abc import Sequence
@@ -26,19 +26,24 @@ app = typer.Typer(
 _COLUMNS = ("kind", "model", "size_bytes", "sha256", "path")
 
 
-def _record(entry: "CacheEntry") -> dict[str, Any]:
+def _make_record(entry: "CacheEntry") -> dict[str, Any]:
     values = (entry.kind.value, entry.model, entry.size_bytes, entry.sha256, str(entry.path))
     return dict(zip(_COLUMNS, values, strict=True))
 
 
 def _write(
-    format: FormatName, records: Sequence[dict[str, Any]], brief: Sequence[str], columns: Sequence[str] = _COLUMNS
+    format: FormatName,
+    records: Sequence[dict[str, Any]],
+    table_columns: Sequence[str],
+    columns: Sequence[str] = _COLUMNS,
 ) -> None:
+    """Write records: a table with only some of their columns, the other formats with all of them."""
     from mfcli.outputs.records import write_records
 
+    if format is FormatName.TABLE:
+        records = [{column: record[column] for column in table_columns} for record in records]
     with standard_output() as stream:
-        in_brief = format is FormatName.TABLE
-        write_records(format, stream, [{k: r[k] for k in brief} if in_brief else r for r in records], columns)
+        write_records(format, stream, records, columns)
 
 
 @app.command()
@@ -46,10 +51,10 @@ def ls(format: Format = FormatName.TABLE) -> None:
     """List what is in the cache, with sizes in bytes."""
     from mfcli.tasks import cache as task
 
-    found = task.list_entries(Settings.from_environ())
-    _write(format, [_record(entry) for entry in found], ("kind", "model", "size_bytes", "path"))
+    entries = task.list_entries(Settings.from_environ())
+    _write(format, [_make_record(entry) for entry in entries], ("kind", "model", "size_bytes", "path"))
     if format is FormatName.TABLE:
-        note(f"{len(found)} files, {sum(entry.size_bytes for entry in found) / 1e6:.1f} MB")
+        note(f"{len(entries)} files, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB")
 
 
 @app.command()
@@ -61,33 +66,33 @@ def path() -> None:
 
 @app.command()
 def verify(format: Format = FormatName.TABLE) -> None:
-    """Compute the digest of every checkpoint and artifact; exit code 9 if one is not what it was.
+    """Compute the digest of every checkpoint and artifact; exit code 9 if one does not match.
 
-    Status new: placed by hand and not used yet, so that there is nothing to compare with. Status stale: an artifact of
-    another version, which is as it was made, and which `mf cache prune` deletes.
+    Status new: a file placed by hand and not used yet, so there is no digest to compare with. Status stale: an intact
+    artifact of another version, which `mf cache prune` deletes.
     """
     from mfcli.tasks import cache as task
 
-    found = list(task.verify(Settings.from_environ()))
-    records = [{"status": v.status.value, **_record(v.entry), "problem": v.problem} for v in found]
+    checks = list(task.verify(Settings.from_environ()))
+    records = [{"status": c.status.value, **_make_record(c.entry), "problem": c.problem} for c in checks]
     _write(format, records, ("status", "kind", "model", "path", "problem"), ("status", *_COLUMNS, "problem"))
-    if bad := [v.entry for v in found if v.problem]:
-        raise CheckError(f"{len(bad)} of {len(found)} files are not what they were", _mend(bad))
+    if damaged := [c.entry for c in checks if c.problem]:
+        raise CheckError(f"{len(damaged)} of {len(checks)} files are damaged", _suggest_repair(damaged))
 
 
-def _mend(bad: "Sequence[CacheEntry]") -> str:
-    """What to do about damaged files: checkpoints are fetched again, artifacts made again from good checkpoints."""
+def _suggest_repair(damaged: "Sequence[CacheEntry]") -> str:
+    """Suggest commands: checkpoints are downloaded again, artifacts rebuilt from intact checkpoints."""
     from mfcli.models.registry import VARIANTS
     from mfcli.tasks.cache import Kind
 
-    checkpoints = [entry for entry in bad if entry.kind is Kind.CHECKPOINT]
+    checkpoints = [entry for entry in damaged if entry.kind is Kind.CHECKPOINT]
     names = sorted({entry.model or "" for entry in checkpoints if entry.model in VARIANTS})
-    strange = [str(entry.path) for entry in checkpoints if entry.model not in VARIANTS]
-    made = [str(entry.path) for entry in bad if entry.kind is Kind.ARTIFACT and entry.model not in names]
+    unknown = [str(entry.path) for entry in checkpoints if entry.model not in VARIANTS]
+    artifacts = [str(entry.path) for entry in damaged if entry.kind is Kind.ARTIFACT and entry.model not in names]
     steps = {
-        f"fetch again: mf download --force {' '.join(names)}": names,
-        f"delete what the next prediction makes again: rm {shlex.join(made)}": made,
-        f"delete what is of no model: rm {shlex.join(strange)}": strange,
+        f"download again: mf download --force {' '.join(names)}": names,
+        f"delete, and the next prediction rebuilds it: rm {shlex.join(artifacts)}": artifacts,
+        f"delete files of unknown models: rm {shlex.join(unknown)}": unknown,
     }
     return "; ".join(step for step, files in steps.items() if files)
 
@@ -102,40 +107,40 @@ def rm(
     """Delete the checkpoints and artifacts of models."""
     from mfcli.tasks import cache as task
 
-    found = task.match_entries(Settings.from_environ(), models)
-    problem = None
+    entries = task.match_entries(Settings.from_environ(), models)
+    error = None
     if not dry_run:
-        found, problem = task.remove(found)
-    _tell(found, dry_run, format, quiet)
-    if problem:
-        raise problem
+        entries, error = task.remove(entries)
+    _report(entries, dry_run, format, quiet)
+    if error:
+        raise error
 
 
 @app.command()
 def prune(
     checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="Also checkpoints whose artifact is good.")
+        bool, typer.Option("--checkpoints", help="Also checkpoints whose artifact is intact.")
     ] = False,
     dry_run: DryRun = False,
     format: Format = FormatName.TABLE,
     quiet: Quiet = False,
 ) -> None:
-    """Delete partial downloads, stale artifacts and left-overs."""
+    """Delete partial downloads, stale artifacts and left-over temporary files."""
     from mfcli.tasks import cache as task
 
-    found = task.find_prunable(Settings.from_environ(), checkpoints)
-    problem = None
+    entries = task.find_prunable(Settings.from_environ(), checkpoints)
+    error = None
     if not dry_run:
-        found, problem = task.remove(found, keep_sidecars=True)
-    _tell(found, dry_run, format, quiet)
-    if checkpoints and not quiet and any(entry.kind is task.Kind.CHECKPOINT for entry in found):
-        note("predictions go on; --engine torch, or a later version's artifacts, will fetch the checkpoints again")
-    if problem:
-        raise problem
+        entries, error = task.remove(entries, keep_sidecars=True)
+    _report(entries, dry_run, format, quiet)
+    if checkpoints and not quiet and any(entry.kind is task.Kind.CHECKPOINT for entry in entries):
+        note("predictions still work; --engine torch and later versions of mf will download the checkpoints again")
+    if error:
+        raise error
 
 
-def _tell(found: "Sequence[CacheEntry]", dry_run: bool, format: FormatName, quiet: bool) -> None:
-    _write(format, [_record(entry) for entry in found], ("kind", "model", "size_bytes", "path"))
+def _report(entries: "Sequence[CacheEntry]", dry_run: bool, format: FormatName, quiet: bool) -> None:
+    _write(format, [_make_record(entry) for entry in entries], ("kind", "model", "size_bytes", "path"))
     if not quiet:
         verb = "would be deleted" if dry_run else "deleted"
-        note(f"{len(found)} files {verb}, {sum(entry.size_bytes for entry in found) / 1e6:.1f} MB")
+        note(f"{len(entries)} files {verb}, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB")

@@ -1,4 +1,4 @@
-"""mf list-models, mf info, mf download."""
+"""The commands `mf list-models`, `mf info` and `mf download`."""
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,12 +40,12 @@ def list_models(
 
     wanted = task.ModelFilter(pattern, family, input_size, pretraining, downloaded)
     listed = task.list_models(wanted, Settings.from_environ())
-    in_brief = format is FormatName.TABLE
+    make_record = _make_table_record if format is FormatName.TABLE else _make_record
     with standard_output() as stream:
-        write_records(format, stream, [_brief(m) if in_brief else _full(m) for m in listed])
+        write_records(format, stream, [make_record(model) for model in listed])
 
 
-def _brief(listed: "ListedModel") -> dict[str, str | int | float | None]:
+def _make_table_record(listed: "ListedModel") -> dict[str, Any]:
     variant = listed.variant
     return {
         "name": variant.name,
@@ -59,7 +59,7 @@ def _brief(listed: "ListedModel") -> dict[str, str | int | float | None]:
     }
 
 
-def _full(listed: "ListedModel") -> dict[str, Any]:
+def _make_record(listed: "ListedModel") -> dict[str, Any]:
     return {**listed.variant.as_record(), "downloaded": bool(listed.size_bytes), "size_bytes": listed.size_bytes}
 
 
@@ -87,10 +87,10 @@ def info(
 
 def download(
     models: Models,
-    force: Annotated[bool, typer.Option("--force", help="Fetch again what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download again what is on this machine.")] = False,
     origin: Annotated[
         str | None,
-        typer.Option("--from", metavar="FILE|URL", help="A file carried by hand, or a mirror.", show_default=False),
+        typer.Option("--from", metavar="FILE|URL", help="A local file, or a mirror.", show_default=False),
     ] = None,
     expect_sha256: Annotated[
         str | None, typer.Option(metavar="HEX", help="The digest that the file must have.", show_default=False)
@@ -102,7 +102,7 @@ def download(
 ) -> None:
     """Fetch checkpoints, verify them, and prepare them for prediction.
 
-    What was interrupted goes on from its last byte. Exit code 4: one of the models could not be had.
+    An interrupted download resumes at its last byte. Exit code 4: one of the models could not be obtained.
     """
     from mfcli.cli.progress import StderrProgress
     from mfcli.hub.acquire import FetchOptions
@@ -110,9 +110,11 @@ def download(
     from mfcli.tasks import download as task
 
     if origin == "":
-        raise UsageError("--from names nothing", "--from FILE, or --from https://...")
+        raise UsageError("--from is empty", "--from FILE, or --from https://...")
     if expect_sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", expect_sha256):
-        raise UsageError(f"--expect-sha256 {expect_sha256} is no SHA-256", "64 hexadecimal digits, as sha256sum prints")
+        raise UsageError(
+            f"--expect-sha256 {expect_sha256} is not a SHA-256 digest", "64 hexadecimal digits, as sha256sum prints"
+        )
     settings, fetch = Settings.from_environ(offline=offline), FetchOptions(force, origin, expect_sha256)
     with StderrProgress(note, quiet) as progress:
         work = task.plan if dry_run else task.download
@@ -130,9 +132,10 @@ def download(
             }
             for result in results
         ]
-        brief = ("name", "status", "size_bytes", "url", "path")
-        in_brief = format is FormatName.TABLE
-        write_records(format, stream, [{k: r[k] for k in brief} if in_brief else r for r in records])
+        if format is FormatName.TABLE:
+            columns = ("name", "status", "size_bytes", "url", "path")
+            records = [{column: record[column] for column in columns} for record in records]
+        write_records(format, stream, records)
     failed = [result.error for result in results if result.error]
     for error in failed[1:]:
         fail(error.message, error.hint)

@@ -1,4 +1,4 @@
-"""Progress callbacks for a person: notes as lines on stderr; downloads and long runs as bars where it is a terminal."""
+"""Progress on stderr: notes as lines, and on a terminal bars for downloads and long runs."""
 
 import sys
 from contextlib import suppress
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class StderrProgress:
-    """Draws what it is told; used in a `with`, so that a bar is gone when something else is written.
+    """A progress callback and context manager, which removes its bars at the end.
 
     Args:
         note: writes one line.
         quiet: whether to draw and write nothing.
-        rows_elsewhere: whether results go somewhere else than this terminal, so that a bar can tell how far they are.
+        rows_elsewhere: whether results are not written to this terminal, so that a bar does not disturb them.
 
     Attributes:
-        total: how many pictures there are, once that is known.
+        total: number of pictures, once it is known.
     """
 
     def __init__(self, note: "Callable[[str], None]", quiet: bool = False, rows_elsewhere: bool = False) -> None:
@@ -44,7 +44,7 @@ class StderrProgress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # a terminal that has gone away, here and below: the run goes on without it
+        with suppress(OSError):  # the terminal was closed; here and below, the run goes on without it
             if self._bars is not None:
                 self._bars.stop()
             if self._run is not None:
@@ -52,11 +52,11 @@ class StderrProgress:
 
     @property
     def draws_runs(self) -> bool:
-        """Whether a bar for a run is wanted and possible."""
+        """Whether the progress of a run is shown as a bar."""
         return not self._quiet and self._rows_elsewhere and sys.stderr is not None and sys.stderr.isatty()
 
     def __call__(self, event: str | Transfer | Tally) -> None:
-        """Draw a transfer or a run, or write a note."""
+        """Show a note, or the progress of a download or a run."""
         if not self._quiet:
             with suppress(OSError):
                 self._show(event)
@@ -70,22 +70,22 @@ class StderrProgress:
             if self._run is not None:
                 self._run.note(event)
             elif self._bars is not None:
-                _note_above(self._bars, event)
+                _print_note(self._bars, event)
             else:
                 self._note(event)
         elif sys.stderr is not None and sys.stderr.isatty():
-            self._draw(event)
+            self._draw_transfer(event)
         elif event.name not in self._announced:
             self._announced.add(event.name)
             size = "" if event.total_bytes is None else f" ({event.total_bytes / 1e6:.1f} MB)"
             self._note(f"downloading {event.name}{size}")
 
-    def _draw(self, event: Transfer) -> None:
+    def _draw_transfer(self, event: Transfer) -> None:
         if self._bars is None:
             from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
             columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-            self._bars = _bars(*columns, TimeRemainingColumn())
+            self._bars = _make_bars(*columns, TimeRemainingColumn())
             self._bars.start()
         if event.name not in self._tasks:
             self._tasks[event.name] = self._bars.add_task(event.name, total=event.total_bytes)
@@ -94,27 +94,27 @@ class StderrProgress:
             self._bars.remove_task(self._tasks.pop(event.name))
 
 
-def _bars(*columns: "str | ProgressColumn") -> "Bars":
-    """Bars on stderr that are gone when they stop; what is written to stdout meanwhile stays there."""
+def _make_bars(*columns: "str | ProgressColumn") -> "Bars":
+    """Return bars on stderr that disappear when stopped and leave stdout alone."""
     from rich.console import Console
     from rich.progress import Progress
 
     return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
 
 
-def _note_above(bars: "Bars", message: str) -> None:
-    bars.console.print(
-        f"note: {escape_control_characters(name_flags(message))}", markup=False, highlight=False, soft_wrap=True
-    )
+def _print_note(bars: "Bars", message: str) -> None:
+    """Print a note above the bars."""
+    note = f"note: {escape_control_characters(name_flags(message))}"
+    bars.console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 class _RunBar:
-    """A bar of a run: done, rate, time left, failures."""
+    """The bar of a run: pictures done, rate, time left, failures."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-        self._bars = _bars(
+        self._bars = _make_bars(
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -135,7 +135,7 @@ class _RunBar:
         )
 
     def note(self, message: str) -> None:
-        _note_above(self._bars, message)
+        _print_note(self._bars, message)
 
     def stop(self) -> None:
         self._bars.stop()

@@ -1,4 +1,4 @@
-"""The three standard streams: stdout is data, stderr is talk, and either may be closed, full or gone."""
+"""The standard streams: data on stdout, messages on stderr. Either may be closed, and stdout full or a broken pipe."""
 
 import errno
 import io
@@ -13,27 +13,32 @@ from typing import IO, Any, BinaryIO, TextIO
 from mfcli.cli.flags import name_flags
 from mfcli.errors import OutputError, escape_control_characters
 
-_OF_A_STREAM = frozenset(
+_STREAM_ERRORS = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EINVAL, errno.EAGAIN, errno.ENXIO),
         *(errno.ENODEV, errno.ESTALE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EPERM),
     }
 )
-"""What writing fails with; other errors without a file's name are those of a library that is missing, for instance."""
+"""Errors of writing to a stream; others without a file name have other causes, such as a missing library."""
 
 
 class ReaderGoneError(Exception):
-    """Whoever read our output has stopped reading; that is no failure."""
+    """The reader of standard output has closed the pipe, which is not a failure of the command."""
 
 
 @contextmanager
 def standard_output() -> Iterator[TextIO]:
-    """Standard output as UTF-8; a reader that went away ends the program quietly, a full disk with exit code 8."""
+    """Yield standard output as UTF-8.
+
+    Raises:
+        OutputError: it is closed, or the disk is full.
+        ReaderGoneError: the reader has closed the pipe.
+    """
     require_standard_output()
     if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
-        # PYTHONUNBUFFERED, common in containers: what a signal cuts off of a write to a pipe would be lost
+        # PYTHONUNBUFFERED, common in containers: a signal could cut off a write to a pipe
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer))
-    _wait_for(sys.stdout)
+    _make_blocking(sys.stdout)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
     try:
@@ -43,38 +48,39 @@ def standard_output() -> Iterator[TextIO]:
         _drop_standard_output()
         raise ReaderGoneError from error
     except OSError as error:
-        if error.filename is not None or error.errno not in _OF_A_STREAM:  # of something else
+        if error.filename is not None or error.errno not in _STREAM_ERRORS:
             raise
         _drop_standard_output()
         reason = error.strerror or str(error)
-        raise OutputError(f"cannot write the results: {reason}", "free some space, or send them elsewhere") from error
-    except SystemExit as error:  # typer's way to end when the reader of the help has gone
+        raise OutputError(f"cannot write the results: {reason}", "free some space, or write them elsewhere") from error
+    except SystemExit as error:  # typer exits when the reader of a help page has closed the pipe
         _drop_standard_output()
         raise ReaderGoneError from error
 
 
 def keep_descriptors() -> None:
-    """Put the null device where a standard stream is closed.
+    """Open the null device for each standard stream that is closed.
 
-    What is opened next would have its number otherwise, and a C library that complains on number 2 would write into it.
+    Otherwise the next file to be opened gets its descriptor, and a C library that reports errors on descriptor 2 would
+    write into that file.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
 
 
 def standard_input() -> BinaryIO | None:
-    """Return standard input, None where it is closed."""
+    """Return standard input, None if it is closed."""
     if sys.stdin is None:
         return None
-    _wait_for(sys.stdin)
+    _make_blocking(sys.stdin)
     return sys.stdin.buffer
 
 
 def goes_into_a_file(stream: TextIO | None) -> bool:
-    """Return whether what is written goes into a file or nowhere; who reads a pipe may itself write to the terminal."""
+    """Return whether a stream is a file or the null device; the reader of a pipe may itself write to the terminal."""
     with suppress(OSError, ValueError):
         if stream is not None:
             status = os.fstat(stream.fileno())
@@ -82,30 +88,30 @@ def goes_into_a_file(stream: TextIO | None) -> bool:
     return False
 
 
-def _wait_for(stream: IO[Any]) -> None:
-    """Let reads and writes wait, where another program, ssh for one, has set the pipe not to."""
+def _make_blocking(stream: IO[Any]) -> None:
+    """Make reads and writes block, in case another program, such as ssh, has made the pipe non-blocking."""
     with suppress(OSError, ValueError):
         os.set_blocking(stream.fileno(), True)
 
 
 def require_standard_output() -> None:
-    """Raise where there is none, before something that takes long.
+    """Check that standard output is open, before something slow begins.
 
     Raises:
         OutputError: it is closed.
     """
     if sys.stdout is None:
-        raise OutputError("standard output is closed", "send it to a file: mf ... > FILE")
+        raise OutputError("standard output is closed", "redirect it to a file: mf ... > FILE")
 
 
 def _drop_standard_output() -> None:
-    """What is still buffered can go nowhere: without this, it is tried again at exit, with a complaint."""
+    """Redirect it to the null device: Python would flush its buffer again at exit, and report the error."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(line: str) -> None:
-    """Write a line to stderr, if there is one."""
+    """Write a line to stderr, if it is open."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
             print(line, file=sys.stderr, flush=True)
@@ -117,7 +123,7 @@ def note(message: str) -> None:
 
 
 def fail(message: str, hint: str | None = None) -> None:
-    """Write what went wrong and the next step to stderr."""
+    """Write an error and a hint to stderr."""
     say(f"error: {escape_control_characters(name_flags(message))}")
     if hint:
         say(f"hint: {escape_control_characters(name_flags(hint))}")
