@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mfcli.cli.flags import name_flags
 from mfcli.cli.options import MAX_WORKERS, Format, Offline, Quiet, complete_device, complete_model, parse_batch_size
 from mfcli.cli.streams import fail, note, require_standard_output, standard_output
 from mfcli.errors import ExitCode, UsageError
@@ -115,7 +116,7 @@ def _list_table_records(rows: "Sequence[Row]") -> list[dict[str, Any]]:
     records = [_make_table_record(row) for row in rows]
     if any(row.error for row in rows):
         for record, row in zip(records, rows, strict=True):
-            record["error"] = row.error and row.error.message
+            record["error"] = row.error and name_flags(row.error.message)
     return records
 
 
@@ -161,5 +162,5 @@ def _make_record(row: "Row") -> dict[str, Any]:
         "latency_p50_ms": figures.latency_p50_ms if figures else None,
         "latency_p95_ms": figures.latency_p95_ms if figures else None,
         "peak_memory_mib": figures.peak_memory_mib if figures else None,
-        "error": row.error.message if row.error else None,
+        "error": name_flags(row.error.message) if row.error else None,
     }

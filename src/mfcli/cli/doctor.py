@@ -1,10 +1,11 @@
 """The command `mf doctor`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mfcli.cli.flags import name_flags
 from mfcli.cli.options import InfoFormat
 from mfcli.cli.streams import standard_output
 from mfcli.errors import CheckError
@@ -31,6 +32,7 @@ def doctor(
     findings: list[Finding] = []
     with standard_output() as stream:
         for finding in task.doctor(Settings.from_environ()):
+            finding = replace(finding, hint=finding.hint and name_flags(finding.hint))
             if format is InfoFormat.TABLE:
                 if not findings or findings[-1].group is not finding.group:
                     stream.write(f"{finding.group}\n")

@@ -39,6 +39,7 @@ SWITCHES = {
     ("nul", "True"): "--null",
     ("offline", "True"): "--offline",
     ("overwrite", "True"): "--overwrite",
+    ("random_weights", "True"): "--random-weights",
     ("recursive", "False"): "--no-recursive",
     ("resume", "True"): "--resume",
     ("retry_failed", "True"): "--retry-failed",
