@@ -12,7 +12,7 @@ HEAVY = ("torch", "timm", "torchvision", "onnx", "onnxscript", "safetensors", "r
 def modules_after(*arguments: str) -> set[str]:
     program = (
         "import sys; from mfcli.cli import main; code = main(sys.argv[1:]);"
-        "print(code, *sys.modules, sep='\\n', file=sys.stderr)"
+        "print(code, *filter(sys.modules.get, sys.modules), sep='\\n', file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     code, *modules = done.stderr.splitlines()[-5000:]
