@@ -1,6 +1,8 @@
 """OpenVINO: the logits of the other engines in float32, close ones in bfloat16; skipped if it is not installed."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +64,26 @@ def test_a_wrong_input_shape(bundled: Artifact) -> None:
     with pytest.raises(EngineError, match="OpenVINO failed"):
         engine.logits(np.zeros((2, 3, 32, 32), np.float32))
     assert engine.logits(np.zeros((2, 3, 64, 64), np.float32)).shape == (2, 200)
+
+
+SIGNAL_AFTER_TWO_ENGINES = """
+import os, signal
+from mfcli.artifact.ensure import ensure_artifact
+from mfcli.inference.engines import load_engine
+from mfcli.inference.engines.base import EngineName, EngineOptions
+from mfcli.models.registry import find_variant
+from mfcli.settings import Settings
+artifact = ensure_artifact(find_variant("bundled"), None, Settings.from_environ())
+engines = [load_engine(EngineName.OPENVINO, artifact, EngineOptions(threads=1)) for _ in range(2)]
+while engines:
+    engines.pop(0)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_engines_that_are_gone_leave_signals_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNAL_AFTER_TWO_ENGINES], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n")

@@ -13,6 +13,7 @@ needs them, so their import is blocked.
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,16 @@ def _import_openvino() -> Any:
     return openvino
 
 
+@cache
+def _open_core(openvino: Any) -> Any:
+    """Return the only Core of the process.
+
+    Each Core (of 2026.4) sets a signal stack and later restores the one before: Cores that end in another order than
+    the reverse of their creation leave a freed one behind, and the next signal is a segmentation fault.
+    """
+    return openvino.Core()
+
+
 class OpenVinoEngine:
     """An artifact compiled by OpenVINO."""
 
@@ -60,7 +71,7 @@ class OpenVinoEngine:
         threads = options.threads or usable_cores()
         openvino = _import_openvino()
         try:
-            core = openvino.Core()
+            core = _open_core(openvino)
             capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         except Exception as error:
             raise EngineError(f"OpenVINO cannot be used: {first_line(error)}", "engine=onnxruntime") from error
