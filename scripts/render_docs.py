@@ -61,7 +61,7 @@ def _render_command(name: str, command: Any) -> str:
     usage = " ".join([name, *(["[OPTIONS]"] if options else []), *map(_argument_usage, arguments)])
     lines = [f"## {name}", "", f"```text\n{usage}\n```", "", *_paragraphs(command.help)]
     if arguments:
-        rows = [(f"`{_metavar(a)}`", _cell(a.help), _default(a)) for a in arguments]
+        rows = [(_cell(f"`{_metavar(a)}`"), _cell(a.help), _default(a)) for a in arguments]
         lines += _render_table(("argument", "meaning", "default"), rows)
     panels = dict.fromkeys(getattr(option, "rich_help_panel", None) for option in options)
     for panel in sorted(panels, key=lambda panel: panel is None):  # what has no panel comes last

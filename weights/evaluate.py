@@ -106,7 +106,7 @@ def measure(folder: Path, model: str, engine: str, precision: str, rounds: int) 
     names = {label.wnid: label.name for label in predictor.labels if label.wnid}
     pictures = labelled(folder)
     if not any(wnid in names for _, wnid in pictures):
-        raise SystemExit(f"{folder} holds no picture of a class that {predictor.run.model} knows")
+        raise SystemExit(f"{folder} holds no picture of a class that {predictor.run_info.model} knows")
     seconds = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -121,8 +121,8 @@ def measure(folder: Path, model: str, engine: str, precision: str, rounds: int) 
     probs, right = [answer.prob for answer in inside], [answer.is_right for answer in inside]
     classes = per_class(inside, names)
     figures = {
-        "model": predictor.run.model,
-        "engine": f"{predictor.run.engine} {predictor.run.precision}",
+        "model": predictor.run_info.model,
+        "engine": f"{predictor.run_info.engine} {predictor.run_info.precision}",
         "pictures": len(inside),
         "top1": 100 * statistics.fmean(right),
         "top1_interval": interval(sum(right), len(right)),

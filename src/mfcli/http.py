@@ -115,7 +115,7 @@ class Backoff:
         self._tries += 1
         if reason.is_final:
             raise UnreachableError(
-                f"cannot request {redact_url(self._url)}: {reason.message}", "see mf doctor, network"
+                f"cannot request {redact_url(self._url)}: {reason.message}", "run mf doctor and see its network section"
             )
         if self._tries >= MAX_TRIES:
             raise UnreachableError(f"gave up on {redact_url(self._url)} after {self._tries} tries: {reason.message}")

@@ -90,7 +90,7 @@ class RunInfo:
         run: 16 hex digits, a digest of everything that affects results; equal digests mean equal results.
         engine: the engine's name.
         precision: the data type of the computation: fp32, bf16 or fp16.
-        top_k: number of predictions a picture.
+        top_k: number of predictions per picture.
     """
 
     model: str

@@ -186,7 +186,7 @@ def test_resuming_another_run_names_the_difference(
     assert mf("predict", *many[:2], "-o", path, "-q").code == 0
     ran = mf("predict", *many[:2], "-o", path, "--resume", *options, "-q")
     assert ran.code == 8
-    assert ran.err.startswith(f"error: {path} is of another run: {message}\n")
+    assert ran.err.startswith(f"error: {path} belongs to a different run: {message}\n")
 
 
 def test_resuming_with_other_weights(mf: Mf, many: list[Path], small_weights: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_resuming_with_other_weights(mf: Mf, many: list[Path], small_weights: Pa
     assert mf("predict", many[0], "-o", path, "-q", "-m", "bundled", "--weights", small_weights).code == 0
     ran = mf("predict", many[0], "-o", path, "-q", "--resume")
     assert ran.code == 8
-    assert "is of another run: other weights of" in ran.err
+    assert "belongs to a different run: other weights of" in ran.err
 
 
 def test_failed_pictures_are_tried_again(mf: Mf, many: list[Path], tmp_path: Path) -> None:

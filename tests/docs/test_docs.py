@@ -131,6 +131,8 @@ def test_the_architecture_lists_modules_that_exist() -> None:
                 above = "".join(folders[level] for level in sorted(folders) if 0 < level < depth)
                 listed.add(f"{above}{name}")
     assert not [name for name in listed if not (PACKAGE / name).is_file()]
+    modules = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    assert sorted(modules - listed - {name for name in modules if name.endswith("/__init__.py")}) == []
     packages = {path.parent for path in PACKAGE.rglob("__init__.py")}
     assert {(PACKAGE / name).parent for name in listed} == packages
 
@@ -147,6 +149,9 @@ def test_the_places_in_the_architecture_exist() -> None:
     for name in set(re.findall(r"`((?:\w+/)*\w+\.(?:py|md|toml))`", section)):
         if not re.search(r"[A-Z]{4}", Path(name).stem):  # a file to add
             assert any((root / name).is_file() for root in (PACKAGE, CHECKOUT)), name
+    code = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    for name in set(re.findall(r"`([A-Za-z_]{4,})`", section)):
+        assert re.search(rf"^ *(?:def |class )?{name}\b(?:\(|:| =)", code, re.MULTILINE), name
 
 
 def test_bilinear_and_bicubic_answers_are_those_of_the_table() -> None:

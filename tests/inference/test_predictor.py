@@ -119,7 +119,7 @@ def test_a_strip_has_its_size_and_an_error(tmp_path: Path) -> None:
 
 def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
     def run(**settings: object) -> str:
-        return mfcli.load_predictor(**settings).run.run  # type: ignore[arg-type]
+        return mfcli.load_predictor(**settings).run_info.run  # type: ignore[arg-type]
 
     base = run()
     assert base == run() == run(model="convformer_t8_64") == run(max_pixels=10)
@@ -154,7 +154,7 @@ def test_the_environment_chooses_the_model(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MF_OFFLINE", "1")
     with pytest.raises(MfError, match="weights of caformer_s36 are not on this machine"):
         mfcli.load_predictor()
-    assert mfcli.load_predictor("bundled").run.model == "convformer_t8_64"
+    assert mfcli.load_predictor("bundled").run_info.model == "convformer_t8_64"
     monkeypatch.setenv("MF_MODEL", "caformer_s")
     with pytest.raises(MfError, match=r"unknown model 'caformer_s' \(named by MF_MODEL\)"):
         mfcli.load_predictor()

@@ -105,7 +105,7 @@ def test_sixteen_bit_channels_apart_are_refused() -> None:
     rgb = {258: 16, 262: 2, 277: 3, 284: 2}
     error = failure_of(tiff(2, struct.pack("<6H", *range(0, 60_000, 10_000)), rgb).getvalue())
     assert error.code is FailureCode.UNSUPPORTED
-    assert error.message == "is an uncompressed TIFF with 16-bit channels apart, which is not decoded here"
+    assert error.message == "is an uncompressed TIFF with 16-bit channels in separate planes, which is not decoded here"
     assert pixels_of(decode(tiff(2, bytes(range(6)), rgb | {258: 8})))[0].tolist() == [[0, 2, 4], [1, 3, 5]]
 
 

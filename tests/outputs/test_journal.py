@@ -133,7 +133,7 @@ def test_the_same_input_twice_is_finished_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (row("a", run="ffffffffffffffff"), "is of another run: other settings, or another version of mf"),
+        (row("a", run="ffffffffffffffff"), "belongs to a different run: other settings, or another version of mf"),
         ("hello\nworld\n", "line 1 of .* is not a row"),
         (row("a") + '{"schema":"other/1"}\n' + row("b"), "line 2 of .* is not a row"),
         ("[1]\n" + row("b"), "line 1 of .* is not a row"),
@@ -209,7 +209,7 @@ def test_the_settings_of_another_run_are_named(values: dict[str, Any], message: 
     journal.begin()
     journal.rows.write(row("a", **OTHER))
     journal.close()
-    with pytest.raises(OutputError, match=f"is of another run: {re.escape(message)}$"):
+    with pytest.raises(OutputError, match=f"belongs to a different run: {re.escape(message)}$"):
         Journal(path, RunSettings(RUN, theirs | values))
 
 
@@ -223,7 +223,7 @@ def test_without_its_settings_a_run_is_told_by_its_rows(kept: str | None, tmp_pa
         ({"model": "n", "weights_sha256": "w"}, "model=m instead of model=n"),
         ({"model": "m", "weights_sha256": "w", "top_k": 3}, "other settings, or another version of mf"),
     ):
-        with pytest.raises(OutputError, match=f"is of another run: {message}$"):
+        with pytest.raises(OutputError, match=f"belongs to a different run: {message}$"):
             Journal(path, RunSettings(RUN, values))
 
 

@@ -44,7 +44,7 @@ def benchmark(
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", "-j", min=1, max=MAX_WORKERS, help="Threads that read and decode.", show_default="one a core"
+            "--workers", "-j", min=1, max=MAX_WORKERS, help="Threads that read and decode.", show_default="one per core"
         ),
     ] = None,
     weights: Annotated[

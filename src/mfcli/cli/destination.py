@@ -88,7 +88,7 @@ class Destination:
             names: the inputs and the list of inputs.
 
         Raises:
-            OutputError: it exists, is an input or the list, or has the name of something that inputs may hold.
+            OutputError: it exists, is an input or the list, or has the suffix of a picture or an archive.
         """
         from mfcli.outputs.files import refuse_existing
 
@@ -109,7 +109,7 @@ class Destination:
 
         Args:
             predictor: makes the results; a journal holds rows of its run alone.
-            compact: whether a table on standard output has one line a picture.
+            compact: whether a table on standard output has one line per picture.
 
         Raises:
             OutputError: it cannot be written, or holds the rows of another run.
@@ -136,6 +136,7 @@ class Destination:
         assert self.path is not None  # a journal is a file
         if not (self.overwrite or self.resume):
             refuse_existing(self.path)  # again: preparing a model may have taken a while
+        # without resume the file is new, empty or to be overwritten: refused above otherwise
         journal = Journal(self.path, predictor.settings, overwrite=not self.resume, retry_failed=self.retry_failed)
         with contextlib.closing(journal), translate_write_errors(self.path):
             retry_writer = None if journal.retries is None else open_writer(self.format, journal.retries)

@@ -26,11 +26,13 @@ def list_models(
         Family | None, typer.Option(help="Only this family.", show_default=False, case_sensitive=False)
     ] = None,
     input_size: Annotated[int | None, typer.Option(help="Only this height and width.", show_default=False)] = None,
-    pretraining: Annotated[Pretraining | None, typer.Option(help="Only this training.", show_default=False)] = None,
+    pretraining: Annotated[
+        Pretraining | None, typer.Option(help="Only models with this training.", show_default=False)
+    ] = None,
     downloaded: Annotated[bool, typer.Option("--downloaded", help="Only what is on this machine.")] = False,
     format: Format = FormatName.TABLE,
 ) -> None:
-    """List the models, with their published figures and what of them is on this machine.
+    """List the models, with their published figures and which are on this machine.
 
     params_m: millions of parameters; macs_g: billions of multiply-adds; top1: ImageNet-1k accuracy in percent as
     published; here_mb: megabytes on this machine, checkpoint and artifact together.

@@ -1,4 +1,4 @@
-"""mf predict: options become a request, and the request a run."""
+"""mf predict: turns options into a request, and runs it."""
 
 import contextlib
 import math
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mfcli.tasks.predict import MaxFailures
 
 MANY = 4
-"""Pictures up to which each gets a table of its own."""
+"""Inputs up to which each picture gets a table of its own."""
 
 
 def predict(
@@ -68,7 +68,7 @@ def predict(
     offline: Offline = False,
     quiet: Quiet = False,
 ) -> None:
-    """Name what is in pictures.
+    """Classify pictures.
 
     Every input gives one row, in order; one that cannot be read gives a row that says why. Exit code 0: all were
     classified, 5: some were not, 6: none was.
@@ -96,16 +96,14 @@ def predict(
             name=model,
             weights=weights,
             labels=labels,
-            options={
-                "top_k": top_k,
-                "engine": engine,
-                "device": device,
-                "precision": precision,
-                "threads": threads,
-                "exif": not no_exif,
-                "max_pixels": max_pixels,
-                "formats": extra_formats,
-            },
+            top_k=top_k,
+            engine=engine,
+            device=device,
+            precision=precision,
+            threads=threads,
+            exif=not no_exif,
+            max_pixels=max_pixels,
+            formats=extra_formats,
         ),
         destination=destination,
         batch_size=size,
@@ -155,12 +153,19 @@ class _InputRequest:
 
 @dataclass(frozen=True, slots=True)
 class _ModelRequest:
-    """What to classify with; `options` are passed on to `load_predictor`."""
+    """What to classify with; see `load_predictor`."""
 
     name: str | None
     weights: Path | None
     labels: Path | None
-    options: dict[str, Any]
+    top_k: int | None
+    engine: EngineName
+    device: str
+    precision: Precision
+    threads: int | None
+    exif: bool
+    max_pixels: int
+    formats: tuple[str, ...]
 
     def load(self, settings: Settings, progress: "StderrProgress") -> "Predictor":
         from mfcli.inference.predictor import load_predictor
@@ -168,7 +173,19 @@ class _ModelRequest:
 
         names = read_labels(self.labels) if self.labels else None
         return load_predictor(
-            self.name, weights=self.weights, labels=names, settings=settings, progress=progress, **self.options
+            self.name,
+            weights=self.weights,
+            labels=names,
+            top_k=self.top_k,
+            engine=self.engine,
+            device=self.device,
+            precision=self.precision,
+            threads=self.threads,
+            exif=self.exif,
+            max_pixels=self.max_pixels,
+            formats=self.formats,
+            settings=settings,
+            progress=progress,
         )
 
     def describe_limits(self, predictor: "Predictor") -> str | None:
@@ -212,7 +229,7 @@ def _run(request: PredictRequest) -> Summary:
     many = len(arguments) > MANY or any(argument.is_many for argument in arguments)
     rows_elsewhere = destination.path is not None or goes_into_a_file(sys.stdout)
     progress = StderrProgress(note, quiet, rows_elsewhere)
-    sources = inputs.open(progress)
+    sources = inputs.open(progress)  # checks the usage before a model is loaded
     with StderrProgress(note, quiet) as loading:  # its bars are gone before the first row
         predictor = request.model.load(request.settings, loading)
     with progress, destination.report_interrupt(quiet), destination.open(predictor, compact=many) as sink:

@@ -26,7 +26,7 @@ FilesFrom = Annotated[
     typer.Option(
         "--files-from",
         metavar="FILE",
-        help="Read inputs from FILE, one a line; - for standard input.",
+        help="Read inputs from FILE, one per line; - for standard input.",
         show_default=False,
         rich_help_panel=_INPUTS,
     ),
@@ -63,7 +63,7 @@ MaxPixels = Annotated[
     typer.Option(min=1, help="Refuse pictures with more pixels, before or after resizing.", rich_help_panel=_INPUTS),
 ]
 Timeout = Annotated[
-    float, typer.Option(min=0.1, metavar="S", help="Seconds that an address may take.", rich_help_panel=_INPUTS)
+    float, typer.Option(min=0.1, metavar="S", help="Time limit per URL, in seconds.", rich_help_panel=_INPUTS)
 ]
 Model = Annotated[
     str | None,
@@ -90,7 +90,7 @@ TopK = Annotated[
     typer.Option(
         "--top-k",
         "-k",
-        help="Predictions a picture.",
+        help="Predictions per picture.",
         show_default=f"{DEFAULT_TOP_K}, or all classes",
         rich_help_panel=_MODEL,
     ),
@@ -98,7 +98,7 @@ TopK = Annotated[
 Labels = Annotated[
     Path | None,
     typer.Option(
-        help="Class names: one a line in head order, or CSV with wnid and name.",
+        help="Class names: one per line in head order, or CSV with wnid and name.",
         show_default=False,
         readable=False,
         rich_help_panel=_MODEL,
@@ -109,7 +109,7 @@ Format = Annotated[
     typer.Option(
         "--format",
         help="How results are written.",
-        show_default="of -o's suffix, else table",
+        show_default="from the suffix of -o, else table",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -130,7 +130,8 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with a .jsonl FILE: skip what is finished.", rich_help_panel=_OUTPUT)
 ]
 RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Resume, and take the failed pictures again.", rich_help_panel=_OUTPUT)
+    bool,
+    typer.Option("--retry-failed", help="Resume, and classify the failed pictures again.", rich_help_panel=_OUTPUT),
 ]
 BatchSize = Annotated[
     str, typer.Option("--batch-size", "-b", metavar="N|auto", help="Pictures in a batch.", rich_help_panel=_RUNNING)
@@ -143,7 +144,7 @@ Workers = Annotated[
         min=1,
         max=MAX_WORKERS,
         help="Threads that read and decode.",
-        show_default="one a core",
+        show_default="one per core",
         rich_help_panel=_RUNNING,
     ),
 ]
@@ -160,11 +161,16 @@ Device = Annotated[
         autocompletion=complete_device,
     ),
 ]
-ArithmeticPrecision = Annotated[Precision, typer.Option(help="The arithmetic.", rich_help_panel=_RUNNING)]
+ArithmeticPrecision = Annotated[Precision, typer.Option(help="Data type of the computation.", rich_help_panel=_RUNNING)]
 AllowFailures = Annotated[
-    bool, typer.Option("--allow-failures", help="Exit with 0 whatever failed.", rich_help_panel=_FAILING)
+    bool, typer.Option("--allow-failures", help="Exit with 0 although pictures failed.", rich_help_panel=_FAILING)
 ]
 MaxFailures = Annotated[
     str | None,
-    typer.Option(metavar="N|P%", help="Stop when more have failed.", show_default=False, rich_help_panel=_FAILING),
+    typer.Option(
+        metavar="N|P%",
+        help="Stop with exit code 5 when more have failed.",
+        show_default=False,
+        rich_help_panel=_FAILING,
+    ),
 ]

@@ -95,7 +95,7 @@ class Predictor:
     Attributes:
         artifact: what was loaded.
         labels: the names in use, one per class in head order.
-        run: what the rows say of the run.
+        run_info: what the rows say of the run.
         settings: everything that shapes the answers.
     """
 
@@ -116,7 +116,7 @@ class Predictor:
             artifact: preprocessing and labels.
             engine: holds the same model.
             labels: names to use instead of the artifact's.
-            top_k: predictions a picture; None for five, or for all where there are fewer classes.
+            top_k: predictions per picture; None for five, or for all where there are fewer classes.
             exif: whether pictures are turned upright by their EXIF orientation.
             max_pixels: the largest picture that is decoded or resized to, in pixels.
             formats: optional picture formats to decode as well (`inputs.codecs.OPTIONAL_FORMATS`).
@@ -145,7 +145,7 @@ class Predictor:
         self._formats = formats_with(formats)
         fingerprint = RunFingerprint(artifact, self.labels, engine.name, engine.precision, top_k, exif)
         self.settings = fingerprint.settings
-        self.run = RunInfo(
+        self.run_info = RunInfo(
             model=artifact.variant,
             weights_sha256=artifact.weights_sha256,
             run=self.settings.run,
@@ -218,7 +218,7 @@ class Predictor:
         """Rank float32 logits (classes,); equal ones in head order."""
         shifted = np.exp(logits.astype(np.float64) - logits.max())
         probs = shifted / shifted.sum()
-        order = np.argsort(-logits, kind="stable")[: self.run.top_k]
+        order = np.argsort(-logits, kind="stable")[: self.run_info.top_k]
         return tuple(
             Prediction(rank, int(index), self.labels[index].wnid, self.labels[index].name, float(probs[index]))
             for rank, index in enumerate(order, start=1)
@@ -272,7 +272,7 @@ def load_predictor(
         model: any name that `mf list-models` shows; None for MF_MODEL or the bundled model.
         weights: a checkpoint file to use instead of the published one.
         labels: names to use instead of the model's, one per class in head order.
-        top_k: predictions a picture; None for five, or for all where there are fewer classes.
+        top_k: predictions per picture; None for five, or for all where there are fewer classes.
         engine: which runtime computes the logits.
         device: where: auto, cpu, cuda, cuda:N or mps.
         precision: the arithmetic: fp32, bf16 or fp16.

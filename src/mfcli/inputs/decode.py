@@ -120,7 +120,8 @@ def _decode(file: BinaryIO, exif: bool, max_pixels: int, formats: Sequence[str])
         tags = getattr(picture, "tag_v2", {})  # those of a TIFF
         if _is_misread_by_pillow(tags):
             raise PictureError(
-                FailureCode.UNSUPPORTED, "is an uncompressed TIFF with 16-bit channels apart, which is not decoded here"
+                FailureCode.UNSUPPORTED,
+                "is an uncompressed TIFF with 16-bit channels in separate planes, which is not decoded here",
             )
         orientation = _read_orientation(picture)
         picture.load()

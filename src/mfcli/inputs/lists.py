@@ -26,7 +26,7 @@ def open_list(path: str) -> BinaryIO:
 
 
 def read_names(file: BinaryIO, *, nul: bool) -> Iterator[bytes]:
-    """Yield the names in a list; of one that is over MAX_LINE_BYTES, only the beginning, which is over it, too.
+    """Yield the names in a list; a name over MAX_LINE_BYTES is cut, but stays longer than that.
 
     Args:
         file: a list, which may still be written to.

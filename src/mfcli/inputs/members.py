@@ -21,7 +21,7 @@ _RATIO_FROM_BYTES = 64 * 2**20
 """Smaller members may have any ratio: a blank bitmap of 20 million pixels, for example."""
 _CURRENT_FOLDER = re.compile(r"(\./+)+")
 _NAME_TOO_LONG = Failure(FailureCode.UNSUPPORTED, f"its name is over {MAX_NAME} characters")
-_LEADS_OUT = Failure(FailureCode.UNSUPPORTED, "its name leads out of the archive, and is not read")
+_LEADS_OUT = Failure(FailureCode.UNSUPPORTED, "its name points outside the archive")
 IS_SPECIAL = Failure(FailureCode.UNSUPPORTED, "is a link or a device in the archive, and is not followed")
 
 
@@ -80,7 +80,9 @@ def refuse_bomb(bytes_out: int, bytes_in: int) -> None:
         PictureError: too_large.
     """
     if bytes_out > _RATIO_FROM_BYTES and bytes_out > _MAX_RATIO * max(1, bytes_in):
-        raise PictureError(FailureCode.TOO_LARGE, f"unpacks to over {_MAX_RATIO} times its size, like a bomb")
+        raise PictureError(
+            FailureCode.TOO_LARGE, f"unpacks to over {_MAX_RATIO} times its size, possibly a decompression bomb"
+        )
 
 
 @contextlib.contextmanager

@@ -300,7 +300,7 @@ def _expand_listed_member(path: str, wanted: str, selection: Selection, last: "L
 def _is_member_glob(path: str, wanted: str, selection: Selection) -> bool:
     """Whether a name with wildcards is a glob, and not the name of a member that has them.
 
-    Looking for that member reads a tar once more, so in a tar only `[` makes us look: names of files do have it.
+    Looking for that member reads a tar once more, so in a tar it is done only for `[`, which occurs in real names.
     """
     from mfcli.inputs.archives import iter_members
 

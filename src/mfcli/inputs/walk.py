@@ -16,7 +16,7 @@ from mfcli.files import is_glob
 from mfcli.inputs.selection import Selection, compile_glob, is_hidden, sort_naturally
 from mfcli.results import Failure
 
-_NO_REGULAR_FILE = "is not a regular file; a pipe goes to: mf predict -"
+_NO_REGULAR_FILE = "is not a regular file; to read a pipe: mf predict - < PIPE"
 _WILDCARDS = frozenset("*?")
 
 

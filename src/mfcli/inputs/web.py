@@ -172,7 +172,7 @@ class _Adapter(HTTPAdapter):
 
 
 def _get_session(public_only: bool) -> requests.Session:
-    """Return this thread's session; connections to any address are never reused for fetches from public addresses."""
+    """Return this thread's session; fetches from public addresses only have their own session."""
     sessions = _thread.__dict__.setdefault("sessions", {})
     if public_only not in sessions:
         session = sessions[public_only] = Session()

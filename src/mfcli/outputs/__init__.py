@@ -1,10 +1,10 @@
 """Output formats and files: results are written as text, row by row.
 
-One module a format, imported only when it is chosen. A new format is a module here, a member of `FormatName` and a case
-in `open_writer`. The journal of `--resume` and the file being written belong here too; what is classified does not.
+One module per format, imported only when it is chosen. A new format is a module here, a member of `FormatName`, and a
+case in `open_writer` and in `records.write_records`. The journal of resumable runs and the output file belong here too.
 """
 
-from typing import TextIO
+from typing import TextIO, assert_never
 
 from mfcli.outputs.writer import FormatName, Writer
 
@@ -38,3 +38,5 @@ def open_writer(name: FormatName, stream: TextIO, *, compact: bool = False) -> W
             from mfcli.outputs.csv import SeparatedWriter
 
             return SeparatedWriter(stream, "\t")
+        case _:
+            assert_never(name)

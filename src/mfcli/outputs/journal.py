@@ -1,7 +1,7 @@
 """A JSON Lines file of results that a later run can continue, after any interruption, a kill included.
 
 Rows are appended and flushed one by one; the file is locked, checked and repaired when it is opened. A hidden file
-beside it, `.NAME.run`, holds the settings of its run, so that a run with others can say which ones differ.
+beside it, `.NAME.run`, holds the settings of its run, so that a run with different settings can name the differences.
 """
 
 import base64
@@ -200,7 +200,7 @@ class Journal:
                 )
             if row.fields["run"] != self._settings.run:
                 raise OutputError(
-                    f"{self._given_path} is of another run: {self._describe_difference(row)}",
+                    f"{self._given_path} belongs to a different run: {self._describe_difference(row)}",
                     "use the settings that it was begun with, or another file: output=FILE",
                 )
             found[RowStatus.OK if row.is_ok else RowStatus.FAILED].append(row.digest)
@@ -226,7 +226,7 @@ class Journal:
         """Put retried rows into the places of the failed rows of the same inputs; see `drop_failed`.
 
         Every reader of the file then finds one row per input, in input order, byte for byte what an uninterrupted run
-        would have written. Appended instead, retried inputs would count twice in every tool but ours.
+        would have written. If they were appended, other tools would count retried inputs twice.
         """
         with self._side.open("r+b") as side, open_beside(self._path) as (merged, publish):
             self._scan(side)

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, TextIO, assert_never
 
 from mfcli.outputs.json import format_document, format_line
 from mfcli.outputs.writer import FormatName
@@ -35,6 +35,8 @@ def write_records(name: FormatName, stream: TextIO, records: Sequence[Record], c
             if header := list(records[0] if records else columns):
                 writer.writerow(header)
             writer.writerows(map(_format_cell, record.values()) for record in records)
+        case _:
+            assert_never(name)
     stream.flush()
 
 

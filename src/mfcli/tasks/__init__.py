@@ -1,1 +1,1 @@
-"""Tasks: what each command does, as plain functions that print nothing. One verb a file."""
+"""Tasks: what each command does, as plain functions that print nothing. One verb per file."""

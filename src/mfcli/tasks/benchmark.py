@@ -43,7 +43,7 @@ class BenchmarkPlan:
         batch_sizes: pictures in a batch; None for the engine's default.
         device: auto, cpu, cuda, cuda:N or mps.
         threads: cores that the engine may use, None for all.
-        workers: threads that decode, None for one a core.
+        workers: threads that decode, None for one per core.
         weights: a checkpoint of the only model, None for the published ones.
         random_weights: whether to use random weights, so that nothing is downloaded.
         images: files and folders; empty for synthetic JPEGs of about 500x375 pixels.

@@ -49,7 +49,7 @@ class Case:
         device: auto, cpu, cuda, cuda:N or mps.
         batch_size: pictures in a batch, None for the engine's default.
         threads: cores that the engine may use, None for all.
-        workers: threads that decode, None for one a core.
+        workers: threads that decode, None for one per core.
         images: files and folders.
         cache_dir: where artifacts are kept.
     """

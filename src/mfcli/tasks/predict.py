@@ -93,7 +93,7 @@ def predict(
         TooManyFailuresError: the failures exceed `max_failures`.
         OSError: the writer's stream fails.
     """
-    run = _Run(predictor, writer, journal, retry_writer)
+    run = _RunState(predictor, writer, journal, retry_writer)
     try:
         for result in predictor.predict(run.select_unfinished(sources), batch_size=batch_size, workers=workers):
             with defer_signals():
@@ -102,7 +102,7 @@ def predict(
             if max_failures.are_exceeded(run.failed, run.inputs):
                 raise TooManyFailuresError(
                     f"stopped: {run.failed} of {run.inputs} pictures failed, which exceeds {max_failures}",
-                    "the rows say why",
+                    "see the error of each failed row",
                 )
     except ForcedInterrupt:
         raise
@@ -112,7 +112,7 @@ def predict(
     return run.finish()
 
 
-class _Run:
+class _RunState:
     """One run under way: which sources wait for their results, where each result goes, and the counts.
 
     Attributes:
@@ -128,7 +128,7 @@ class _Run:
         self.failed = 0
         self.finished_before = 0
         self._failed_before = 0
-        self._info = predictor.run
+        self._info = predictor.run_info
         self._writer = writer
         self._journal = journal
         self._retry_writer = retry_writer
@@ -136,7 +136,10 @@ class _Run:
         self._containers: set[int] = set()
 
     def select_unfinished(self, sources: Iterable[Source]) -> Iterator[Source]:
-        """Yield the sources that have no final row yet; called in the pipeline's feeder thread."""
+        """Yield the sources that have no final row yet, and remember in this order where their results go.
+
+        With workers it runs in the pipeline's feeder thread, ahead of `write`; results come in the same order.
+        """
         for source in sources:
             status = self._status_of(source)
             if status is RowStatus.NEW:
@@ -178,7 +181,7 @@ class _Run:
         if not self.inputs:
             self._begin()
         if self._journal is not None:
-            # not after an early end: a container's failure may yet repeat itself
+            # not after an early end: the container may still fail again
             self._journal.drop_failed(self._containers)
         self._writer.end(self._summary)
         return self._summary
@@ -196,16 +199,18 @@ class _Run:
         return Summary(inputs, inputs - failed, failed)
 
     def _note_containers(self, source: Source) -> None:
-        """Note what a picture that was classified was found in: the failed row of such a folder or archive is obsolete.
+        """Note where a classified picture was found: an earlier failed row of such a container is obsolete.
 
-        That is the folders above it, and the archive or glob that was gone through for it.
+        Its containers are the folders above it, and the archive or glob that was searched for it.
         """
         if self._retry_writer is None or is_url(source.argument):
             return
         name, found = source.raw, self._containers
         if source.whole is not None:
             whole, member = source.whole
-            found |= {digest_input(os.fsencode(whole), member), *([digest_input(name, None)] if source.member else [])}
+            found.add(digest_input(os.fsencode(whole), member))
+            if source.member:
+                found.add(digest_input(name, None))
         while folder := name.rpartition(b"/")[0]:
             digest = digest_input(folder, None)
             if digest in found:

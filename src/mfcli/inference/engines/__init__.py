@@ -1,11 +1,11 @@
 """Engines run an artifact: each maps a batch of pictures to logits with one runtime.
 
-One module an engine, imported only when that engine is chosen. A new engine is a module here, a member of `EngineName`
+One module per engine, imported only when that engine is chosen. A new engine is a module here, a member of `EngineName`
 and a case in `_import_engine`.
 """
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from mfcli.errors import EngineError, MfError, UsageError, package_error
 from mfcli.inference.engines.base import MAX_THREADS, Engine, EngineName, EngineOptions, Precision
@@ -48,10 +48,14 @@ def _import_engine(name: EngineName) -> "Callable[[Artifact, EngineOptions], Eng
                 from mfcli.inference.engines.torch import TorchEngine
 
                 return TorchEngine
-            case _:
+            case EngineName.ONNXRUNTIME:
                 from mfcli.inference.engines.onnxruntime import OnnxRuntimeEngine
 
                 return OnnxRuntimeEngine
+            case EngineName.AUTO:
+                raise ValueError("choose_engine resolves it")
+            case _:
+                assert_never(name)
     except MfError:
         raise
     except Exception as error:
