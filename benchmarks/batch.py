@@ -1,21 +1,21 @@
-"""How many pictures a second: mf beside what people write with timm, torch and ONNX Runtime, in turn, in one run.
+"""Measure throughput: mf against common code for timm, torch and ONNX Runtime.
 
-The peers, all in float32 on the CPU with the same generated weights and the same photos, from file to top-5:
+The peers run float32 on the CPU with the same random weights and the same photos, from file to top-5:
 
-    timm, a loop            create_model, create_transform, one picture after another, as in a notebook
-    timm, DataLoader        the same model in batches, pictures decoded by one worker process a core
-    onnxruntime, a loop     timm's model through torch.onnx.export, one picture after another
+    timm, a loop            create_model, create_transform, one photo after another, as in a notebook
+    timm, DataLoader        the same model in batches, decoded by one worker process per core
+    onnxruntime, a loop     timm's model through torch.onnx.export, one photo after another
     onnxruntime, DataLoader the same in batches, decoded as above
-    mf predict              a real process: python -m mfcli predict FILES --format csv
-    mf predict, bf16        the same with --engine openvino --precision bf16, where that can be had
+    mf predict              a whole process: python -m mfcli predict FILES --format csv
+    mf predict, bf16        the same with --engine openvino --precision bf16, where available
 
-The peers are loaded once and their loading is not counted. mf's start-up is subtracted: a run over all photos less a
-run over two. The rounds of all take turns; the table shows medians, and the ratio to timm with a DataLoader is the
-median of the ratios within rounds. Loops get a quarter of the photos. Then the answers are compared: a difference in
-the top 5 counts unless timm's own logits of the two classes are closer than 1e-4; exit code 1 if `mf predict` in
-float32 has any. Run it on a machine that does nothing else:
+Peers load before the clock starts. For mf, start-up is subtracted: a run over all photos minus a run over two. All rows
+alternate in every round; the table shows medians, and the ratio to timm with a DataLoader is the median of the ratios
+within a round. Loops get a quarter of the photos. The answers are compared too: a different top 5 counts unless timm's
+logits of the two classes differ by less than 1e-4, and the exit code is 1 if float32 `mf predict` has any. Needs
+`pip install '.[bench]'` and an otherwise idle machine:
 
-    python benchmarks/batch.py FOLDER            # without FOLDER: made-up JPEGs of about 500x375 pixels
+    python benchmarks/batch.py FOLDER            # without FOLDER: synthetic JPEGs of about 500x375 pixels
 """
 
 import argparse
@@ -37,20 +37,63 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mfcli.models.registry import find_variant
+from mfcli.settings import usable_cores
+from mfcli.synthetic import write_jpegs
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 BASE = "timm, DataLoader"
+WEIGHTS, EXPORT = "weights.safetensors", "timm.onnx"
+LEAST_PHOTOS = 8
 TIE = 1e-4
-"""Logits that are closer than this are a tie."""
+"""Logits that differ by less are tied."""
 
 Logits = NDArray[np.float32]
 Run = Callable[[Sequence[str]], Logits]
 """Takes files, returns float32 logits (files, classes)."""
 
 
-# --- the peers; each runs in a process of its own, see `serve` ------------------------------------------------------
+@dataclass(frozen=True)
+class Photos:
+    """A map-style dataset of decoded and transformed photos; at module level so that workers can unpickle it."""
+
+    files: Sequence[str]
+    transform: Any
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Any:
+        from PIL import Image
+
+        return self.transform(Image.open(self.files[index]).convert("RGB"))
 
 
-def timm_model(name: str, weights: str) -> tuple[Any, Any]:
+def prepare_model(timm_name: str, folder: Path) -> None:
+    """Write random weights in timm's layout, and timm's model with them as torch.onnx.export writes it."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = timm.create_model(timm_name, pretrained=False).eval()
+    state = {k: torch.randn_like(v) * v[0].numel() ** -0.5 if v.ndim > 1 else v for k, v in model.state_dict().items()}
+    model.load_state_dict(state)
+    save_file(state, folder / WEIGHTS)
+    with redirect_stdout(sys.stderr):
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, *model.pretrained_cfg["input_size"]),),
+            folder / EXPORT,
+            dynamo=True,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+            verbose=False,
+        )
+
+
+def load_timm_model(name: str, weights: Path) -> tuple[Any, Any]:
     """Return timm's model with the weights, and its transform."""
     import timm
     from safetensors.torch import load_file
@@ -60,38 +103,37 @@ def timm_model(name: str, weights: str) -> tuple[Any, Any]:
     return model.eval(), timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 
 
-def in_a_loop(transform: Any, forward: Callable[[Any], Logits]) -> Run:
-    """One picture after another."""
-    from PIL import Image
+def run_in_a_loop(transform: Any, forward: Callable[[Any], Logits]) -> Run:
+    """Return a run that takes one photo after another."""
 
     def run(files: Sequence[str]) -> Logits:
-        return np.concatenate([forward(transform(Image.open(file).convert("RGB"))[None]) for file in files])
+        photos = Photos(files, transform)
+        return np.concatenate([forward(photos[index][None]) for index in range(len(photos))])
 
     return run
 
 
-def in_batches(transform: Any, forward: Callable[[Any], Logits], batch_size: int, cores: int) -> Run:
-    """Batches from a DataLoader with one worker process a core, which stay between runs."""
-    import torch
-    from PIL import Image
+def run_in_batches(transform: Any, forward: Callable[[Any], Logits], batch_size: int, cores: int) -> Run:
+    """Return a run that takes batches from a DataLoader.
 
-    class Files(torch.utils.data.Dataset):
-        def __init__(self, files: Sequence[str]) -> None:
-            self.files = files
-
-        def __len__(self) -> int:
-            return len(self.files)
-
-        def __getitem__(self, index: int) -> Any:
-            return transform(Image.open(self.files[index]).convert("RGB"))
+    Args:
+        transform: from a PIL image to a tensor (3, H, W).
+        forward: from a batch (N, 3, H, W) to logits (N, classes).
+        batch_size: photos in a batch.
+        cores: worker processes; they are kept between runs.
+    """
+    from torch.utils.data import DataLoader
 
     loaders: dict[tuple[str, ...], Any] = {}
 
     def run(files: Sequence[str]) -> Logits:
         loader = loaders.setdefault(
             tuple(files),
-            torch.utils.data.DataLoader(
-                Files(files), batch_size=batch_size, num_workers=cores, persistent_workers=True
+            DataLoader(
+                Photos(files, transform),  # type: ignore[arg-type]  # a dataset by its methods
+                batch_size=batch_size,
+                num_workers=cores,
+                persistent_workers=True,
             ),
         )
         return np.concatenate([forward(batch) for batch in loader])
@@ -99,39 +141,27 @@ def in_batches(transform: Any, forward: Callable[[Any], Logits], batch_size: int
     return run
 
 
-def torch_forward(model: Any) -> Callable[[Any], Logits]:
-    """The model itself."""
+def run_torch(model: Any) -> Callable[[Any], Logits]:
+    """Return a function that runs the model itself."""
     import torch
 
     def forward(batch: Any) -> Logits:
         with torch.inference_mode():
-            return model(batch).numpy()
+            logits: Logits = model(batch).numpy()
+        return logits
 
     return forward
 
 
-def onnx_forward(model: Any, folder: str) -> Callable[[Any], Logits]:
-    """The model exported as torch's documentation says, in a session with the default options."""
+def run_onnxruntime(path: Path) -> Callable[[Any], Logits]:
+    """Return a function that runs the exported model in a session with the default options."""
     import onnxruntime
-    import torch
 
-    path = Path(folder) / f"timm-{os.getpid()}.onnx"
-    size = model.pretrained_cfg["input_size"]
-    with redirect_stdout(io.StringIO()):
-        torch.onnx.export(
-            model,
-            (torch.zeros(2, *size),),
-            path,
-            dynamo=True,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-            verbose=False,
-        )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def forward(batch: Any) -> Logits:
-        return session.run(["logits"], {"input": batch.numpy()})[0]
+        logits: Logits = session.run(["logits"], {"input": batch.numpy()})[0]
+        return logits
 
     return forward
 
@@ -139,17 +169,24 @@ def onnx_forward(model: Any, folder: str) -> Callable[[Any], Logits]:
 PEERS = ("timm, a loop", BASE, "onnxruntime, a loop", "onnxruntime, DataLoader")
 
 
-def serve(peer: str, timm_name: str, weights: str, folder: str, batch_size: int) -> None:
-    """Load a peer; for every JSON list of files on stdin, run it and answer with seconds and the file of its logits."""
-    from mfcli.settings import usable_cores
+def serve(peer: str, timm_name: str, folder: Path, batch_size: int) -> None:
+    """Load a peer and run it over every JSON list of files on stdin; answer with seconds and the file of its logits.
 
+    Args:
+        peer: one of PEERS.
+        timm_name: timm's name of the model.
+        folder: with what `prepare_model` wrote; also for the logits.
+        batch_size: photos in a batch; a loop takes one.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    model, transform = timm_model(timm_name, weights)
-    forward = torch_forward(model) if peer.startswith("timm") else onnx_forward(model, folder)
-    loop = peer.endswith("a loop")
-    run = in_a_loop(transform, forward) if loop else in_batches(transform, forward, batch_size, usable_cores())
-    path = Path(folder) / f"logits-{os.getpid()}.npy"
+    model, transform = load_timm_model(timm_name, folder / WEIGHTS)
+    forward = run_torch(model) if peer.startswith("timm") else run_onnxruntime(folder / EXPORT)
+    if peer.endswith("a loop"):
+        run = run_in_a_loop(transform, forward)
+    else:
+        run = run_in_batches(transform, forward, batch_size, usable_cores())
+    path = folder / f"logits-{os.getpid()}.npy"
     for line in sys.stdin:
         files = json.loads(line)
         started = time.perf_counter()
@@ -159,40 +196,39 @@ def serve(peer: str, timm_name: str, weights: str, folder: str, batch_size: int)
         print(json.dumps([elapsed, str(path)]), file=answers, flush=True)
 
 
-# --- the contestants, as the table sees them ------------------------------------------------------------------------
-
-
 @dataclass
 class Contestant:
-    """A row: how it is run, and what was found.
+    """A row of the table: how it is run, and its measurements.
 
     Attributes:
         name: in the table.
-        measure: takes files; returns pictures a second and what it answered.
+        measure: takes files; returns photos per second and the answers.
         share: it gets 1/share of the photos; a loop would take too long with all.
-        rates: pictures a second, a round each.
-        answer: what it answered first: logits (files, classes), or indices (files, 5).
+        rates: photos per second, one value per round.
+        answer: of the first run: logits (files, classes), or class indices (files, 5).
     """
 
     name: str
     measure: Callable[[Sequence[str]], tuple[float, NDArray[Any]]]
     share: int = 1
     rates: list[float] = field(default_factory=list)
-    answer: NDArray[Any] | None = None
+    answer: NDArray[Any] = field(default_factory=lambda: np.empty((0, 5)))
 
 
 class Peer:
     """A peer's process."""
 
-    def __init__(self, name: str, arguments: argparse.Namespace, timm_name: str, weights: Path) -> None:
-        command = [sys.executable, __file__, "--serve", name, timm_name, str(weights), str(weights.parent)]
+    def __init__(self, name: str, arguments: argparse.Namespace, folder: Path) -> None:
+        command = [sys.executable, __file__, "--serve", name, arguments.timm_name, str(folder)]
         command += [str(arguments.batch_size)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
 
     def measure(self, files: Sequence[str]) -> tuple[float, Logits]:
-        """Run over files."""
+        """Run over files; return photos per second and logits."""
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.write(json.dumps(list(files)) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -202,13 +238,21 @@ class Peer:
         return len(files) / elapsed, np.load(path)
 
     def close(self) -> None:
-        """End it; its workers end with it."""
-        self._process.stdin.close()
-        self._process.wait(30)
+        """End the process and its workers."""
+        self._process.communicate(timeout=30)
 
 
-def mf_measure(model: str, weights: Path, batch_size: int, *options: str) -> Callable[..., tuple[float, NDArray[Any]]]:
-    """A run of `mf predict` over all files less one over two, each a process; two, because one is run otherwise."""
+def measure_mf(model: str, weights: Path, batch_size: int, *options: str) -> Callable[..., tuple[float, NDArray[Any]]]:
+    """Return a function that measures `mf predict`: a run over all files minus one over two, as start-up.
+
+    Two, because a single picture takes another path than a batch.
+
+    Args:
+        model: of mf list-models.
+        weights: a checkpoint of it; the cache lies beside it.
+        batch_size: pictures in a batch.
+        options: more of `mf predict`.
+    """
     command = [sys.executable, "-m", "mfcli", "predict", "-q", "-k", "5", "-m", model, "--weights", str(weights)]
     command += ["--format", "csv", "--batch-size", str(batch_size), *options]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MF_")}
@@ -219,7 +263,7 @@ def mf_measure(model: str, weights: Path, batch_size: int, *options: str) -> Cal
         done = subprocess.run([*command, *files], capture_output=True, text=True, env=environment, check=False)
         elapsed = time.perf_counter() - started
         if done.returncode:
-            raise RuntimeError(done.stderr.strip().splitlines()[0] if done.stderr.strip() else "it failed")
+            raise RuntimeError(done.stderr.strip().partition("\n")[0] or f"exit code {done.returncode}")
         return elapsed, done.stdout
 
     def measure(files: Sequence[str]) -> tuple[float, NDArray[Any]]:
@@ -231,38 +275,22 @@ def mf_measure(model: str, weights: Path, batch_size: int, *options: str) -> Cal
     return measure
 
 
-# --- comparing ------------------------------------------------------------------------------------------------------
-
-
-def top5(answer: NDArray[Any]) -> NDArray[Any]:
-    """Indices (files, 5) of logits, or indices as they are."""
+def top5_of(answer: NDArray[Any]) -> NDArray[Any]:
+    """Return the class indices (files, 5) of logits; indices are returned as they are."""
     return answer if answer.shape[1] == 5 else np.argsort(-answer, axis=1, kind="stable")[:, :5]
 
 
-def differences(answer: NDArray[Any], reference: Logits) -> tuple[int, int, int]:
-    """Return how many photos have another top-5, how many another top-1, and of how many; ties do not count."""
-    found, logits = top5(answer), reference[: len(answer)]
+def count_differences(answer: NDArray[Any], reference: Logits) -> tuple[int, int, int]:
+    """Return how many photos have another top 5, how many another top 1, and the number of photos; ties are equal."""
+    found, logits = top5_of(answer), reference[: len(answer)]
     other = np.abs(
-        np.take_along_axis(logits, found, 1) - np.take_along_axis(logits, top5(logits), 1)
+        np.take_along_axis(logits, found, 1) - np.take_along_axis(logits, top5_of(logits), 1)
     )  # 0 where the class is the same
     return int((other > TIE).any(axis=1).sum()), int((other[:, 0] > TIE).sum()), len(answer)
 
 
-def write_weights(timm_name: str, path: Path) -> None:
-    """Write generated weights in timm's layout."""
-    program = (
-        "import sys, timm, torch; from safetensors.torch import save_file; torch.manual_seed(0);"
-        "state = timm.create_model(sys.argv[1]).state_dict();"
-        "save_file({k: torch.randn_like(v) * v[0].numel() ** -0.5 if v.ndim > 1 else v for k, v in state.items()},"
-        " sys.argv[2])"
-    )
-    subprocess.run([sys.executable, "-c", program, timm_name, str(path)], check=True)
-
-
-def photos(arguments: argparse.Namespace, folder: Path) -> list[str]:
-    """The photos of the folder that was named, or made-up ones."""
-    from mfcli.synthetic import write_jpegs
-
+def list_photos(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Return the photos of the given folder, or synthetic ones."""
     if arguments.folder:
         found = sorted(p for p in Path(arguments.folder).rglob("*") if p.suffix.lower() in SUFFIXES)
         return [str(path) for path in found[: arguments.pictures]]
@@ -271,19 +299,25 @@ def photos(arguments: argparse.Namespace, folder: Path) -> list[str]:
     return [str(path) for path in write_jpegs(pictures, arguments.pictures)]
 
 
-def contestants(arguments: argparse.Namespace, timm_name: str, weights: Path, stack: ExitStack) -> Iterator[Contestant]:
-    """Start the peers, name the runs of mf."""
+def start_contestants(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> Iterator[Contestant]:
+    """Start the peers and yield all rows.
+
+    Args:
+        arguments: of the command line.
+        folder: with what `prepare_model` wrote.
+        stack: ends the peers' processes.
+    """
     for name in PEERS:
-        peer = Peer(name, arguments, timm_name, weights)
+        peer = Peer(name, arguments, folder)
         stack.callback(peer.close)
         yield Contestant(name, peer.measure, 4 if name.endswith("a loop") else 1)
-    plain = (arguments.model, weights, arguments.batch_size)
-    yield Contestant("mf predict", mf_measure(*plain))
-    yield Contestant("mf predict, bf16", mf_measure(*plain, "--engine", "openvino", "--precision", "bf16"))
+    plain = (arguments.model, folder / WEIGHTS, arguments.batch_size)
+    yield Contestant("mf predict", measure_mf(*plain))
+    yield Contestant("mf predict, bf16", measure_mf(*plain, "--engine", "openvino", "--precision", "bf16"))
 
 
-def measured(rows: list[Contestant], files: list[str], rounds: int) -> list[Contestant]:
-    """Warm every row up, leave out what cannot be run, and take turns."""
+def measure_rounds(rows: list[Contestant], files: list[str], rounds: int) -> list[Contestant]:
+    """Warm every row up and measure it in every round; return the rows that can run here."""
     able = []
     for row in rows:
         try:
@@ -299,48 +333,65 @@ def measured(rows: list[Contestant], files: list[str], rounds: int) -> list[Cont
     return able
 
 
-def main() -> int:
-    """Measure and print; exit code 1 if mf's float32 answers are not timm's."""
-    if sys.argv[1:2] == ["--serve"]:
-        *names, batch_size = sys.argv[2:]
-        serve(*names, int(batch_size))
-        return 0
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", help="of photos; made-up ones otherwise")
+    parser.add_argument("folder", nargs="?", help="of photos (default: synthetic ones)")
     parser.add_argument("--pictures", type=int, default=200, help="how many photos at most (default 200)")
     parser.add_argument("--rounds", type=int, default=5, help="(default 5)")
     parser.add_argument("--model", default="caformer_s18", help="of mf list-models (default caformer_s18)")
-    parser.add_argument("--batch-size", type=int, default=8, help="of whatever works in batches (default 8)")
+    parser.add_argument("--batch-size", type=int, default=8, help="of the rows that work in batches (default 8)")
+    parser.add_argument("--quick", action="store_true", help="a small model, 8 photos, one round")
     arguments = parser.parse_args()
-    from mfcli.models.registry import find_variant
-
-    timm_name = find_variant(arguments.model).timm_name
-    if timm_name is None:
+    if arguments.quick:
+        arguments.model, arguments.batch_size = "poolformerv2_s12", 2
+        arguments.pictures, arguments.rounds = LEAST_PHOTOS, 1
+    arguments.timm_name = find_variant(arguments.model).timm_name
+    if arguments.timm_name is None:
         parser.error(f"timm has no {arguments.model}")
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        files = photos(arguments, Path(folder))
-        if len(files) < 8:
-            parser.error("8 photos are the least")
-        weights = Path(folder) / "weights.safetensors"
-        write_weights(timm_name, weights)
-        rows = measured(list(contestants(arguments, timm_name, weights, stack)), files, arguments.rounds)
+    return arguments
+
+
+def print_table(rows: list[Contestant]) -> int:
+    """Print the rows; return how many top-5 answers of float32 `mf predict` differ from timm's."""
     base = next(row for row in rows if row.name == BASE)
-    which = "given" if arguments.folder else "made-up"
-    print(
-        f"{arguments.model}, {len(files)} {which} photos, batches of {arguments.batch_size}, {arguments.rounds} rounds"
-    )
     print(f"{'':26}{'images/s':>9}{'min':>8}{'max':>8}{'ratio':>7}   other top-5 / top-1 than timm")
     wrong = 0
     for row in rows:
         ratio = statistics.median(mine / theirs for mine, theirs in zip(row.rates, base.rates, strict=True))
-        fives, ones, count = differences(row.answer, base.answer)
+        fives, ones, count = count_differences(row.answer, base.answer)
         wrong += fives if row.name == "mf predict" else 0
-        rate = statistics.median(row.rates)
-        print(
-            f"{row.name:26}{rate:9.1f}{min(row.rates):8.1f}{max(row.rates):8.1f}{ratio:7.2f}   "
-            f"{fives} / {ones} of {count}"
-        )
-    return int(wrong > 0)
+        rates = f"{statistics.median(row.rates):9.1f}{min(row.rates):8.1f}{max(row.rates):8.1f}{ratio:7.2f}"
+        print(f"{row.name:26}{rates}   {fives} / {ones} of {count}")
+    return wrong
+
+
+def run_benchmark(arguments: argparse.Namespace, folder: Path) -> list[Contestant]:
+    """Measure all rows that can run here, with weights, graphs and synthetic photos in `folder`."""
+    files = list_photos(arguments, folder)
+    if len(files) < LEAST_PHOTOS:
+        raise SystemExit(f"{len(files)} photos in {arguments.folder}; at least {LEAST_PHOTOS} are needed")
+    prepare_model(arguments.timm_name, folder)
+    with ExitStack() as stack:
+        rows = list(start_contestants(arguments, folder, stack))
+        rows = measure_rounds(rows, files, arguments.rounds)
+    kind = "given" if arguments.folder else "synthetic"
+    print(
+        f"{arguments.model}, {len(files)} {kind} photos, batches of {arguments.batch_size}, {arguments.rounds} rounds"
+    )
+    return rows
+
+
+def main() -> int:
+    """Measure and print; exit code 1 if mf's float32 answers are not timm's."""
+    if sys.argv[1:2] == ["--serve"]:
+        peer, timm_name, name, batch_size = sys.argv[2:]
+        serve(peer, timm_name, Path(name), int(batch_size))
+        return 0
+    arguments = parse_arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = run_benchmark(arguments, Path(folder))
+    return int(print_table(rows) > 0)
 
 
 if __name__ == "__main__":

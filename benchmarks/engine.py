@@ -1,10 +1,10 @@
-"""How fast the engines are: the artifact's graph beside the plain export of timm's model, in turn, in one run.
+"""Measure engine speed: the artifact's graph against the plain export of timm's model.
 
-Weights are generated and the same on both sides; the network is not used. All candidates take turns in every round, in
-an order that changes, and the table shows medians of the rounds: milliseconds a picture, the ratio to the plain export
-in the same round, and the share of the rate at which ONNX Runtime multiplies two 4096x4096 float32 matrices with the
-same threads (a picture counts --gflop). Top-5 classes are compared with torch in float32; classes whose logits are
-closer than 1e-4 of their spread may swap. Run it on a machine that does nothing else:
+Both sides have the same random weights; nothing is downloaded. All candidates run in every round, in random order, and
+the table shows medians: milliseconds per image, the ratio to the plain export in the same round, and the share of the
+rate at which ONNX Runtime multiplies two square float32 matrices with the same threads (an image counts --gflop). Top-5
+classes are compared with torch in float32; classes whose logits differ by less than 1e-4 of their standard deviation
+are tied. Needs `pip install '.[bench]'` and an otherwise idle machine:
 
     python benchmarks/engine.py --model caformer_s18 --batch-size 8 --threads 2 --seconds 60
     python benchmarks/engine.py --profile
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +41,27 @@ from mfcli.models.registry import Variant, find_variant
 from mfcli.settings import Settings, usable_cores
 
 Batch = NDArray[np.float32]
-PRODUCT_SIZE = 4096
+PLAIN, PRODUCT = "plain export", "product"
 TIE = 1e-4
+"""Share of the logits' standard deviation below which two are tied."""
 
 
-def generated_model(variant: Variant) -> torch.nn.Module:
-    """Return the backbone with random weights that keep activations near 1, scales and biases included."""
+def create_random_model(variant: Variant) -> torch.nn.Module:
+    """Return the backbone with random weights, scales and biases that keep activations near 1."""
     torch.manual_seed(0)
     model = create_model(variant.name)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(0.1 * torch.randn_like(parameter))
             elif not name.endswith("random_matrix"):
                 parameter.copy_(torch.randn_like(parameter) * parameter[0].numel() ** -0.5)
     return model
 
 
-def plain_export(model: torch.nn.Module, variant: Variant, path: Path) -> None:
-    """Export timm's model with the same weights as torch.onnx.export does it without being told anything."""
+def export_timm_model(model: torch.nn.Module, variant: Variant, path: Path) -> None:
+    """Export timm's model with the same weights, with the defaults of torch.onnx.export."""
+    assert variant.timm_name
     twin = timm.create_model(variant.timm_name, pretrained=False, num_classes=variant.num_classes).eval()
     target, own = twin.state_dict(), model.state_dict()
     source = dict(zip(to_reference_names(dict.fromkeys(target, torch.empty(0))), target, strict=True))
@@ -68,8 +71,8 @@ def plain_export(model: torch.nn.Module, variant: Variant, path: Path) -> None:
     torch.onnx.export(twin, (example,), path, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False)
 
 
-def session(model: str | bytes, threads: int, **options: Any) -> onnxruntime.InferenceSession:
-    """Return a session with a thread count, else with ONNX Runtime's defaults."""
+def open_session(model: str | bytes, threads: int, **options: Any) -> onnxruntime.InferenceSession:
+    """Return a session with ONNX Runtime's defaults but for the thread count and the options."""
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads
     session_options.log_severity_level = 3
@@ -78,15 +81,15 @@ def session(model: str | bytes, threads: int, **options: Any) -> onnxruntime.Inf
     return onnxruntime.InferenceSession(model, session_options, providers=["CPUExecutionProvider"])
 
 
-def runner(loaded: onnxruntime.InferenceSession, batch: Batch) -> Callable[[], Any]:
-    """Return a function that runs a batch in a session."""
-    feed = {loaded.get_inputs()[0].name: batch}
-    return lambda: loaded.run(None, feed)[0]
+def bind_batch(session: onnxruntime.InferenceSession, batch: Batch) -> Callable[[], Any]:
+    """Return a function that runs this batch in a session."""
+    feed = {session.get_inputs()[0].name: batch}
+    return lambda: session.run(None, feed)[0]
 
 
-def matrix_product(threads: int) -> Callable[[], Any]:
-    """Return a function that multiplies a matrix by a constant one, both 4096x4096 float32."""
-    shape = (PRODUCT_SIZE, PRODUCT_SIZE)
+def build_matrix_product(size: int, threads: int) -> Callable[[], Any]:
+    """Return a function that multiplies a matrix by a constant one, both float32 (size, size)."""
+    shape = (size, size)
     generator = np.random.default_rng(0)
     a, b = (generator.standard_normal(shape, np.float32) for _ in range(2))
     infos = [helper.make_tensor_value_info(name, 1, shape) for name in ("a", "y")]
@@ -94,27 +97,27 @@ def matrix_product(threads: int) -> Callable[[], Any]:
     graph = helper.make_graph([node], "product", infos[:1], infos[1:], [numpy_helper.from_array(b, "b")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 9
-    return runner(session(model.SerializeToString(), threads), a)
+    return bind_batch(open_session(model.SerializeToString(), threads), a)
 
 
-def engines(artifact: Artifact, threads: int) -> dict[str, Engine]:
-    """Return the engines that work here, by what the table calls them."""
-    wanted = [
+def load_engines(artifact: Artifact, threads: int) -> dict[str, Engine]:
+    """Return the engines that work here, by their names in the table."""
+    candidates = [
         (EngineName.ONNXRUNTIME, Precision.FP32),
         (EngineName.OPENVINO, Precision.FP32),
         (EngineName.OPENVINO, Precision.BF16),
     ]
-    found = {}
-    for name, precision in wanted:
+    engines = {}
+    for name, precision in candidates:
         try:
-            found[f"{name} {precision}"] = load_engine(name, artifact, EngineOptions("cpu", precision, threads))
+            engines[f"{name} {precision}"] = load_engine(name, artifact, EngineOptions("cpu", precision, threads))
         except EngineError as error:
             print(f"{name} {precision} is left out: {error.message}", file=sys.stderr)
-    return found
+    return engines
 
 
-def take_turns(runs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Run all in rounds until the time is up; return seconds by round. The first round warms up."""
+def measure_rounds(runs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """Run all in rounds until the time is up, at least three times; return seconds by round. One round warms up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     order, end, warm = list(runs), time.perf_counter() + seconds, False
     while time.perf_counter() < end or len(times[order[0]]) < 3:
@@ -129,22 +132,22 @@ def take_turns(runs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, 
 
 
 def top5_agreement(logits: Batch, expected: Batch) -> float:
-    """Return the share of pictures whose top five classes are the expected ones, but for ties."""
-    good = 0
+    """Return the share of images whose top five classes are the expected ones; ties are equal."""
+    equal = 0
     for row, truth in zip(logits, expected, strict=True):
         classes, right = np.argsort(-row, kind="stable")[:5], np.argsort(-truth, kind="stable")[:5]
-        good += bool(np.abs(truth[classes] - truth[right]).max() <= TIE * truth.std())
-    return good / len(logits)
+        equal += int(np.abs(truth[classes] - truth[right]).max() <= TIE * truth.std())
+    return equal / len(logits)
 
 
-def profile(model: str, batch: Batch, threads: int) -> None:
-    """Print the time of each kind of node, as a share, with how many there are."""
+def print_profile(model: str, batch: Batch, threads: int) -> None:
+    """Print the share of time and the number of nodes of each operator."""
     with tempfile.TemporaryDirectory() as folder:
-        loaded = session(model, threads, enable_profiling=True, profile_file_prefix=f"{folder}/profile")
-        run = runner(loaded, batch)
+        session = open_session(model, threads, enable_profiling=True, profile_file_prefix=f"{folder}/profile")
+        run = bind_batch(session, batch)
         for _ in range(6):
             run()
-        events = json.loads(Path(loaded.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text())
     durations, names = collections.Counter[str](), collections.defaultdict[str, set[str]](set)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -156,56 +159,94 @@ def profile(model: str, batch: Batch, threads: int) -> None:
         print(f"  {kind:24} {100 * duration / total:5.1f} %  {len(names[kind]):4} nodes")
 
 
-def main() -> None:
-    """Build both graphs, let everything take turns, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="caformer_s18", help="a row of mf list-models that timm has too")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--gflop", type=float, default=8.2, help="of one picture; 8.2 is right for caformer_s18")
-    parser.add_argument("--profile", action="store_true", help="print node times of both graphs instead")
-    parser.add_argument("--cache", type=Path, help="folder for the graphs, kept for the next run")
-    arguments = parser.parse_args()
-    if not find_variant(arguments.model).timm_name:
-        parser.error(f"timm has no {arguments.model} to be held against")
-    with tempfile.TemporaryDirectory() as folder:
-        measure(arguments, arguments.cache or Path(folder))
+def print_table(
+    logits: dict[str, Batch], expected: Batch, times: dict[str, list[float]], gflop: float, rates: list[float]
+) -> None:
+    """Print a row for each candidate.
+
+    Args:
+        logits: of each candidate.
+        expected: what torch computes.
+        times: seconds by round of each candidate.
+        gflop: of one image.
+        rates: of the matrix product in FLOP/s, by round.
+    """
+    print(f"{'':18} {'ms/image':>10} {'to plain':>9} {'of product':>10} {'top 5':>6} {'off by':>8}")
+    for name, answer in logits.items():
+        to_plain = statistics.median(a / b for a, b in zip(times[PLAIN], times[name], strict=True))
+        flop = len(expected) * gflop * 1e9
+        share = statistics.median(flop / elapsed / rate for elapsed, rate in zip(times[name], rates, strict=True))
+        off = np.abs(answer - expected).max() / expected.std()
+        milliseconds = 1000 * statistics.median(times[name]) / len(expected)
+        print(f"{name:18} {milliseconds:10.1f} {to_plain:9.2f} {share:10.2f}", end=" ")
+        print(f"{top5_agreement(answer, expected):6.0%} {off:8.1e}")
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> None:
-    """Print one table."""
-    variant, threads = find_variant(arguments.model), arguments.threads
-    folder.mkdir(parents=True, exist_ok=True)
-    model, plain, weights = generated_model(variant), folder / f"{variant.name}.plain.onnx", folder / "weights.pth"
-    if not plain.is_file():
-        plain_export(model, variant, plain)
-    torch.save(model.state_dict(), weights)
-    artifact = ensure_artifact(variant, weights, Settings(model=variant.name, named_cache_dir=folder, debug=False))
-    batch = np.random.default_rng(0).standard_normal((arguments.batch_size, *variant.input_size), np.float32)
+def measure(model: torch.nn.Module, plain: Path, artifact: Artifact, arguments: argparse.Namespace) -> None:
+    """Run all candidates and print one table, or the profiles of both graphs.
+
+    Args:
+        model: in torch.
+        plain: the export of timm's model.
+        artifact: with the same weights.
+        arguments: of the command line.
+    """
+    threads, size = arguments.threads, arguments.product_size
+    shape = (arguments.batch_size, *find_variant(arguments.model).input_size)
+    batch = np.random.default_rng(0).standard_normal(shape, np.float32)
+    title = f"{arguments.model}, batch {len(batch)}, {threads} threads"
     if arguments.profile:
-        for title, path in (("plain export", plain), ("artifact", artifact.path)):
-            print(f"{title}, batch {len(batch)}, {threads} threads")
-            profile(str(path), batch, threads)
+        for name, path in ((PLAIN, plain), ("artifact", artifact.path)):
+            print(f"{name} of {title}")
+            print_profile(str(path), batch, threads)
         return
     with torch.inference_mode():
         expected = model(torch.from_numpy(batch)).numpy()
-    runs = {"plain export": runner(session(str(plain), threads), batch), "product": matrix_product(threads)}
-    runs |= {name: lambda engine=engine: engine.logits(batch) for name, engine in engines(artifact, threads).items()}
-    logits = {name: run() for name, run in runs.items() if name != "product"}
-    times = take_turns(runs, arguments.seconds)
-    rates = [2 * PRODUCT_SIZE**3 / elapsed for elapsed in times["product"]]
-    print(f"{variant.name}, batch {len(batch)}, {threads} threads, {len(rates)} rounds;", end=" ")
-    print(f"product of {PRODUCT_SIZE}x{PRODUCT_SIZE}: {statistics.median(rates) / 1e9:.0f} GFLOP/s")
-    print(f"{'':18} {'ms/picture':>10} {'to plain':>9} {'of product':>10} {'top 5':>6} {'off by':>8}")
-    for name, found in logits.items():
-        took = times[name]
-        to_plain = statistics.median(a / b for a, b in zip(times["plain export"], took, strict=True))
-        work = len(batch) * arguments.gflop * 1e9
-        share = statistics.median(work / elapsed / rate for elapsed, rate in zip(took, rates, strict=True))
-        off = np.abs(found - expected).max() / expected.std()
-        print(f"{name:18} {1000 * statistics.median(took) / len(batch):10.1f} {to_plain:9.2f} {share:10.2f}", end=" ")
-        print(f"{top5_agreement(found, expected):6.0%} {off:8.1e}")
+    runs = {PLAIN: bind_batch(open_session(str(plain), threads), batch)}
+    runs |= {name: partial(engine.logits, batch) for name, engine in load_engines(artifact, threads).items()}
+    logits = {name: run() for name, run in runs.items()}
+    times = measure_rounds(runs | {PRODUCT: build_matrix_product(size, threads)}, arguments.seconds)
+    rates = [2 * size**3 / elapsed for elapsed in times[PRODUCT]]
+    product = f"product of {size}x{size}: {statistics.median(rates) / 1e9:.0f} GFLOP/s"
+    print(f"{title}, {len(rates)} rounds; {product}")
+    print_table(logits, expected, times, arguments.gflop, rates)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="caformer_s18", help="of mf list-models, one that timm has too")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--gflop", type=float, default=8.2, help="of one image (default 8.2, for caformer_s18)")
+    parser.add_argument("--product-size", type=int, default=4096, help="rows and columns of the matrices")
+    parser.add_argument("--profile", action="store_true", help="print the time of each operator in both graphs instead")
+    parser.add_argument("--cache", type=Path, help="folder in which the graphs are kept for the next run")
+    parser.add_argument("--quick", action="store_true", help="a small model, one image, three rounds")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.model, arguments.gflop = "poolformerv2_s12", 3.6
+        arguments.batch_size, arguments.seconds, arguments.product_size = 1, 0, 512
+    if not find_variant(arguments.model).timm_name:
+        parser.error(f"timm has no {arguments.model}")
+    return arguments
+
+
+def main() -> None:
+    """Build both graphs, measure, print."""
+    arguments = parse_arguments()
+    variant = find_variant(arguments.model)
+    model = create_random_model(variant)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.cache or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        plain, weights = folder / f"{variant.name}.plain.onnx", folder / "weights.pth"
+        if not plain.is_file():
+            export_timm_model(model, variant, plain)
+        torch.save(model.state_dict(), weights)
+        artifact = ensure_artifact(variant, weights, Settings(model=variant.name, named_cache_dir=folder, debug=False))
+        measure(model, plain, artifact, arguments)
 
 
 if __name__ == "__main__":
