@@ -1,4 +1,4 @@
-"""Make the bundled artifact from its checkpoint: python weights/build.py.
+"""Build the bundled artifact from its checkpoint: python weights/build.py.
 
 Reads convformer_t8_64.safetensors (float16 weights under the paper's parameter names) and classes.txt (the WordNet id
 of each head index) from this folder and writes convformer_t8_64.onnx and its sidecar beside them.

@@ -3,10 +3,10 @@
     python weights/evaluate.py tiny-imagenet-200/val
 
 The folder holds class folders named by WordNet id, or, as Tiny ImageNet-200's `val` does, `images/` and
-`val_annotations.txt`, or, for a few photos, `labels.csv` with the columns path and wnid. Pictures go through
-`mfcli.load_predictor` as through `mf predict`, so what is measured is what users get. Prints top-1 with its 95 % Wilson
-interval, top-5, the expected calibration error (15 bins of equal width), pictures a second and the size of its file;
-with pictures of classes that the model does not have, also how well its top probability tells them apart (AUROC).
+`val_annotations.txt`, or `labels.csv` with the columns path and wnid. Pictures go through `mfcli.load_predictor`, as
+in `mf predict`. Prints top-1 with its 95 % Wilson interval, top-5, the expected calibration error (15 bins of equal
+width), pictures per second and the size of the artifact; with pictures of classes that the model does not have, also
+the AUROC of its top probability at separating them.
 """
 
 import argparse
@@ -34,20 +34,20 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Answer:
-    """One picture's truth and the model's five best."""
+    """The true class of a picture, the predicted ones and the top probability."""
 
     wnid: str
-    found: tuple[str | None, ...]
+    predicted: tuple[str | None, ...]
     prob: float
 
     @property
     def is_right(self) -> bool:
-        """Whether the first is the truth."""
-        return self.found[0] == self.wnid
+        """Whether the top prediction is the true class."""
+        return self.predicted[0] == self.wnid
 
 
-def labelled(folder: Path) -> list[tuple[Path, str]]:
-    """Return pictures and WordNet ids, by name."""
+def list_labelled(folder: Path) -> list[tuple[Path, str]]:
+    """Return pictures and their WordNet ids, sorted by name."""
     if (folder / "val_annotations.txt").is_file():
         lines = (folder / "val_annotations.txt").read_text().splitlines()
         return [(folder / "images" / name, wnid) for name, wnid in (line.split("\t")[:2] for line in lines)]
@@ -62,8 +62,8 @@ def labelled(folder: Path) -> list[tuple[Path, str]]:
     ]
 
 
-def interval(right: int, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share, in percent."""
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a proportion, in percent."""
     z = 1.959964
     share = right / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
@@ -71,7 +71,7 @@ def interval(right: int, count: int) -> tuple[float, float]:
     return 100 * (centre - half), 100 * (centre + half)
 
 
-def bins(probs: Sequence[float], right: Sequence[bool]) -> list[tuple[int, float, float]]:
+def bin_answers(probs: Sequence[float], right: Sequence[bool]) -> list[tuple[int, float, float]]:
     """Return count, mean top probability and share of right answers of each bin that is not empty."""
     members: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
     for prob, is_right in zip(probs, right, strict=True):
@@ -79,19 +79,19 @@ def bins(probs: Sequence[float], right: Sequence[bool]) -> list[tuple[int, float
     return [(len(m), statistics.fmean(p for p, _ in m), statistics.fmean(r for _, r in m)) for m in members if m]
 
 
-def calibration_error(probs: Sequence[float], right: Sequence[bool]) -> float:
-    """Return the expected calibration error: how far probability and accuracy are apart, mean over the answers."""
-    return sum(count * abs(prob - share) for count, prob, share in bins(probs, right)) / len(probs)
+def compute_calibration_error(probs: Sequence[float], right: Sequence[bool]) -> float:
+    """Return the expected calibration error: the mean over the answers of |accuracy - probability| of their bin."""
+    return sum(count * abs(prob - share) for count, prob, share in bin_answers(probs, right)) / len(probs)
 
 
-def auroc(inside: Sequence[float], outside: Sequence[float]) -> float:
-    """Return how often a value from `inside` is above one from `outside`, ties counted half."""
+def compute_auroc(inside: Sequence[float], outside: Sequence[float]) -> float:
+    """Return the probability that a value of `inside` exceeds one of `outside`; ties count half."""
     ordered = np.sort(outside)
     below, not_above = (np.searchsorted(ordered, inside, side) for side in ("left", "right"))
     return float((below + not_above).mean() / 2 / len(ordered))
 
 
-def per_class(answers: Sequence[Answer], names: dict[str, str]) -> list[tuple[float, str]]:
+def rank_classes(answers: Sequence[Answer], names: dict[str, str]) -> list[tuple[float, str]]:
     """Return top-1 in percent and name of each class, best first."""
     members: dict[str, list[Answer]] = {}
     for answer in answers:
@@ -101,12 +101,23 @@ def per_class(answers: Sequence[Answer], names: dict[str, str]) -> list[tuple[fl
 
 
 def measure(folder: Path, model: str, engine: str, precision: str, rounds: int) -> dict[str, Any]:
-    """Return the figures by name; the rate is the median of so many rounds over all pictures."""
+    """Return the figures by name.
+
+    Args:
+        folder: of labelled pictures.
+        model: a name or a row of the registry.
+        engine: as in `mf predict`.
+        precision: as in `mf predict`.
+        rounds: runs over all pictures; the rate is their median.
+
+    Raises:
+        SystemExit: there is nothing to measure, or a picture fails.
+    """
     predictor = mfcli.load_predictor(model, engine=engine, precision=precision)
     names = {label.wnid: label.name for label in predictor.labels if label.wnid}
-    pictures = labelled(folder)
+    pictures = list_labelled(folder)
     if not any(wnid in names for _, wnid in pictures):
-        raise SystemExit(f"{folder} holds no picture of a class that {predictor.run_info.model} knows")
+        raise SystemExit(f"{folder} has no picture of a class of {predictor.run_info.model}")
     seconds = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -119,24 +130,24 @@ def measure(folder: Path, model: str, engine: str, precision: str, rounds: int) 
     inside = [answer for answer in answers if answer.wnid in names]
     outside = [answer.prob for answer in answers if answer.wnid not in names]
     probs, right = [answer.prob for answer in inside], [answer.is_right for answer in inside]
-    classes = per_class(inside, names)
+    classes = rank_classes(inside, names)
     figures = {
         "model": predictor.run_info.model,
         "engine": f"{predictor.run_info.engine} {predictor.run_info.precision}",
         "pictures": len(inside),
         "top1": 100 * statistics.fmean(right),
-        "top1_interval": interval(sum(right), len(right)),
-        "top5": 100 * statistics.fmean(answer.wnid in answer.found for answer in inside),
-        "calibration_error": calibration_error(probs, right),
+        "top1_interval": wilson_interval(sum(right), len(right)),
+        "top5": 100 * statistics.fmean(answer.wnid in answer.predicted for answer in inside),
+        "calibration_error": compute_calibration_error(probs, right),
         "images_per_s": len(pictures) / statistics.median(seconds),
         "images_per_s_rounds": [round(len(pictures) / one, 1) for one in seconds],
         "artifact_bytes": predictor.artifact.size_bytes,
         "best_classes": classes[:5],
         "worst_classes": classes[-5:],
-        "bins": bins(probs, right),
+        "bins": bin_answers(probs, right),
     }
     if outside:
-        figures |= {"auroc": auroc(probs, outside), "pictures_outside": len(outside)}
+        figures |= {"auroc": compute_auroc(probs, outside), "pictures_outside": len(outside)}
     return figures
 
 
@@ -147,8 +158,8 @@ def main() -> None:
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--rounds", type=int, default=1, help="how often everything is done, for the rate")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--rounds", type=int, default=1, help="runs over all pictures, for the rate")
+    parser.add_argument("--json", type=Path, help="file to write the figures to as well")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds} is not positive")
@@ -167,5 +178,5 @@ def _answer(wnid: str, result: PictureResult) -> Answer:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has seen enough
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when the reader closes the pipe, as in `| head`
     main()

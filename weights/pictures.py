@@ -1,10 +1,13 @@
-"""The pictures that are trained on and held out, and how they become a model's input."""
+"""Training and held-out pictures, and the transforms that turn them into the model's input."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
@@ -13,26 +16,34 @@ from mfcli.models.registry import IMAGENET_MEAN, IMAGENET_STD
 
 Samples = list[tuple[str, int]]
 """Paths and class indices."""
+Pixels = NDArray[np.uint8]
+Transform = Callable[[Image.Image], Pixels | Tensor]
+"""From a picture to uint8 (3, H, W); some of timm's give a tensor."""
 
 
-class Decoded(Dataset[tuple[Tensor, int]]):
-    """The pictures of some files, decoded once and kept as uint8; `transform` is applied at each access."""
+class DecodedPictures(Dataset[tuple[Tensor, int]]):
+    """Pictures that are decoded once and kept as uint8; `transform` is applied at each access and may be replaced."""
 
-    def __init__(self, samples: Samples) -> None:
-        self.pictures = [decoded(path) for path, _ in samples]
+    def __init__(self, samples: Samples, transform: Transform) -> None:
+        self.pictures = [decode_picture(path) for path, _ in samples]
         self.targets = [target for _, target in samples]
-        self.transform = None
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture = self.transform(Image.fromarray(self.pictures[index]))  # uint8 (3, H, W)
-        return torch.from_numpy(np.asarray(picture)), self.targets[index]
+        return torch.as_tensor(self.transform(Image.fromarray(self.pictures[index]))), self.targets[index]
 
 
-def decoded(path: str) -> np.ndarray:
-    """Return a file's pixels: uint8 (H, W, 3)."""
+def create_eval_transform(size: int, crop_pct: float) -> Transform:
+    """Return timm's evaluation transform without the normalisation."""
+    transform: Transform = create_transform(size, crop_pct=crop_pct, interpolation="bicubic", use_prefetcher=True)
+    return transform
+
+
+def decode_picture(path: str) -> Pixels:
+    """Return the pixels of a file: uint8 (H, W, 3)."""
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))
@@ -41,26 +52,26 @@ def decoded(path: str) -> np.ndarray:
 
 
 def split(folder: Path, holdout: int) -> tuple[Samples, Samples, list[str]]:
-    """Return training files, held-out files (evenly spaced in each class's sorted names) and class names."""
+    """Return training files, held-out files (evenly spaced among each class's sorted names) and class names."""
     try:
         listed = ImageFolder(folder)
     except OSError as error:
-        raise SystemExit(f"{folder} is no folder of class folders with pictures: {error}") from error
+        raise SystemExit(f"{folder} is not a folder of class folders with pictures: {error}") from error
     of_class: dict[int, Samples] = {}
     for sample in listed.samples:
         of_class.setdefault(sample[1], []).append(sample)
     held, kept = [], []
     for label, samples in of_class.items():
         if len(samples) <= holdout:
-            raise SystemExit(f"{listed.classes[label]}: --holdout {holdout} leaves none of {len(samples)} to train on")
+            raise SystemExit(f"{listed.classes[label]}: --holdout {holdout} leaves none of {len(samples)} for training")
         chosen = {round(i * len(samples) / holdout) for i in range(holdout)} if holdout else set()
         held += [sample for i, sample in enumerate(samples) if i in chosen]
         kept += [sample for i, sample in enumerate(samples) if i not in chosen]
     return kept, held, listed.classes
 
 
-def normalised(pictures: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Return uint8 (N, 3, H, W) as the float32 that the model takes, on the device, channels last in memory."""
+def normalise(pictures: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Return uint8 (N, 3, H, W) as the model's float32 input, on the device, in channels-last memory."""
     pictures = pictures.to(device, non_blocking=True).float()
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
     return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
-"""Draw the model card's two pictures: python weights/plots.py (needs matplotlib).
+"""Draw the two figures of the model card: python weights/plots.py (needs matplotlib).
 
-curve.svg is drawn from curve_<step>.csv, copies of the runs' curve.csv: accuracy on the held-out pictures after every
-epoch, at that epoch's size. calibration.svg is drawn from figures.json (`evaluate.py DIR --json figures.json`): how
-often answers of each probability are right.
+curve.svg shows accuracy on the held-out pictures after every epoch, at that epoch's size, from curve_<step>.csv, copies
+of the runs' curve.csv. calibration.svg is the reliability diagram of figures.json (`evaluate.py DIR --json
+figures.json`).
 """
 
 import csv
@@ -13,11 +13,11 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-mpl.rcParams["svg.hashsalt"] = "mfcli"  # the same file from the same figures
+mpl.rcParams["svg.hashsalt"] = "mfcli"  # reproducible ids
 
 
 def save(figure: plt.Figure, name: str) -> None:
-    """Write one picture beside this script."""
+    """Write one figure beside this script."""
     figure.savefig(HERE / name, metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
 
@@ -36,11 +36,11 @@ RUNS = {
     12: "the same with other changes",
     13: "the same, nothing but 1,000 held out",
 }
-"""The steps of the card that are trainings; curve_<step>.csv is the diary of each."""
+"""Titles by step of HISTORY.md; each has its curve_<step>.csv."""
 
 
-def curves() -> None:
-    """Draw the runs beside each other, three in a row."""
+def draw_curves() -> None:
+    """Draw all runs, three in a row."""
     rows = -(-len(RUNS) // 3)
     figure, panels = plt.subplots(rows, 3, figsize=(12, 3.7 * rows), sharey=True, squeeze=False, layout="constrained")
     for axes, (step, title) in zip(panels.flat, RUNS.items(), strict=False):
@@ -72,8 +72,8 @@ def draw_run(axes: plt.Axes, name: str, title: str) -> None:
         axes.text(first + 0.6, 2, f"{size:.0f} pixels", rotation=90)
 
 
-def calibration() -> None:
-    """Draw the share of right answers over the mean probability of each bin, the area of a dot being its count."""
+def draw_calibration() -> None:
+    """Draw accuracy over the mean probability of each bin; the area of a dot is the bin's count."""
     bins = json.loads((HERE / "figures.json").read_text())["bins"]
     counts, probs, shares = zip(*bins, strict=True)
     figure, axes = plt.subplots(figsize=(4, 4))
@@ -85,5 +85,5 @@ def calibration() -> None:
 
 
 if __name__ == "__main__":
-    curves()
-    calibration()
+    draw_curves()
+    draw_calibration()

@@ -1,12 +1,12 @@
-"""Cut a trained network down to a smaller row of the same family, as a start for training that row.
+"""Prune a trained network to a smaller row of the same family, as initial weights for training that row.
 
     python weights/prune.py tiny-imagenet-200/train runs/wide/model.safetensors runs/start.safetensors
 
-Where the smaller row has fewer blocks in a stage, those go without which the right classes of the held-out pictures
-stay most likely, one after the other. Where its channel MLPs are narrower, each keeps the hidden channels that
-contribute most to its output (mean square of the activation times squared length of the outgoing weights), and its
-second layer is fitted anew, by least squares, to what the whole MLP gave; activations are those of training pictures.
-Prints loss and top-1 on the held-out pictures along the way. `train.py --init` goes on from the result.
+Where the smaller row has fewer blocks in a stage, blocks are removed one by one, each time the one whose removal gives
+the lowest loss on the held-out pictures. Where its channel MLPs are narrower, each keeps the hidden channels that
+contribute most to its output (mean square of the activation times squared norm of the outgoing weights), and its second
+layer is refitted by least squares to the output of the whole MLP on training pictures. Prints loss and top-1 of every
+candidate. Continue training from the result with `train.py --init`.
 """
 
 import argparse
@@ -14,49 +14,66 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from calibrate import described, logits_of
-from pictures import Decoded, split
+from calibrate import compute_logits, describe
+from pictures import DecodedPictures, create_eval_transform, split
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from train import ANY_SIZE, ROWS, load_weights
 
 from mfcli.files import write_atomically
-from mfcli.models.metaformer import MetaFormer, Mlp, build_model
+from mfcli.models.metaformer import MetaFormer, MetaFormerBlock, Mlp, build_model
 from mfcli.models.registry import Architecture
 
 FITTED_ON = 2048
-"""Training pictures whose activations choose and fit."""
+"""Number of training pictures whose activations choose the channels and fit the second layer."""
 RIDGE = 1e-3
-"""Share of the mean square activation that is added to the diagonal of the least squares."""
+"""Regularisation of the least squares: this times the mean square activation is added to the diagonal."""
 
 
-def drop_blocks(model: MetaFormer, depths: tuple[int, ...], pictures: Decoded, size: int, crop_pct: float) -> None:
-    """Take blocks out of the stages until they are `depths` long."""
+def drop_blocks(model: MetaFormer, depths: tuple[int, ...], pictures: DecodedPictures) -> None:
+    """Remove blocks until the stages have `depths` blocks.
+
+    Args:
+        model: loses the blocks in place.
+        depths: blocks of each stage to keep.
+        pictures: held-out pictures, which choose the blocks.
+    """
     targets = torch.tensor(pictures.targets)
     for number, depth in enumerate(depths):
-        while len(stage := model.stages[number]) > depth:
+        while len(stage := list(model.stages[number].children())) > depth:
             losses = []
             for without in range(len(stage)):
                 model.stages[number] = nn.Sequential(*stage[:without], *stage[without + 1 :])
-                logits = logits_of(model, pictures, size, crop_pct)
+                logits = compute_logits(model, pictures)
                 losses.append(F.cross_entropy(logits, targets).item())
-                print(f"without block {without} of stage {number}: {described(logits, targets)}", flush=True)
+                print(f"without block {without} of stage {number}: {describe(logits, targets)}", flush=True)
             least_missed = losses.index(min(losses))
             model.stages[number] = nn.Sequential(*stage[:least_missed], *stage[least_missed + 1 :])
 
 
-def narrow_mlps(model: MetaFormer, mlp_ratio: int, pictures: Decoded, size: int, crop_pct: float) -> None:
-    """Narrow every channel MLP to `mlp_ratio` times its block's channels."""
-    for stage in model.stages:
-        for block in stage:
-            if mlp_ratio * block.mlp.fc1.in_features < block.mlp.fc1.out_features:
-                moments = hidden_moments(model, block.mlp, pictures, size, crop_pct)
-                block.mlp = narrowed(block.mlp, mlp_ratio, moments)
+def narrow_mlps(model: MetaFormer, mlp_ratio: int, pictures: DecodedPictures) -> None:
+    """Narrow every channel MLP to `mlp_ratio` times its block's channels.
+
+    Args:
+        model: gets the narrower MLPs in place.
+        mlp_ratio: hidden channels in multiples of the input's.
+        pictures: training pictures, whose activations choose the channels.
+    """
+    for block in [module for module in model.modules() if isinstance(module, MetaFormerBlock)]:
+        mlp = block.mlp
+        if isinstance(mlp, Mlp) and mlp_ratio * mlp.fc1.in_features < mlp.fc1.out_features:
+            block.mlp = narrow_mlp(mlp, mlp_ratio, measure_hidden_moments(model, mlp, pictures))
 
 
-def hidden_moments(model: MetaFormer, mlp: Mlp, pictures: Decoded, size: int, crop_pct: float) -> Tensor:
-    """Return the mean product of each pair of hidden channels after the activation: float64 (hidden, hidden)."""
+def measure_hidden_moments(model: MetaFormer, mlp: Mlp, pictures: DecodedPictures) -> Tensor:
+    """Return the mean product of each pair of hidden channels after the activation: float64 (hidden, hidden).
+
+    Args:
+        model: the whole network.
+        mlp: one of its MLPs.
+        pictures: the network's input.
+    """
     hidden = mlp.fc1.out_features
     total, count = torch.zeros(hidden, hidden, dtype=torch.float64), 0
 
@@ -67,16 +84,16 @@ def hidden_moments(model: MetaFormer, mlp: Mlp, pictures: Decoded, size: int, cr
         count += len(rows)
 
     hook = mlp.fc2.register_forward_pre_hook(add)
-    logits_of(model, pictures, size, crop_pct)
+    compute_logits(model, pictures)
     hook.remove()
     return total / count
 
 
-def narrowed(mlp: Mlp, mlp_ratio: int, moments: Tensor) -> Mlp:
-    """Return a narrower MLP: the most useful hidden channels of another, its second layer fitted to the other's.
+def narrow_mlp(mlp: Mlp, mlp_ratio: int, moments: Tensor) -> Mlp:
+    """Return a narrower MLP with the most important hidden channels of `mlp` and a refitted second layer.
 
     Args:
-        mlp: an MLP without biases, as all are but the first PoolFormer's.
+        mlp: without biases, as in every family but the first PoolFormer.
         mlp_ratio: hidden channels of the new one, in multiples of its input's.
         moments: mean products of `mlp`'s hidden channels, float64 (hidden, hidden).
     """
@@ -93,40 +110,41 @@ def narrowed(mlp: Mlp, mlp_ratio: int, moments: Tensor) -> Mlp:
     return small.eval()
 
 
-def is_cut_of(small: Architecture, large: Architecture) -> bool:
-    """Whether one row is the other with fewer blocks or narrower MLPs and nothing else."""
+def is_reduction_of(small: Architecture, large: Architecture) -> bool:
+    """Whether `small` is `large` with fewer blocks or narrower MLPs, and the same otherwise."""
     same = replace(large, name=small.name, depths=small.depths, mlp_ratio=small.mlp_ratio) == small
     fewer = all(after <= before for after, before in zip(small.depths, large.depths, strict=True))
     return same and fewer and small.mlp_ratio <= large.mlp_ratio
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print what was found and write the checkpoint."""
+    """Prune, print and write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="the folder that was trained on")
-    parser.add_argument("weights", type=Path, help="the trained network")
+    parser.add_argument("data", type=Path, help="the training folder")
+    parser.add_argument("weights", type=Path, help="of the trained network")
     parser.add_argument("output", type=Path, help="the checkpoint to write")
-    parser.add_argument("--architecture", default="convformer_t9", choices=ANY_SIZE, help="what it is")
-    parser.add_argument("--to", default="convformer_t8", choices=ANY_SIZE, help="what it becomes")
+    parser.add_argument("--architecture", default="convformer_t9", choices=ANY_SIZE, help="of the trained network")
+    parser.add_argument("--to", default="convformer_t8", choices=ANY_SIZE, help="the smaller row")
     parser.add_argument("--holdout", type=int, default=25, help="as in its training")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--crop-pct", type=float, default=0.95)
     options = parser.parse_args(argv)
     before, after = ROWS[options.architecture], ROWS[options.to]
-    if not is_cut_of(after, before):
+    if not is_reduction_of(after, before):
         parser.error(f"{after.name} is not {before.name} with fewer blocks or narrower MLPs")
     if options.holdout < 1:
-        parser.error(f"--holdout {options.holdout}: held-out pictures choose what goes")
+        parser.error(f"--holdout {options.holdout}: held-out pictures choose the blocks")
     kept, held, classes = split(options.data, options.holdout)
     model = build_model(before, num_classes=len(classes)).eval()
     load_weights(model, options.weights)
-    held_out, fitted_on = Decoded(held), Decoded(kept[:: max(len(kept) // FITTED_ON, 1)])
-    drop_blocks(model, after.depths, held_out, options.size, options.crop_pct)
-    narrow_mlps(model, after.mlp_ratio, fitted_on, options.size, options.crop_pct)
-    logits = logits_of(model, held_out, options.size, options.crop_pct)
-    print(f"{options.to}: {described(logits, torch.tensor(held_out.targets))}")
+    transform = create_eval_transform(options.size, options.crop_pct)
+    held_out = DecodedPictures(held, transform)
+    drop_blocks(model, after.depths, held_out)
+    narrow_mlps(model, after.mlp_ratio, DecodedPictures(kept[:: max(len(kept) // FITTED_ON, 1)], transform))
+    logits = compute_logits(model, held_out)
+    print(f"{options.to}: {describe(logits, torch.tensor(held_out.targets))}")
     small = build_model(after, num_classes=len(classes))
-    small.load_state_dict(model.state_dict())  # strict: it is exactly that row now
+    small.load_state_dict(model.state_dict())  # strict: the model must be exactly that row
     write_atomically(options.output, save({name: tensor.contiguous() for name, tensor in small.state_dict().items()}))
 
 

@@ -1,4 +1,4 @@
-"""The script that measures a model: its statistics by hand, its folders, and a run on the examples."""
+"""The script that measures a model: its statistics, its folders, and a run on the examples."""
 
 import importlib
 import json
@@ -25,20 +25,20 @@ def evaluate() -> Iterator[ModuleType]:
 
 
 def test_the_interval_is_wilsons(evaluate: ModuleType) -> None:
-    assert evaluate.interval(50, 100) == pytest.approx((40.383, 59.617), abs=1e-3)
-    assert evaluate.interval(0, 10) == pytest.approx((0, 27.753), abs=1e-3)
+    assert evaluate.wilson_interval(50, 100) == pytest.approx((40.383, 59.617), abs=1e-3)
+    assert evaluate.wilson_interval(0, 10) == pytest.approx((0, 27.753), abs=1e-3)
 
 
 def test_the_calibration_error_is_weighted_by_the_bins_counts(evaluate: ModuleType) -> None:
     probs, right = [0.5, 0.5, 1.0, 1.0], [True, False, True, False]
-    assert evaluate.bins(probs, right) == [(2, 0.5, 0.5), (2, 1.0, 0.5)]
-    assert evaluate.calibration_error(probs, right) == pytest.approx(0.25)
-    assert evaluate.calibration_error([0.9, 0.9, 0.9, 0.1], [True, True, True, False]) == pytest.approx(0.1)
+    assert evaluate.bin_answers(probs, right) == [(2, 0.5, 0.5), (2, 1.0, 0.5)]
+    assert evaluate.compute_calibration_error(probs, right) == pytest.approx(0.25)
+    assert evaluate.compute_calibration_error([0.9, 0.9, 0.9, 0.1], [True, True, True, False]) == pytest.approx(0.1)
 
 
 def test_auroc_counts_ties_half(evaluate: ModuleType) -> None:
-    assert evaluate.auroc([0.9, 0.5], [0.1, 0.5]) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
-    assert evaluate.auroc([0.2], [0.4]) == 0
+    assert evaluate.compute_auroc([0.9, 0.5], [0.1, 0.5]) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert evaluate.compute_auroc([0.2], [0.4]) == 0
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def test_the_three_kinds_of_folder(
 ) -> None:
     truth = [(folder / wnid / f"{name}.jpg", wnid) for wnid, name in ((OUTSIDE, "espresso"), (BEACON, "espresso"))]
     truth += [(folder / ORANGE / "orange.jpg", ORANGE), (folder / LEMON / "lemon.jpg", LEMON)]
-    assert evaluate.labelled(folder) == truth
+    assert evaluate.list_labelled(folder) == truth
     listed = tmp_path_factory.mktemp("listed")
     (listed / "labels.csv").write_bytes(b"\xef\xbb\xbfpath,wnid,more\r\nx y.jpg,n01,1\r\n")
-    assert evaluate.labelled(listed) == [(listed / "x y.jpg", "n01")]
+    assert evaluate.list_labelled(listed) == [(listed / "x y.jpg", "n01")]
     (listed / "val_annotations.txt").write_text("a.JPEG\tn02\t0\t1\n")
-    assert evaluate.labelled(listed) == [(listed / "images" / "a.JPEG", "n02")]
+    assert evaluate.list_labelled(listed) == [(listed / "images" / "a.JPEG", "n02")]
 
 
 def run(evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -83,10 +83,10 @@ def test_the_figures_of_a_folder(
     assert "top1               66.6667" in capsys.readouterr().out
 
 
-def test_what_cannot_be_measured_is_said(
+def test_folders_that_cannot_be_measured(
     evaluate: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SystemExit, match="holds no picture of a class that convformer_t8_64 knows"):
+    with pytest.raises(SystemExit, match="has no picture of a class of convformer_t8_64"):
         run(evaluate, monkeypatch, tmp_path / "nowhere")
     with pytest.raises(SystemExit, match="unknown model 'nothing'"):
         run(evaluate, monkeypatch, folder, "--model", "nothing")

@@ -1,4 +1,4 @@
-"""The recipe of the bundled model: training, cutting down, averaging, calibration."""
+"""The recipe of the bundled model: training, pruning, averaging, calibration."""
 
 import csv
 import importlib
@@ -86,7 +86,7 @@ def test_mixing_can_end_before_the_run(recipe: ModuleType, pictures: Path, tmp_p
     assert len({row[1]["train_loss"] for row in (never, mixed, ended)}) == 3
 
 
-def test_a_run_goes_on_where_it_stopped(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_where_it_stopped(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
     whole = trained(recipe, pictures, tmp_path / "whole", "32:3", "--precision", "bf16")
 
     class Stopped(Exception):  # noqa: N818
@@ -110,7 +110,7 @@ def test_a_run_goes_on_where_it_stopped(recipe: ModuleType, pictures: Path, tmp_
     assert weights[0]["head.weight"].shape == (4, 32)
 
 
-def test_the_average_keeps_as_much_as_is_asked_for(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
+def test_ema_power_sets_the_decay_of_the_average(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
     def weights(power: str) -> list[torch.Tensor]:
         trained(recipe, pictures, tmp_path / power, "32:1", "--max-steps", "3", "--ema-power", power)
         files = ("model.safetensors", "last.safetensors")
@@ -123,7 +123,7 @@ def test_the_average_keeps_as_much_as_is_asked_for(recipe: ModuleType, pictures:
     assert torch.allclose(average, torch.lerp(last, before, 1 - 2**-0.75), atol=1e-6)
 
 
-def test_a_teacher_is_learned_from_as_much_as_is_asked_for(
+def test_distill_sets_the_share_of_the_teacher(
     recipe: ModuleType, pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     taught = ("--teacher", str(finished / "model.safetensors"), "--distill")
@@ -136,23 +136,21 @@ def test_a_teacher_is_learned_from_as_much_as_is_asked_for(
         trained(recipe, pictures, tmp_path / "no", "32:1", *taught, "1", "--teacher-architecture", "convformer_t8")
 
 
-def test_colours_are_taken_away_whatever_else_is_changed(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
+def test_grayscale_works_with_auto_augment(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
     others = ("--auto-augment", "rand-m5-n1")
     before = trained(recipe, pictures, tmp_path / "before", "32:1", *others)
     assert trained(recipe, pictures, tmp_path / "after", "32:1", *others, "--grayscale", "1") != before
 
 
-def test_the_strongest_magnitude_can_be_asked_for(recipe: ModuleType, pictures: Path) -> None:
-    options = recipe.arguments([str(pictures), "run", "--auto-augment", "rand-m9-n8-mstd2-inc1"])
-    augment = recipe.augmentation(options, 32)
-    recipe.seed(0, 0)
+def test_the_highest_magnitude_of_auto_augment_works(recipe: ModuleType, pictures: Path) -> None:
+    options = recipe.parse_arguments([str(pictures), "run", "--auto-augment", "rand-m9-n8-mstd2-inc1"])
+    augment = recipe.create_train_transform(options, 32)
+    recipe.seed_generators(0, 0)
     for number in range(60):  # without the upper bound one in a dozen asks for posterizing to 0 bits
         assert augment(picture(48, 48, name=str(number))).shape == (3, 32, 32)
 
 
-def test_a_run_begins_with_the_weights_it_is_given(
-    recipe: ModuleType, pictures: Path, finished: Path, tmp_path: Path
-) -> None:
+def test_init_sets_the_initial_weights(recipe: ModuleType, pictures: Path, finished: Path, tmp_path: Path) -> None:
     start = finished / "model.safetensors"
     trained(recipe, pictures, tmp_path / "run", "32:1", "--init", str(start), "--lr", "0")
     before, after = load_file(start), load_file(tmp_path / "run" / "model.safetensors")
@@ -166,23 +164,23 @@ def test_a_run_begins_with_the_weights_it_is_given(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--holdout", "2"), "was begun with another holdout"),
-        (("--optimizer", "adamw"), "was begun with another optimizer"),
-        (("--init", "other.safetensors"), "was begun with another init"),
-        (("--decay-epochs", "2"), "the learning rate is falling already"),
+        (("--holdout", "2"), "was started with another holdout"),
+        (("--optimizer", "adamw"), "was started with another optimizer"),
+        (("--init", "other.safetensors"), "was started with another init"),
+        (("--decay-epochs", "2"), "the learning rate is already decaying"),
         (("--holdout", "6"), "n0: --holdout 6 leaves none of 6"),
         (("--warmup-steps", "10"), "--warmup-steps 10 is not less than the run's 10 steps"),
         (("--batch-size", "32"), "20 pictures do not fill one batch of 32"),
     ],
 )
-def test_what_a_run_that_goes_on_refuses(
+def test_options_that_a_resumed_run_refuses(
     recipe: ModuleType, pictures: Path, finished: Path, options: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(SystemExit, match=re.escape(message)):
         trained(recipe, pictures, finished, "32:2", *options)
 
 
-def test_what_was_refused_leaves_the_plan_as_it_was(recipe: ModuleType, pictures: Path, finished: Path) -> None:
+def test_a_refused_option_does_not_change_the_run(recipe: ModuleType, pictures: Path, finished: Path) -> None:
     before = (finished / "options.json").read_bytes()
     with pytest.raises(SystemExit, match="--device nowhere"):
         trained(recipe, pictures, finished, "32:2", "--device", "nowhere")
@@ -194,11 +192,11 @@ def test_what_was_refused_leaves_the_plan_as_it_was(recipe: ModuleType, pictures
     [
         (("--device", "nowhere"), "--device nowhere: "),
         (("--optimizer", "adamww"), "--optimizer adamww: "),
-        (("--auto-augment", "random"), "--auto-augment random is none that timm knows"),
-        (("--auto-augment", "rand-m5.5"), "--auto-augment rand-m5.5 is none that timm knows"),
+        (("--auto-augment", "random"), "--auto-augment random is unknown to timm"),
+        (("--auto-augment", "rand-m5.5"), "--auto-augment rand-m5.5 is unknown to timm"),
     ],
 )
-def test_what_a_new_run_refuses(
+def test_options_that_a_new_run_refuses(
     recipe: ModuleType, pictures: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(SystemExit, match=re.escape(message)):
@@ -218,22 +216,22 @@ def test_what_a_new_run_refuses(
         ("--color-jitter", "0.4", "--auto-augment", "rand-m5"),
     ],
 )
-def test_what_the_command_line_refuses(
+def test_options_that_the_command_line_refuses(
     recipe: ModuleType, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        recipe.arguments(["data", "run", *options])
+        recipe.parse_arguments(["data", "run", *options])
     assert caught.value.code == 2
     assert options[0] in capsys.readouterr().err
 
 
-def test_a_picture_that_cannot_be_read_is_named(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
+def test_an_unreadable_picture_is_named(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(pictures, data)
     (data / "n1" / "3.png").write_bytes(b"no picture")
     with pytest.raises(SystemExit, match=r"cannot read .*n1.3\.png"):
         trained(recipe, data, tmp_path / "run", "32:1", "--warmup-steps", "1")
-    with pytest.raises(SystemExit, match="no folder of class folders"):
+    with pytest.raises(SystemExit, match="not a folder of class folders"):
         trained(recipe, tmp_path / "run", tmp_path / "other", "32:1")
 
 
@@ -246,7 +244,7 @@ def test_a_finished_run_becomes_a_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "out" / "small.safetensors"
-    monkeypatch.setattr(calibrate, "temperature", lambda *_: 2.0)
+    monkeypatch.setattr(calibrate, "fit_temperature", lambda *_: 2.0)
     calibrate.main([str(pictures), str(finished), str(output)])
     before, after = load_file(finished / "model.safetensors"), load_file(output)
     assert all(torch.equal(after[name], (before[name] / 2).half()) for name in ("head.weight", "head.bias"))
@@ -260,7 +258,7 @@ def test_a_finished_run_becomes_a_checkpoint(
     assert capsys.readouterr().out != printed  # the same pictures, larger
 
 
-def test_what_is_no_finished_run_is_refused(
+def test_an_unfinished_run_is_refused(
     calibrate: ModuleType, pictures: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -276,16 +274,16 @@ def test_what_is_no_finished_run_is_refused(
     assert "options.json is missing" in refused()
     options = (finished / "options.json").read_text()
     (run / "options.json").write_text(options.replace('"convformer_t9"', '"convformer_t0"'))
-    assert "trained convformer_t0, which is no row" in refused()
+    assert "trained convformer_t0, which mfcli.models.registry does not have" in refused()
     (run / "options.json").write_text(options.replace('"n3"', '"n4"'))
     assert "is not what" in refused()
 
 
-def test_the_temperature_is_the_one_that_made_the_answers_unsure(calibrate: ModuleType) -> None:
+def test_the_fitted_temperature_is_the_true_one(calibrate: ModuleType) -> None:
     torch.manual_seed(0)
     logits = 3 * torch.randn(4000, 5)
     targets = torch.distributions.Categorical(logits=logits).sample()
-    assert calibrate.temperature(2.5 * logits, targets) == pytest.approx(2.5, rel=0.05)
+    assert calibrate.fit_temperature(2.5 * logits, targets) == pytest.approx(2.5, rel=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +291,7 @@ def prune(recipe: ModuleType) -> Iterator[ModuleType]:
     yield from with_rows_of(recipe, "prune")
 
 
-def test_a_finished_run_is_cut_down_to_the_smaller_row(
+def test_a_finished_run_is_pruned_to_the_smaller_row(
     prune: ModuleType, recipe: ModuleType, pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     start = tmp_path / "start.safetensors"
@@ -315,7 +313,7 @@ def test_a_finished_run_is_cut_down_to_the_smaller_row(
         ((), "nowhere.safetensors"),
     ],
 )
-def test_what_is_not_cut_down(
+def test_networks_that_are_not_pruned(
     prune: ModuleType,
     pictures: Path,
     finished: Path,
@@ -331,27 +329,26 @@ def test_what_is_not_cut_down(
 
 
 @pytest.mark.parametrize("idle", [0, 1])
-def test_the_block_that_does_nothing_is_the_one_that_goes(
+def test_the_block_without_effect_is_removed(
     prune: ModuleType, calibrate: ModuleType, recipe: ModuleType, pictures: Path, idle: int
 ) -> None:
     torch.manual_seed(0)
     model = prune.build_model(recipe.ROWS["convformer_t9"], num_classes=4).eval()
-    held_out = recipe.Decoded(recipe.split(pictures, 1)[1])
+    held_out = recipe.DecodedPictures(recipe.split(pictures, 1)[1], calibrate.create_eval_transform(32, 1.0))
     for block in model.stages[2]:
         torch.nn.init.normal_(block.mlp.fc1.weight)
         torch.nn.init.normal_(block.mlp.fc2.weight)
     torch.nn.init.zeros_(model.stages[2][idle].token_mixer.pwconv2.weight)
     torch.nn.init.zeros_(model.stages[2][idle].mlp.fc2.weight)
-    held_out.transform = calibrate.evaluation(32, 1.0)
     with torch.no_grad():  # a head under which the pictures are what they are
-        features = model.forward_features(recipe.normalised(torch.stack([pixels for pixels, _ in held_out])))
+        features = model.forward_features(recipe.normalise(torch.stack([pixels for pixels, _ in held_out])))
         model.head.weight.copy_((torch.linalg.pinv(features) @ (20 * torch.eye(4))).T)
     busy = model.stages[2][1 - idle]
-    prune.drop_blocks(model, (1, 1, 1, 1), held_out, 32, 1.0)
+    prune.drop_blocks(model, (1, 1, 1, 1), held_out)
     assert list(model.stages[2]) == [busy]
 
 
-def test_an_mlp_keeps_its_function_where_half_of_it_repeats_the_other_half(prune: ModuleType) -> None:
+def test_an_mlp_of_duplicated_channels_keeps_its_function(prune: ModuleType) -> None:
     from mfcli.models.metaformer import Mlp
 
     torch.manual_seed(0)
@@ -363,7 +360,7 @@ def test_an_mlp_keeps_its_function_where_half_of_it_repeats_the_other_half(prune
         mlp.fc1.weight[1::2] = mlp.fc1.weight[::2]
         mlp.fc2.weight[:, 1::2] *= 0.3
         before, hidden = mlp(inputs), mlp.act(mlp.fc1(inputs)).double()
-        small = prune.narrowed(mlp, 2, hidden.T @ hidden / 200)
+        small = prune.narrow_mlp(mlp, 2, hidden.T @ hidden / 200)
         after = small(inputs)
     assert small.fc1.weight.shape == (16, 8)
     assert (small.fc1.out_features, small.fc2.in_features) == (16, 16)
@@ -375,7 +372,7 @@ def average(recipe: ModuleType) -> Iterator[ModuleType]:
     yield from with_rows_of(recipe, "average")
 
 
-def test_checkpoints_are_averaged_and_the_mean_becomes_a_checkpoint(
+def test_checkpoints_are_averaged_and_the_mean_is_calibrated(
     average: ModuleType, calibrate: ModuleType, pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     first = load_file(finished / "model.safetensors")
@@ -394,13 +391,13 @@ def test_checkpoints_are_averaged_and_the_mean_becomes_a_checkpoint(
     assert torch.equal(load_file(output)["norm.weight"], (1.5 * first["norm.weight"]).half())
 
 
-def test_a_checkpoint_is_mixed_in_as_far_as_it_helps(average: ModuleType) -> None:
-    class Judge:
-        def loss(self, weights: dict[str, torch.Tensor], _: str) -> float:
+def test_shares_minimise_the_loss(average: ModuleType) -> None:
+    class Evaluator:
+        def measure_loss(self, weights: dict[str, torch.Tensor], _: str) -> float:
             return float((weights["x"] - 0.6) ** 2)
 
     weights = [{"x": torch.tensor([value])} for value in (0.0, 1.0, 10.0)]
-    assert average.chosen_shares(weights, Judge()) == pytest.approx([0.4, 0.6, 0.0])
+    assert average.choose_shares(weights, Evaluator()) == pytest.approx([0.4, 0.6, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -412,7 +409,7 @@ def test_a_checkpoint_is_mixed_in_as_far_as_it_helps(average: ModuleType) -> Non
         (("--architecture", "convformer_t8"), "cannot be loaded"),
     ],
 )
-def test_what_is_not_averaged(
+def test_checkpoints_that_are_not_averaged(
     average: ModuleType,
     pictures: Path,
     finished: Path,
