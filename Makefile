@@ -1,27 +1,57 @@
-PYTHON ?= python
+# Every target works in a virtual environment that make creates, or in one of yours: make lint PYTHON=python3
+VENV ?= .venv
 REFERENCE ?= ../shared/golden
+PARALLEL := -n auto --dist worksteal
 
-.PHONY: check lint types imports test parity bundled
+ifdef PYTHON
+INSTALLED :=
+else
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/dev.stamp
+endif
 
-check: lint types imports test
+.DEFAULT_GOAL := help
+.PHONY: help check reformat lint types imports docs test quick coverage parity bundled
 
-lint:
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/dev.stamp: pyproject.toml
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --editable '.[dev]'
+	touch $@
+
+check: lint types imports docs test ## everything that CI runs
+
+reformat: $(INSTALLED) ## format the code and fix what ruff can fix
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+lint: $(INSTALLED) ## ruff: rules and formatting
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-types:
+types: $(INSTALLED) ## mypy, strict
 	$(PYTHON) -m mypy
 
-imports:
+imports: $(INSTALLED) ## import-linter: the layers of the packages
 	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
-test:
-	$(PYTHON) -m pytest
+docs: $(INSTALLED) ## write the generated pages and build the documentation; a dead link fails
+	$(PYTHON) scripts/render_docs.py
+	$(PYTHON) -m mkdocs build --strict
 
-# every checkpoint's backbone against the paper's values (a folder with fill.py and metaformer_logits.json) and timm
-parity:
+test: $(INSTALLED) ## all tests, on all cores
+	$(PYTHON) -m pytest $(PARALLEL)
+
+quick: $(INSTALLED) ## the tests that are not marked slow
+	$(PYTHON) -m pytest $(PARALLEL) -m "not slow"
+
+coverage: $(INSTALLED) ## all tests, with the share of lines and branches that they run
+	$(PYTHON) -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
+
+parity: $(INSTALLED) ## every backbone against the paper's values (REFERENCE=FOLDER) and timm
 	$(PYTHON) tests/parity.py --reference $(REFERENCE)
 
-# the bundled artifact from its checkpoint
-bundled:
+bundled: $(INSTALLED) ## the bundled artifact from its checkpoint
 	$(PYTHON) weights/build.py
