@@ -1,4 +1,4 @@
-"""Packaging: wheel, sdist and editable installations all carry the bundled model and answer with it."""
+"""Packaging: wheel, sdist and editable installation contain the bundled model and classify with it."""
 
 import os
 import subprocess
@@ -39,8 +39,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("sdist"), CHECKOUT, "sdist")
 
 
-def answers(path: Path, tmp_path: Path) -> None:
-    """`path` on PYTHONPATH makes a package that answers, with its own files and nothing of the checkout's."""
+def assert_answers(path: Path, tmp_path: Path) -> None:
+    """Check that the package in `path` works from its own files, without the checkout's."""
     program = (
         "import sys, mfcli; from mfcli.hub.bundled import bundled_file; from mfcli.cli import main;"
         "print(mfcli.__file__, bundled_file('convformer_t8_64.onnx'), sep='\\n', file=sys.stderr);"
@@ -65,7 +65,7 @@ def test_the_wheel_carries_the_model_and_answers(wheel: Path, tmp_path: Path) ->
     assert names >= SHIPPED
     assert "mfcli/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "shared"))]
-    answers(tmp_path / "site", tmp_path)
+    assert_answers(tmp_path / "site", tmp_path)
 
 
 def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
@@ -87,5 +87,6 @@ def test_an_editable_installation_finds_the_checkouts_weights(tmp_path: Path) ->
         "from mfcli.hub.bundled import bundled_file; print(bundled_file('convformer_t8_64.onnx'))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()) == CHECKOUT / "weights" / "convformer_t8_64.onnx"

@@ -43,10 +43,10 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = F.cross_entropy(logits / log.exp(), targets)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     return log.exp().item()
 
 

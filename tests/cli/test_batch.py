@@ -147,7 +147,7 @@ def test_an_interrupt_says_what_is_kept(suffix: str, many: list[Path], tmp_path:
     path = tmp_path / f"out.{suffix}"
     path.write_text("" if suffix == "jsonl" else "old")
     for rows_first in (False, True):
-        command = [sys.executable, "-m", "mfcli", "predict", "--files-from", "-", "-o", path, "--overwrite"]
+        command = [sys.executable, "-m", "mfcli", "predict", "--files-from", "-", "-o", str(path), "--overwrite"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdin is not None
             assert process.stderr is not None
@@ -411,7 +411,7 @@ def test_a_list_through_a_pipe_is_read_once(mf_terminal: Mf, many: list[Path], t
 
 
 def test_an_interrupt_while_nobody_reads_leaves_whole_rows(many: list[Path]) -> None:
-    inputs = [path for number, path in enumerate(many) if number % 10 != 5] * 6
+    inputs = [str(path) for number, path in enumerate(many) if number % 10 != 5] * 6
     command = [sys.executable, "-m", "mfcli", "predict", "-q", "-k", "200", "--format", "json", *inputs]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -488,7 +488,7 @@ def test_what_a_library_says_on_a_closed_stderr_is_not_in_the_results(many: list
 def test_a_pipe_that_does_not_wait_gets_every_row(many: list[Path]) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    command = [sys.executable, "-m", "mfcli", "predict", "-q", "-k", "200", "--format", "jsonl", *many * 2]
+    command = [sys.executable, "-m", "mfcli", "predict", "-q", "-k", "200", "--format", "jsonl", *map(str, many * 2)]
     with subprocess.Popen(command, stdout=writer) as process:
         os.close(writer)
         time.sleep(3)  # the pipe is full by now
@@ -534,7 +534,7 @@ def test_a_terminal_that_goes_away_fails_nothing(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(progress, "_RunBar", Gone)
     monkeypatch.setattr(progress.StderrProgress, "draws_runs", True)
-    with progress.StderrProgress(note=str) as shown:
+    with progress.StderrProgress(note=lambda _: None) as shown:
         shown(Tally(1, 0, 0))
         shown._run = Gone()  # type: ignore[assignment]
         shown(Tally(2, 0, 0))

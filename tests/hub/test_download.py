@@ -1,6 +1,7 @@
 """Downloads: complete and verified or not at all, whatever the server does; received bytes are not requested again."""
 
 import hashlib
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Iterator
@@ -369,7 +370,7 @@ def test_a_disk_that_fills_up_keeps_the_partial_file(hub: Hub, tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(download.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OutputError, match="No space left on device") as caught:
             get(hub, tmp_path)
     assert caught.value.exit_code == 8

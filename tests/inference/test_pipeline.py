@@ -58,7 +58,7 @@ def test_an_error_takes_the_place_of_its_result(count: int, at: int, where: str)
             raise LookupError(at)
         return list(batch)
 
-    found = []
+    found: list[int] = []
     with pytest.raises(LookupError):
         found.extend(iter_into(found, run_pipeline(items(), prepare, compute, PipelineConfig(3, 2, 1))))
     assert found == list(range(at))

@@ -40,7 +40,7 @@ def zip_of(path: Path, files: dict[str, bytes], compression: int = zipfile.ZIP_D
 
 
 def tar_of(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as file:
+    with tarfile.open(path, mode) as file:  # type: ignore[call-overload]
         for name, data in files.items():
             header = tarfile.TarInfo(name)
             header.size = len(data)
@@ -310,7 +310,7 @@ def test_a_tar_keeps_no_headers_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
     original = tarfile.open
     monkeypatch.setattr(tarfile, "open", lambda *a, **o: opened.append(original(*a, **o)) or opened[-1])
     for _ in iter_members(str(path), lambda _: True, 10**6):
-        assert len(opened[0].members) == 0
+        assert len(opened[0].members) == 0  # type: ignore[attr-defined]
 
 
 def test_a_zip_in_many_threads(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_zip_in_many_threads(tmp_path: Path) -> None:
 
 def test_a_zip_is_closed_with_its_last_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    original = archives.open_file
+    original = archives.open_file  # type: ignore[attr-defined]
     monkeypatch.setattr(archives, "open_file", lambda path: opened.append(original(path)) or opened[-1])
     found = list(iter_members(str(zip_of(tmp_path / "p.zip", {"a.jpg": b"x", "b.jpg": b"y"})), lambda _: True, 10))
     assert not opened[0].closed

@@ -44,7 +44,7 @@ def test_a_tiff_with_its_directory_first() -> None:
         def number(value: int, size: int, order: Any = order) -> bytes:
             return value.to_bytes(size, order)
 
-        def entry(tag: int, count: int, value: int, number: Any = number) -> bytes:
+        def entry(tag: int, count: int, value: int, number: Any = number) -> Any:
             return number(tag, 2) + number(4, 2) + number(count, 4) + number(value, 4)
 
         entries = entry(273, 2, 8 + 2 + 24 + 4) + entry(279, 2, 8 + 2 + 24 + 4 + 8)

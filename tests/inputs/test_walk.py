@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from mfcli.errors import FailureCode, PictureError
-from mfcli.inputs import walk
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.walk import FoundPath, open_file, walk_folder, walk_glob
 
@@ -174,7 +173,7 @@ def test_pipes_and_sockets_are_refused_without_blocking(tmp_path: Path) -> None:
 def test_a_file_replaced_by_a_pipe_is_refused_without_blocking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.jpg"
     os.mkfifo(path)
-    monkeypatch.setattr(walk.os, "stat", lambda _: os.lstat(__file__))
+    monkeypatch.setattr(os, "stat", lambda _: os.lstat(__file__))
     with pytest.raises(PictureError) as caught:
         open_file(str(path))
     assert caught.value.code is FailureCode.UNSUPPORTED

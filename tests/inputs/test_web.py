@@ -42,7 +42,7 @@ class Server:
             def do_GET(self) -> None:
                 server.asked.append((self.path, dict(self.headers)))
                 with contextlib.suppress(OSError):
-                    server.answers.get(self.path, lambda _: self.send_error(404))(self)
+                    server.answers.get(self.path, lambda _: self.send_error(404))(self)  # type: ignore[no-untyped-call]
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True

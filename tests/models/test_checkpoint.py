@@ -14,7 +14,7 @@ from mfcli import create_model
 from mfcli.errors import ModelError, OutputError
 from mfcli.models.checkpoint import load_checkpoint, read_state_dict, write_random
 from mfcli.models.registry import find_variant
-from parity import to_reference_names_of
+from parity import map_names
 
 State = dict[str, torch.Tensor]
 
@@ -27,7 +27,7 @@ def convert_to_timm_layout(name: str, state: State, num_classes: int) -> State:
     import timm
 
     twin = timm.create_model(find_variant(name).timm_name, pretrained=False, num_classes=num_classes)
-    names, shapes = to_reference_names_of(twin), twin.state_dict()
+    names, shapes = map_names(twin), twin.state_dict()
     return {names[ours]: tensor.reshape(shapes[names[ours]].shape).clone() for ours, tensor in state.items()}
 
 
@@ -251,7 +251,7 @@ def test_the_weights_do_not_change_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     state = {name: tensor.contiguous() for name, tensor in make_state("bundled").items()}
     save_file(state, path)
-    bias = load_checkpoint(path, find_variant("bundled")).model.head.bias
+    bias = load_checkpoint(path, find_variant("bundled")).model.get_parameter("head.bias")
     with path.open("r+b") as file:
         file.seek(1 << 16)
         file.write(bytes(path.stat().st_size - (1 << 16)))
@@ -278,7 +278,7 @@ def test_negative_views(tmp_path: Path) -> None:
     view = torch.full((200,), 1 - 2j).conj().imag
     assert view.is_neg()
     torch.save({**make_state("bundled"), "head.bias": view}, tmp_path / "x.pth")
-    bias = load_checkpoint(tmp_path / "x.pth", find_variant("bundled")).model.head.bias
+    bias = load_checkpoint(tmp_path / "x.pth", find_variant("bundled")).model.get_parameter("head.bias")
     assert bias.detach().numpy().tolist() == [2.0] * 200
 
 

@@ -20,7 +20,7 @@ RUN = "0123456789abcdef"
 SETTINGS = RunSettings(RUN, {})
 
 
-def row(name: str, status: str = "ok", run: str = RUN, **more: Any) -> str:
+def row(name: str, status: Any = "ok", run: str = RUN, **more: Any) -> str:
     fields = {"schema": PREDICT_SCHEMA, "input": name, "input_b64": None, "member": None, "status": status, "run": run}
     return json.dumps(fields | more, separators=(",", ":")) + "\n"
 
@@ -284,7 +284,8 @@ def test_a_file_that_was_replaced_before_its_lock_was_had_is_opened_again(
 ) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(row("old"))
-    flock, calls = fcntl.flock, []
+    flock = fcntl.flock
+    calls: list[Any] = []
 
     def replace_first(file: Any, operation: int) -> None:
         if not calls:

@@ -91,7 +91,7 @@ worker._list_accelerators = lambda: {{"cuda:0": "a GPU", "cuda:1": "another"}}
 worker.probe("torch")
 """
     run = subprocess.run
-    monkeypatch.setattr(task.subprocess, "run", lambda command, **how: run([*command[:-1], program], **how))
+    monkeypatch.setattr(subprocess, "run", lambda command, **how: run([*command[:-1], program], **how))
     monkeypatch.setattr(task, "_TIMEOUT_S", 15)
     assert task._run_probe(EngineName.TORCH) == [
         {"device": "cpu", "logits": [0.0]},

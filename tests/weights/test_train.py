@@ -98,12 +98,12 @@ def test_a_run_resumes_where_it_stopped(recipe: ModuleType, pictures: Path, tmp_
         save(run)
         raise Stopped
 
-    recipe.Run.save = save_once  # type: ignore[attr-defined]
+    recipe.Run.save = save_once
     try:
         with pytest.raises(Stopped):
             trained(recipe, pictures, tmp_path / "cut", "32:3", "--precision", "bf16")
     finally:
-        recipe.Run.save = save  # type: ignore[attr-defined]
+        recipe.Run.save = save
     assert trained(recipe, pictures, tmp_path / "cut", "32:3", "--precision", "bf16") == whole
     weights = [load_file(tmp_path / run / "model.safetensors") for run in ("whole", "cut")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -205,7 +205,7 @@ def test_onnxruntime_keeps_to_its_threads(threads: int, bundled: Artifact) -> No
                 running -= 1
             return [np.zeros((len(inputs["input"]), 200), np.float32)]
 
-    engine._session = Session()
+    engine._session = Session()  # type: ignore[attr-defined]
     calls = [threading.Thread(target=engine.logits, args=(pixels(size, 64),)) for size in (1, 1, 1, 60)]
     for call in calls:
         call.start()
