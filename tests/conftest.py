@@ -1,4 +1,4 @@
-"""Fixtures: a network guard, a cache of the test's own, generated weights, and trial data where it is at hand."""
+"""Fixtures: a network guard, a cache for each test, generated weights, and trial data where available."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +17,17 @@ from mfcli.cli import main
 
 CHECKOUT = Path(__file__).parent.parent
 TRIAL_DATA = Path(os.environ.get("MFCLI_TRIAL_DATA", CHECKOUT.parent / "shared"))
-"""Pictures and reference values that some tests use where they are there; the suite is complete without them."""
-
+"""Pictures and reference values for some tests, which are skipped without them."""
 
 AFTER_CTRL_C = (130, -signal.SIGINT)
-"""How a program that was started ends after SIGINT: where the tests run in a terminal's foreground, by the signal."""
+"""Exit status of a child process after SIGINT: it ends by the signal if the tests run in a terminal's foreground."""
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads cost more than they save on networks this small
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command did."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -34,7 +35,7 @@ class Ran:
 
 
 def only_threads(number: int, monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
-    """Let no more than so many threads start, as a limit on processes does; return those that were started."""
+    """Let only `number` threads start, as a limit on processes does; return those that started."""
     start: Callable[[threading.Thread], None] = threading.Thread.start
     started: list[threading.Thread] = []
 
@@ -49,15 +50,15 @@ def only_threads(number: int, monkeypatch: pytest.MonkeyPatch) -> list[threading
 
 
 @pytest.fixture(autouse=True, scope="session")
-def signals_count() -> None:
-    """Under nohup, and in a script's background job, some are ignored, and what a test starts would inherit that."""
+def default_signals() -> None:
+    """Restore signals that nohup or a background job ignores: child processes would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection to anywhere but this machine, or a look-up of a name, fails the test that tries it."""
+    """Fail a test that connects to another machine or looks up a name."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: object) -> None:
@@ -74,12 +75,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
     monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # for processes that a test starts: nobody answers there
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # for child processes: nothing listens there
 
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty cache, and no settings of the user's."""
+    """Use an empty cache and none of the user's settings."""
     for name in [name for name in os.environ if name.startswith("MF_")]:
         monkeypatch.delenv(name)
     cache = tmp_path_factory.mktemp("cache")
@@ -87,9 +88,17 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     return cache
 
 
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """Undo what the torch engine sets for the whole process."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
 @pytest.fixture
 def mf(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Run a command line in this process."""
+    """Return a function that runs a command line in this process."""
 
     def run(*arguments: str | Path) -> Ran:
         capfd.readouterr()
@@ -102,7 +111,7 @@ def mf(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 @pytest.fixture
 def mf_process() -> Callable[..., Ran]:
-    """Run a command line in a process of its own."""
+    """Return a function that runs a command line in a new process."""
 
     def run(*arguments: str | Path | bytes, stdin: bytes = b"", **environment: str) -> Ran:
         done = subprocess.run(
@@ -120,7 +129,7 @@ def mf_process() -> Callable[..., Ran]:
 
 @pytest.fixture
 def mf_terminal(tmp_path: Path) -> Callable[..., Ran]:
-    """Run a command line whose stderr is a terminal, 100 columns wide, and whose stdout is a file."""
+    """Return a function that runs a command line with a terminal of 100 columns as stderr and a file as stdout."""
 
     def run(*arguments: str | Path, meanwhile: Callable[[], object] = lambda: None) -> Ran:
         import pty
@@ -175,8 +184,8 @@ def coffee(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trial_photos() -> Path:
-    """The folder of ImageNet trial pictures with labels.csv; skips where it is absent."""
+    """The folder of ImageNet trial pictures with labels.csv; skips if it is absent."""
     folder = TRIAL_DATA / "data" / "photos"
     if not folder.is_dir():
-        pytest.skip("no trial photos here")
+        pytest.skip("no trial photos")
     return folder
