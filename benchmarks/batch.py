@@ -29,8 +29,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,38 +70,36 @@ class Photos:
         return self.transform(Image.open(self.files[index]).convert("RGB"))
 
 
-def prepare_model(timm_name: str, folder: Path) -> None:
-    """Write random weights in timm's layout, and timm's model with them as torch.onnx.export writes it."""
+def create_timm_model(name: str) -> tuple[Any, Any]:
+    """Return timm's model with random weights, the same in every process, and its transform."""
     import timm
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False)
+    state = model.state_dict()
+    model.load_state_dict(
+        {k: torch.randn_like(v) * v[0].numel() ** -0.5 if v.ndim > 1 else v for k, v in state.items()}
+    )
+    return model.eval(), timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+
+
+def write_model(model: Any, folder: Path) -> None:
+    """Write the weights for mf, and the model as torch.onnx.export writes it with its defaults."""
     import torch
     from safetensors.torch import save_file
 
-    torch.manual_seed(0)
-    model = timm.create_model(timm_name, pretrained=False).eval()
-    state = {k: torch.randn_like(v) * v[0].numel() ** -0.5 if v.ndim > 1 else v for k, v in model.state_dict().items()}
-    model.load_state_dict(state)
-    save_file(state, folder / WEIGHTS)
-    with redirect_stdout(sys.stderr):
-        torch.onnx.export(
-            model,
-            (torch.zeros(2, *model.pretrained_cfg["input_size"]),),
-            folder / EXPORT,
-            dynamo=True,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-            verbose=False,
-        )
-
-
-def load_timm_model(name: str, weights: Path) -> tuple[Any, Any]:
-    """Return timm's model with the weights, and its transform."""
-    import timm
-    from safetensors.torch import load_file
-
-    model = timm.create_model(name, pretrained=False)
-    model.load_state_dict(load_file(weights))
-    return model.eval(), timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    save_file(model.state_dict(), folder / WEIGHTS)
+    torch.onnx.export(
+        model,
+        (torch.zeros(2, *model.pretrained_cfg["input_size"]),),
+        folder / EXPORT,
+        dynamo=True,
+        input_names=["input"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        verbose=False,
+    )
 
 
 def run_in_a_loop(transform: Any, forward: Callable[[Any], Logits]) -> Run:
@@ -166,31 +165,33 @@ def run_onnxruntime(path: Path) -> Callable[[Any], Logits]:
     return forward
 
 
-PEERS = ("timm, a loop", BASE, "onnxruntime, a loop", "onnxruntime, DataLoader")
+def serve(library: str, timm_name: str, folder: Path, batch_size: int) -> None:
+    """Load timm's model in a library and answer every line on stdin, a JSON list [is_loop, files], with a JSON list.
 
-
-def serve(peer: str, timm_name: str, folder: Path, batch_size: int) -> None:
-    """Load a peer and run it over every JSON list of files on stdin; answer with seconds and the file of its logits.
+    The answer is the seconds that the files took and the file of their logits; the first line, once loaded, is empty.
 
     Args:
-        peer: one of PEERS.
+        library: timm or onnxruntime. timm writes weights and export; onnxruntime reads them.
         timm_name: timm's name of the model.
-        folder: with what `prepare_model` wrote; also for the logits.
+        folder: for weights, export and logits.
         batch_size: photos in a batch; a loop takes one.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    model, transform = load_timm_model(timm_name, folder / WEIGHTS)
-    forward = run_torch(model) if peer.startswith("timm") else run_onnxruntime(folder / EXPORT)
-    if peer.endswith("a loop"):
-        run = run_in_a_loop(transform, forward)
+    model, transform = create_timm_model(timm_name)
+    if library == "timm":
+        write_model(model, folder)
+        forward = run_torch(model)
     else:
-        run = run_in_batches(transform, forward, batch_size, usable_cores())
-    path = folder / f"logits-{os.getpid()}.npy"
+        forward = run_onnxruntime(folder / EXPORT)
+    loop = run_in_a_loop(transform, forward)
+    batches = run_in_batches(transform, forward, batch_size, usable_cores())
+    path = folder / f"logits-{library}.npy"
+    print(file=answers, flush=True)
     for line in sys.stdin:
-        files = json.loads(line)
+        is_loop, files = json.loads(line)
         started = time.perf_counter()
-        logits = run(files)
+        logits = loop(files) if is_loop else batches(files)
         elapsed = time.perf_counter() - started
         np.save(path, logits)
         print(json.dumps([elapsed, str(path)]), file=answers, flush=True)
@@ -216,25 +217,28 @@ class Contestant:
 
 
 class Peer:
-    """A peer's process."""
+    """The process of a library."""
 
-    def __init__(self, name: str, arguments: argparse.Namespace, folder: Path) -> None:
-        command = [sys.executable, __file__, "--serve", name, arguments.timm_name, str(folder)]
+    def __init__(self, library: str, arguments: argparse.Namespace, folder: Path) -> None:
+        command = [sys.executable, __file__, "--serve", library, arguments.timm_name, str(folder)]
         command += [str(arguments.batch_size)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
+        self._read_line()
 
-    def measure(self, files: Sequence[str]) -> tuple[float, Logits]:
-        """Run over files; return photos per second and logits."""
-        assert self._process.stdin
+    def _read_line(self) -> str:
         assert self._process.stdout
-        self._process.stdin.write(json.dumps(list(files)) + "\n")
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError(f"the process of {self._process.args!r} ended")
+        return line
+
+    def measure(self, is_loop: bool, files: Sequence[str]) -> tuple[float, Logits]:
+        """Run over files, one after another or in batches; return photos per second and logits."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps([is_loop, list(files)]) + "\n")
         self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("its process ended")
-        elapsed, path = json.loads(line)
+        elapsed, path = json.loads(self._read_line())
         return len(files) / elapsed, np.load(path)
 
     def close(self) -> None:
@@ -300,17 +304,12 @@ def list_photos(arguments: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def start_contestants(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> Iterator[Contestant]:
-    """Start the peers and yield all rows.
-
-    Args:
-        arguments: of the command line.
-        folder: with what `prepare_model` wrote.
-        stack: ends the peers' processes.
-    """
-    for name in PEERS:
-        peer = Peer(name, arguments, folder)
+    """Start the peers, one after the other, and yield all rows; `stack` ends the peers' processes."""
+    for library in ("timm", "onnxruntime"):
+        peer = Peer(library, arguments, folder)
         stack.callback(peer.close)
-        yield Contestant(name, peer.measure, 4 if name.endswith("a loop") else 1)
+        yield Contestant(f"{library}, a loop", partial(peer.measure, True), share=4)
+        yield Contestant(f"{library}, DataLoader", partial(peer.measure, False))
     plain = (arguments.model, folder / WEIGHTS, arguments.batch_size)
     yield Contestant("mf predict", measure_mf(*plain))
     yield Contestant("mf predict, bf16", measure_mf(*plain, "--engine", "openvino", "--precision", "bf16"))
@@ -371,7 +370,6 @@ def run_benchmark(arguments: argparse.Namespace, folder: Path) -> list[Contestan
     files = list_photos(arguments, folder)
     if len(files) < LEAST_PHOTOS:
         raise SystemExit(f"{len(files)} photos in {arguments.folder}; at least {LEAST_PHOTOS} are needed")
-    prepare_model(arguments.timm_name, folder)
     with ExitStack() as stack:
         rows = list(start_contestants(arguments, folder, stack))
         rows = measure_rounds(rows, files, arguments.rounds)
@@ -385,8 +383,8 @@ def run_benchmark(arguments: argparse.Namespace, folder: Path) -> list[Contestan
 def main() -> int:
     """Measure and print; exit code 1 if mf's float32 answers are not timm's."""
     if sys.argv[1:2] == ["--serve"]:
-        peer, timm_name, name, batch_size = sys.argv[2:]
-        serve(peer, timm_name, Path(name), int(batch_size))
+        library, timm_name, folder, batch_size = sys.argv[2:]
+        serve(library, timm_name, Path(folder), int(batch_size))
         return 0
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
