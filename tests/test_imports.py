@@ -20,6 +20,7 @@ def modules_after(*arguments: str) -> set[str]:
     return set(modules)
 
 
+@pytest.mark.slow
 def test_the_guard_sees_an_import() -> None:
     program = "import torch, sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "True\n"
@@ -33,6 +34,7 @@ def test_predict_imports_neither_torch_nor_timm(format: str, coffee: Path) -> No
     assert ("rich" in modules) == (format == "table")
 
 
+@pytest.mark.slow
 def test_a_cached_artifact_needs_no_torch(coffee: Path, small_weights: Path) -> None:
     from mfcli.artifact.ensure import ensure_artifact
     from mfcli.models.registry import find_variant

@@ -58,6 +58,7 @@ def assert_answers(path: Path, tmp_path: Path) -> None:
     assert ",ok,convformer_t8_64,448,448,orange,n07747607," in done.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_the_model_and_answers(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -68,6 +69,7 @@ def test_the_wheel_carries_the_model_and_answers(wheel: Path, tmp_path: Path) ->
     assert_answers(tmp_path / "site", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -79,6 +81,7 @@ def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Pat
         assert {i.filename: i.CRC for i in one.infolist()} == {i.filename: i.CRC for i in other.infolist()}
 
 
+@pytest.mark.slow
 def test_an_editable_installation_finds_the_checkouts_weights(tmp_path: Path) -> None:
     with zipfile.ZipFile(build(tmp_path, CHECKOUT, "editable")) as archive:
         archive.extractall(tmp_path / "site")

@@ -42,6 +42,7 @@ def test_the_first_two_commands_are_what_ci_runs() -> None:
     assert ci.index(first) < ci.index(second)
 
 
+@pytest.mark.slow
 def test_the_six_commands_run(mf: Callable[..., Ran], folder_of_a_reader: Path) -> None:
     commands = [line.split("#")[0] for line in fenced(README, "sh")[2].splitlines()]
     assert len(commands) == 6
@@ -49,7 +50,7 @@ def test_the_six_commands_run(mf: Callable[..., Ran], folder_of_a_reader: Path) 
         check_options(command.removeprefix("mf "))
         arguments = shlex.split(command)[1:]
         if arguments[0] == "benchmark":
-            arguments += ["--seconds", "0.5", "--rounds", "1"]
+            arguments += ["--seconds", "0.1", "--rounds", "1", "-b", "1"]
         if arguments[0] not in NEEDS_NETWORK:
             assert mf(*arguments).code == 0, command
     assert (folder_of_a_reader / "answers.jsonl").read_text().count("\n") == 3

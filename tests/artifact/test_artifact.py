@@ -278,6 +278,7 @@ def test_heads_of_one_class_and_of_equal_logits(tmp_path: Path) -> None:
     assert ensure_artifact(BUNDLED, tmp_path / "y.pth", use_cache(tmp_path)).check["batch_1"] < 1e-4
 
 
+@pytest.mark.slow
 def test_changed_weights_at_the_same_path_make_another_artifact(cache: Path, tmp_path: Path) -> None:
     weights = tmp_path / "mine.pth"
     torch.save(fill(create_model("bundled", num_classes=3)).state_dict(), weights)

@@ -77,6 +77,7 @@ def test_a_pictures_logits_do_not_depend_on_batch_or_threads(family: Family) -> 
             assert np.array_equal(run(loaded, batch[-batch_size:]), together[-batch_size:]), (threads, batch_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [Family.CONVFORMER, Family.CAFORMER])
 def test_logits_of_the_smallest_models_do_not_depend_on_the_batch(family: Family) -> None:
     bundled = find_variant("bundled").architecture

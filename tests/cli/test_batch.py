@@ -122,13 +122,20 @@ def wait_for_rows(path: Path, count: int) -> None:
     raise AssertionError(f"{path} never had {count} rows")
 
 
+@pytest.fixture(scope="module")
+def whole(many: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that nothing ended, over fifteen times the pictures."""
+    path = tmp_path_factory.mktemp("whole") / "whole.jsonl"
+    assert start(["predict", *many * 15, "-o", path, "-q"]).wait(60) == 5
+    return path
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 def test_a_run_that_was_ended_goes_on_to_the_same_bytes(
-    end: signal.Signals, mf: Mf, many: list[Path], tmp_path: Path
+    end: signal.Signals, mf: Mf, many: list[Path], whole: Path, tmp_path: Path
 ) -> None:
-    inputs = many * 15
-    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    assert mf("predict", *inputs, "-o", whole, "-q").code == 5
+    inputs, cut = many * 15, tmp_path / "cut.jsonl"
     process = start(["predict", *inputs, "-o", cut, "-q"])
     wait_for_rows(cut, 40)
     process.send_signal(end)
@@ -142,6 +149,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bytes(
     assert cut.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_an_interrupt_says_what_is_kept(suffix: str, many: list[Path], tmp_path: Path) -> None:
     path = tmp_path / f"out.{suffix}"
@@ -273,6 +281,7 @@ def test_what_is_still_so_keeps_its_row(mf: Mf, many: list[Path], tmp_path: Path
     assert set(failed()) >= set(before)
 
 
+@pytest.mark.slow
 def test_standard_input_is_another_picture_each_time(mf_process: Mf, many: list[Path], tmp_path: Path) -> None:
     for path in many[:2]:
         given = ("predict", "-", "-o", tmp_path / "out.jsonl", "--resume", "-q")
@@ -286,6 +295,7 @@ def test_failures_can_be_allowed(mf: Mf, many: list[Path]) -> None:
     assert mf("predict", many[5], "-q", "--format", "csv", "--allow-failures").code == 0
 
 
+@pytest.mark.slow
 def test_too_many_failures_stop_the_run(mf: Mf, many: list[Path]) -> None:
     ran = mf("predict", *many, "-q", "--format", "json", "--max-failures", "2")
     assert ran.code == 5
@@ -305,6 +315,7 @@ def test_a_full_disk_under_an_output_file(mf: Mf, many: list[Path]) -> None:
         assert "error: cannot write /dev/full: No space left on device" in ran.err
 
 
+@pytest.mark.slow
 def test_undecodable_names_are_resumed(mf_process: Mf, many: list[Path], tmp_path: Path) -> None:
     odd = [os.fsencode(tmp_path) + name for name in (b"/\xff.png", b"/\xfe.png", b"/a\nb,\"'.png")]
     for path in odd:
@@ -402,6 +413,7 @@ def test_a_picture_or_an_archive_is_not_replaced(name: str, mf: Mf, many: list[P
     assert (tmp_path / name).read_bytes() == many[0].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_list_through_a_pipe_is_read_once(mf_terminal: Mf, many: list[Path], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "list")  # a bar, which is drawn on a terminal, wants to know how many there are
     names = "".join(f"{path}\n" for path in many * 20)
@@ -410,6 +422,7 @@ def test_a_list_through_a_pipe_is_read_once(mf_terminal: Mf, many: list[Path], t
     assert [row["input"] for row in rows(tmp_path / "o.jsonl")] == [str(path) for path in many * 20]
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_nobody_reads_leaves_whole_rows(many: list[Path]) -> None:
     inputs = [str(path) for number, path in enumerate(many) if number % 10 != 5] * 6
     command = [sys.executable, "-m", "mfcli", "predict", "-q", "-k", "200", "--format", "json", *inputs]
@@ -468,6 +481,7 @@ def test_ctrl_c_in_a_terminal_ends_the_loop_of_the_shell(tmp_path: Path) -> None
     assert b"start 2" not in shown
 
 
+@pytest.mark.slow
 def test_what_a_library_says_on_a_closed_stderr_is_not_in_the_results(many: list[Path], tmp_path: Path) -> None:
     from PIL import Image
 
@@ -485,6 +499,7 @@ def test_what_a_library_says_on_a_closed_stderr_is_not_in_the_results(many: list
     assert done.stderr == b""
 
 
+@pytest.mark.slow
 def test_a_pipe_that_does_not_wait_gets_every_row(many: list[Path]) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

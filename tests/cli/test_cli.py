@@ -215,6 +215,7 @@ def test_a_file_that_is_no_checkpoint(mf: Mf, coffee: Path, tmp_path: Path) -> N
     assert "is not a checkpoint" in ran.err
 
 
+@pytest.mark.slow
 def test_weights_without_a_model_name_the_row_that_fits(mf: Mf, coffee: Path, tmp_path: Path) -> None:
     import torch
 
@@ -272,6 +273,7 @@ def test_an_unwritable_cache(mf: Mf, coffee: Path, small_weights: Path, monkeypa
     assert "hint: name another folder: MF_CACHE_DIR=DIR" in ran.err
 
 
+@pytest.mark.slow
 def test_a_damaged_artifact_of_the_right_size(mf: Mf, coffee: Path, small_weights: Path, own_cache: Path) -> None:
     command = ("predict", coffee, "-m", "bundled", "--weights", small_weights, "-q", "-k", "1")
     assert mf(*command).code == 0
@@ -294,6 +296,7 @@ def test_a_damaged_artifact_of_the_right_size(mf: Mf, coffee: Path, small_weight
     assert mf("cache", "verify").code == 0
 
 
+@pytest.mark.slow
 def test_a_name_that_is_not_utf8(mf_process: Mf, coffee: Path, tmp_path: Path) -> None:
     name = os.path.join(os.fsencode(tmp_path), b"caf\xe9\n.jpg")
     with open(name, "wb") as file:
@@ -389,6 +392,7 @@ def run_in_shell(command: str) -> Ran:
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_closed_standard_streams(coffee: Path) -> None:
     ran = run_in_shell(f"mf predict {coffee} -q --format csv >&-")
     assert (ran.code, ran.err.splitlines()[0]) == (8, "error: standard output is closed")
@@ -427,6 +431,7 @@ def test_an_engine_that_fails_leaves_valid_output(mf: Mf, coffee: Path, monkeypa
     assert json.loads(ran.out)["summary"] == {"inputs": 2, "ok": 2, "failed": 0}
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_valid_output(coffee: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     with out.open("wb") as stream:

@@ -28,6 +28,7 @@ def no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(mfcli.__file__).parents[1]}")
 
 
+@pytest.mark.slow
 def test_benchmark_writes_a_table(mf: Mf, coffee: Path) -> None:
     ran = mf("benchmark", "--images", coffee, "--seconds", "0.1", "--rounds", "1", "-b", "1", "-b", "2", "-q")
     header, *rows = ran.out.splitlines()
@@ -36,9 +37,10 @@ def test_benchmark_writes_a_table(mf: Mf, coffee: Path) -> None:
     assert "error" not in header
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_torch")
 def test_benchmark_reports_rows_with_an_error(mf: Mf, coffee: Path) -> None:
-    quick = ("--images", coffee, "--seconds", "0.1", "--rounds", "1", "-q")
+    quick = ("--images", coffee, "-b", "1", "--seconds", "0.1", "--rounds", "1", "-q")
     ran = mf("benchmark", "--engine", "auto", "--engine", "torch", "--format", "csv", *quick)
     rows = list(csv.DictReader(io.StringIO(ran.out)))
     assert ran.code == 5

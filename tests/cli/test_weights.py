@@ -52,6 +52,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_rows_are_not_written_to_the_progress_display(mf_terminal: Mf, coffee: Path) -> None:
     first = mf_terminal("predict", coffee, coffee, "-m", NAME, "--format", "jsonl", "-k", "1")
@@ -61,6 +62,7 @@ def test_rows_are_not_written_to_the_progress_display(mf_terminal: Mf, coffee: P
     assert '"status"' not in first.err
 
 
+@pytest.mark.slow
 def test_the_first_prediction_downloads_and_the_next_does_not(mf: Mf, hub: Hub, coffee: Path) -> None:
     first = mf("predict", coffee, "-m", NAME, "--format", "jsonl")
     assert first.code == 0, first.err
@@ -85,6 +87,7 @@ def test_the_first_prediction_downloads_and_the_next_does_not(mf: Mf, hub: Hub, 
     assert torch_engine.code == 0
 
 
+@pytest.mark.slow
 def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert mf("cache", "path").out == f"{own_cache}\n"
     header = "kind,model,size_bytes,sha256,path\n"
@@ -151,6 +154,7 @@ def test_prune_deletes_only_its_own_temporary_files(mf: Mf, own_cache: Path) -> 
     assert not any(path.exists() for path in gone)
 
 
+@pytest.mark.slow
 def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     planned = json.loads(mf("download", "poolformerv2_s*", "--dry-run", "--format", "json").out)
     assert [row["name"] for row in planned] == ["poolformerv2_s12", "poolformerv2_s24", "poolformerv2_s36"]
@@ -224,6 +228,7 @@ def test_a_dry_run_fails_where_the_download_would(mf: Mf, monkeypatch: pytest.Mo
         assert asked.err.count("; retrying in") == 4
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_again_offline(mf: Mf, hub: Hub) -> None:
     assert mf("download", NAME, "-q").code == 0
     for more, hint in (
@@ -241,6 +246,7 @@ def test_nothing_is_fetched_again_offline(mf: Mf, hub: Hub) -> None:
     assert mf("predict", "-", "-m", NAME, "--offline", "-q").code == 6  # the weights are still there
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_a_model_whose_folder_cannot_be_created_does_not_stop_the_others(mf: Mf, own_cache: Path) -> None:
     (own_cache / "checkpoints").mkdir()
@@ -278,6 +284,7 @@ def test_a_manual_file_is_new_before_its_first_use(mf: Mf, own_cache: Path) -> N
     assert (damaged.code, json.loads(damaged.out)[0]["status"]) == (9, "bad")
 
 
+@pytest.mark.slow
 def test_a_file_that_replaces_a_manual_file_is_new(mf: Mf, hub: Hub, own_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(hub.files[PATH])
     assert mf("download", NAME, "--from", tmp_path / "x.pth", "-q").code == 0
@@ -339,6 +346,7 @@ def test_a_file_that_cannot_be_deleted_does_not_stop_the_others(
     )
 
 
+@pytest.mark.slow
 def test_ten_processes_download_and_prepare_once(hub: Hub, coffee: Path) -> None:
     hub.behaviour = Behaviour(bytes_per_s=30_000_000)
     processes = [start("predict", coffee, "-m", NAME, "--format", "csv") for _ in range(10)]
@@ -353,6 +361,7 @@ def test_ten_processes_download_and_prepare_once(hub: Hub, coffee: Path) -> None
     assert sum("note: preparing" in err for (_, err), _ in ran) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_download_is_resumed(hub: Hub, own_cache: Path) -> None:
     hub.behaviour = Behaviour(bytes_per_s=20_000_000)
     size = len(hub.files[PATH])
@@ -368,6 +377,7 @@ def test_a_killed_download_is_resumed(hub: Hub, own_cache: Path) -> None:
     assert hub.sent <= 1.05 * size + 2_000_000  # plus what was in the sockets when it was killed
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_repeated(hub: Hub, own_cache: Path, coffee: Path) -> None:
     process = start("predict", coffee, "-m", NAME)
     wait_for(lambda: list(own_cache.glob("artifacts/*.lock")))

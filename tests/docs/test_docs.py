@@ -39,6 +39,7 @@ def render_docs() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATED)
 def test_generated_files_are_up_to_date(render_docs: ModuleType, name: str) -> None:
     assert set(render_docs.RENDERED) == set(GENERATED)
@@ -57,6 +58,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert set(re.findall(r"(\S+\.md)$", navigation, re.MULTILINE)) == {str(path.relative_to(DOCS)) for path in PAGES}
 
 
+@pytest.mark.slow
 def test_the_site_builds(tmp_path: Path) -> None:
     pytest.importorskip("material")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]

@@ -268,6 +268,7 @@ def test_a_manual_file_that_grows_is_tried_again(hub: Hub, settings: Settings) -
     assert not hub.log
 
 
+@pytest.mark.slow
 def test_a_manual_file_replaced_by_one_of_the_same_size_is_used(settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
     place = manual_path(TINY, settings)
@@ -486,6 +487,7 @@ def test_an_unusable_cache_folder(settings: Settings, tmp_path: Path) -> None:
         get(dataclasses.replace(settings, named_cache_dir=tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_the_artifact_of_a_download_outlives_its_checkpoint(hub: Hub, settings: Settings, tmp_path: Path) -> None:
     torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
     hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()

@@ -117,6 +117,7 @@ def test_a_strip_has_its_size_and_an_error(tmp_path: Path) -> None:
     assert (result.width, result.height) == (1, 50_000)
 
 
+@pytest.mark.slow
 def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
     def run(**settings: object) -> str:
         return mfcli.load_predictor(**settings).run_info.run  # type: ignore[arg-type]

@@ -171,6 +171,7 @@ def test_very_long_names_are_refused(folders: str, tmp_path: Path) -> None:
     assert read(path, Selection(recursive=False)) == {"b.jpg": b"b"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
 def test_tar_bomb(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
     tar_of(tmp_path / "p.tar", {"a.jpg": b"a", "bomb.bin": bytes(80 * 2**20), "c.jpg": b"c"})

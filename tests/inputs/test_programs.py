@@ -101,6 +101,7 @@ def test_no_file_starts_a_program_under_any_suffix(options: tuple[str, ...], fal
     assert not (false_gs / "started").exists()
 
 
+@pytest.mark.slow
 def test_standard_input_starts_no_program(false_gs: Path) -> None:
     for data in (POSTSCRIPT, iptc_with(POSTSCRIPT)):
         ran = mf("predict", "-", "--format", "jsonl", path=false_gs, stdin=data)

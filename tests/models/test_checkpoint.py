@@ -48,6 +48,7 @@ def convert_to_first_poolformer_layout(state: State) -> State:
     return renamed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["caformer_s18", "convformer_s18", "poolformerv2_s12", "poolformer_s12"])
 def test_both_layouts_load_to_the_same_logits(name: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
@@ -197,6 +198,7 @@ def test_keys_that_are_not_strings(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "x.pth")
 
 
+@pytest.mark.slow
 def test_a_head_with_inconsistent_shapes(tmp_path: Path) -> None:
     state = make_state("bundled")
     torch.save({**state, "head.bias": torch.zeros(7)}, tmp_path / "x.pth")
@@ -282,6 +284,7 @@ def test_negative_views(tmp_path: Path) -> None:
     assert bias.detach().numpy().tolist() == [2.0] * 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_shapes_larger_than_the_storage(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.save({"head.weight": torch.zeros(1, dtype=dtype).expand(10**9, 10**6)}, tmp_path / "x.pth")
@@ -292,6 +295,7 @@ def test_shapes_larger_than_the_storage(dtype: torch.dtype, tmp_path: Path) -> N
         load_checkpoint(tmp_path / "x.pth", find_variant("bundled"))
 
 
+@pytest.mark.slow
 def test_a_mismatch_names_the_first_tensors_and_the_fitting_models(tmp_path: Path) -> None:
     torch.save(make_state("caformer_s18"), tmp_path / "x.pth")
     with pytest.raises(ModelError) as caught:
@@ -306,6 +310,7 @@ def test_a_mismatch_names_the_first_tensors_and_the_fitting_models(tmp_path: Pat
     )
 
 
+@pytest.mark.slow
 def test_a_mismatch_of_shapes_in_timms_layout(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -326,6 +331,7 @@ def test_weights_that_fit_no_model(tmp_path: Path) -> None:
     assert caught.value.hint == "these weights fit no model of mf list-models"
 
 
+@pytest.mark.slow
 def test_only_the_head_may_have_another_size(tmp_path: Path) -> None:
     state = make_state("convformer_t8_64", num_classes=7)
     torch.save(state, tmp_path / "seven.pth")

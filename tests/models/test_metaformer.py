@@ -27,6 +27,7 @@ TOLERANCE = 1e-5  # of the logits' standard deviation
 EVERY_ROW = pytest.mark.parametrize("variant", list_variants(), ids=lambda v: v.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_equal_the_golden_ones(name: str) -> None:
     golden = json.loads(GOLDEN.read_text())[name]
@@ -37,6 +38,7 @@ def test_logits_equal_the_golden_ones(name: str) -> None:
     assert found["top5_index"] == golden["top5_index"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["identityformer_s12", "randformer_s12", "poolformerv2_s12", "caformer_s18"])
 def test_logits_equal_those_of_the_papers_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = TRIAL_DATA / "golden"
@@ -124,6 +126,7 @@ def test_initialisation() -> None:
     assert torch.equal(model.get_parameter("stages.0.0.layer_scale1.scale"), torch.full((64,), 1e-5))
 
 
+@pytest.mark.slow
 def test_it_trains() -> None:
     torch.manual_seed(0)
     model = create_model("convformer_t8_64", num_classes=4, drop_path_rate=0.1).train()

@@ -21,6 +21,7 @@ def settings() -> Settings:
     return Settings.from_environ(offline=True)
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_row_are_consistent(settings: Settings, coffee: Path) -> None:
     notes: list[object] = []
     plan = BenchmarkPlan(
@@ -45,15 +46,21 @@ def test_the_figures_of_a_row_are_consistent(settings: Settings, coffee: Path) -
     assert 50 < figures.peak_memory_mib < 1000
 
 
+@pytest.mark.slow
 def test_pictures_are_not_downloaded(settings: Settings) -> None:
-    (row,) = benchmark(BenchmarkPlan(("bundled",), images=("http://127.0.0.1:9/a.jpg",), **QUICK), settings)
+    (row,) = benchmark(
+        BenchmarkPlan(("bundled",), batch_sizes=(1,), images=("http://127.0.0.1:9/a.jpg",), **QUICK), settings
+    )
     assert row.error is not None
     assert "http://127.0.0.1:9/a.jpg" in row.error.message
 
 
+@pytest.mark.slow
 def test_an_unreadable_picture_is_an_error(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("no picture")
-    (row,) = benchmark(BenchmarkPlan(("bundled",), images=(str(tmp_path / "x.jpg"),), **QUICK), settings)
+    (row,) = benchmark(
+        BenchmarkPlan(("bundled",), batch_sizes=(1,), images=(str(tmp_path / "x.jpg"),), **QUICK), settings
+    )
     assert row.error is not None
     assert row.error.exit_code is ExitCode.USAGE
     assert str(tmp_path / "x.jpg") in row.error.message
@@ -82,6 +89,7 @@ def test_models_and_weights_that_cannot_be_used(settings: Settings, tmp_path: Pa
             benchmark(plan, settings)
 
 
+@pytest.mark.slow
 def test_random_weights_are_used_and_leave_nothing_behind(
     settings: Settings, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_the_same_seed_gives_the_same_losses(recipe: ModuleType, pictures: Path,
     assert first != other
 
 
+@pytest.mark.slow
 def test_mixing_can_end_before_the_run(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
     never = trained(recipe, pictures, tmp_path / "never", "32:2", "--mixup-prob", "0")
     mixed = trained(recipe, pictures, tmp_path / "mixed", "32:2", "--mixup-prob", "1", "--mixup-off-epochs", "0")
@@ -86,6 +87,7 @@ def test_mixing_can_end_before_the_run(recipe: ModuleType, pictures: Path, tmp_p
     assert len({row[1]["train_loss"] for row in (never, mixed, ended)}) == 3
 
 
+@pytest.mark.slow
 def test_a_run_resumes_where_it_stopped(recipe: ModuleType, pictures: Path, tmp_path: Path) -> None:
     whole = trained(recipe, pictures, tmp_path / "whole", "32:3", "--precision", "bf16")
 
@@ -123,6 +125,7 @@ def test_ema_power_sets_the_decay_of_the_average(recipe: ModuleType, pictures: P
     assert torch.allclose(average, torch.lerp(last, before, 1 - 2**-0.75), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_distill_sets_the_share_of_the_teacher(
     recipe: ModuleType, pictures: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_pictures_per_run_by_input_size() -> None:
     assert (pictures_per_run((224, 224)), pictures_per_run((64, 64)), pictures_per_run((600, 600))) == (2, 24, 1)
 
 
+@pytest.mark.slow
 def test_onnxruntime_gives_a_picture_the_same_bits_in_every_batch(bundled: Artifact) -> None:
     batch = pixels(53, 64).numpy()
     loaded = {threads: load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=threads)) for threads in (1, 2, 3)}
@@ -138,6 +139,7 @@ print(*[name for name in others[sys.argv[1]] if name in sys.modules])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
 def test_engines_open_no_connection(name: str) -> None:
     if name == "openvino":
@@ -222,6 +224,7 @@ def test_a_limit_on_threads(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) 
     assert not any(thread.is_alive() for thread in started)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["onnxruntime", "safetensors", "timm"])
 def test_preparing_weights_with_a_broken_package(
     package: str, mf_process: Callable[..., Ran], coffee: Path, small_weights: Path, tmp_path: Path
