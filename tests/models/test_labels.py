@@ -20,6 +20,15 @@ def test_imagenet_lists() -> None:
         load_imagenet_labels(7)
 
 
+def test_the_names_are_timms() -> None:
+    from timm.data import ImageNetInfo
+
+    for num_classes, name in ((1000, "imagenet-1k"), (21841, "imagenet-22k")):
+        info = ImageNetInfo(name)
+        expected = [(wnid, info.label_name_to_description(wnid)) for wnid in info.label_names()]
+        assert [(label.wnid, label.name) for label in load_imagenet_labels(num_classes)] == expected
+
+
 def test_wnids_keep_their_order() -> None:
     assert look_up_wnids(["n02123045", "n01443537"]) == (
         Label("n02123045", "tabby, tabby cat"),

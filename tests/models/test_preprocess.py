@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_data import convert_transform, make_timm_plan
 
 from deterministic import picture
 from mfcli.errors import FailureCode, ModelError, PictureError
-from mfcli.models.preprocess import PreprocessPlan, convert_transform, make_preprocess_plan
+from mfcli.models.preprocess import PreprocessPlan, make_preprocess_plan
 from mfcli.models.registry import list_variants
 
 CONFIGURATIONS = sorted({(v.input_size, v.crop_pct, v.interpolation) for v in list_variants()})
@@ -68,6 +69,7 @@ def test_extreme_sizes(size: tuple[int, int], configuration: tuple[tuple[int, in
 @pytest.mark.parametrize("variant", list_variants(), ids=lambda v: v.name)
 def test_every_row_has_a_plan(variant: Any) -> None:
     plan = make_preprocess_plan(variant)
+    assert plan == make_timm_plan(variant)
     assert plan.crop_size == variant.input_size[1:]
     assert plan.resize_shorter_side == int(variant.input_size[1] / variant.crop_pct)
     assert (plan.mean, plan.std) == (variant.mean, variant.std)
@@ -87,7 +89,7 @@ def test_transforms_that_a_plan_cannot_express_are_refused() -> None:
         transforms.Compose([transforms.ToTensor()]),
         transforms.ToTensor(),
     ):
-        with pytest.raises(ModelError, match="a preprocessing plan cannot express"):
+        with pytest.raises(ValueError, match="a preprocessing plan cannot express"):
             convert_transform(transform)
 
 

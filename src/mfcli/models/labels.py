@@ -1,9 +1,10 @@
-"""Class labels: ImageNet's from timm, when an artifact is built, or the user's from a file.
+"""Class labels: ImageNet's, for artifacts that are built, or the user's from a file.
 
 Predictions take their labels from the artifact, unless a labels file is given.
 """
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
@@ -13,30 +14,35 @@ from mfcli.results import Label
 
 _EXPECTED = "expected: one name a line in the head's order, or CSV with the columns wnid and name"
 
-# timm's "imagenet-22k" lists the 21,841 classes of these checkpoints; its "imagenet-21k" is another list.
-_TIMM_LISTS = {1000: "imagenet-1k", 21841: "imagenet-22k"}
+IMAGENET_FILE = Path(__file__).parent / "data" / "imagenet.tsv.gz"
+"""WordNet id, name and lists of every ImageNet class, from timm's ImageNetInfo; `scripts/model_data.py` wrote it.
+
+The names are WordNet's lemmas; WordNet's licence is beside it.
+"""
+_LISTS = {1000: "in1k", 21841: "in21k"}
 
 
 def load_imagenet_labels(num_classes: int) -> tuple[Label, ...]:
-    """Return the classes of ImageNet-1k (1000) or of the full ImageNet (21841) in head order; imports timm.
+    """Return the classes of ImageNet-1k (1000) or of the full ImageNet (21841) in head order.
 
     Raises:
         ModelError: there is no ImageNet list of this length.
     """
-    from timm.data import ImageNetInfo
-
-    if num_classes not in _TIMM_LISTS:
+    if num_classes not in _LISTS:
         raise ModelError(f"no ImageNet class list has {num_classes} classes")
-    info = ImageNetInfo(_TIMM_LISTS[num_classes])
-    return tuple(Label(wnid, info.label_name_to_description(wnid)) for wnid in info.label_names())
+    wanted = _LISTS[num_classes]
+    return tuple(Label(wnid, name) for wnid, name, lists in _read_imagenet() if wanted in lists.split())
 
 
 def look_up_wnids(wnids: list[str]) -> tuple[Label, ...]:
-    """Return the labels of WordNet ids, in the given order; imports timm."""
-    names = {label.wnid: label for label in load_imagenet_labels(21841)} | {
-        label.wnid: label for label in load_imagenet_labels(1000)
-    }
-    return tuple(names[wnid] for wnid in wnids)
+    """Return the labels of WordNet ids, in the given order."""
+    names = {wnid: name for wnid, name, _ in _read_imagenet()}
+    return tuple(Label(wnid, names[wnid]) for wnid in wnids)
+
+
+def _read_imagenet() -> list[list[str]]:
+    with gzip.open(IMAGENET_FILE, "rt", encoding="utf-8", newline="") as file:
+        return list(csv.reader(file, delimiter="\t"))[1:]
 
 
 def make_numbered_labels(num_classes: int) -> tuple[Label, ...]:

@@ -1,12 +1,13 @@
 """Preprocessing: from an upright RGB picture to the normalised float32 tensor that a model expects.
 
-timm's `create_transform` is the reference: `convert_transform` turns the transform that it builds into a
-`PreprocessPlan`, which needs only Pillow and NumPy and gives bit-identical results.
+timm's `create_transform` is the reference: the plans are data that a script made from the transforms that timm builds.
+A `PreprocessPlan` needs only Pillow and NumPy and gives bit-identical results.
 """
 
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from PIL import Image
 
 from mfcli.errors import FailureCode, ModelError, PictureError
 from mfcli.models.registry import Variant
+
+PLANS_FILE = Path(__file__).parent / "data" / "preprocess.json"
+"""The plan of every variant; `scripts/model_data.py` wrote it."""
 
 
 @dataclass(frozen=True)
@@ -103,49 +107,11 @@ class PreprocessPlan:
 
 
 def make_preprocess_plan(variant: Variant) -> PreprocessPlan:
-    """Return a variant's plan, converted from the transform that timm builds for it; imports timm and torch."""
-    from timm.data import create_transform
-
-    return convert_transform(
-        create_transform(
-            input_size=variant.input_size,
-            crop_pct=variant.crop_pct,
-            interpolation=variant.interpolation,
-            mean=variant.mean,
-            std=variant.std,
-        )
-    )
-
-
-def convert_transform(transform: Any) -> PreprocessPlan:
-    """Convert an evaluation transform of timm's `create_transform` to a plan.
-
-    Raises:
-        ModelError: it has a step, or a step has a setting, that a plan cannot express.
-    """
-    from timm.data.transforms import MaybeToTensor
-    from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
-
-    steps = transform.transforms if isinstance(transform, Compose) else None
-    kinds = [type(step) for step in steps or ()]
-    if steps is None or kinds != [Resize, CenterCrop, MaybeToTensor, Normalize]:
-        raise ModelError(f"timm built a transform that a preprocessing plan cannot express: {transform}")
-    resize, crop, _, normalize = steps
-    if not isinstance(resize.size, int) or resize.max_size is not None or not resize.antialias:
-        raise ModelError(f"timm built a resize step that a preprocessing plan cannot express: {resize}")
-    crop_height, crop_width = crop.size
-    if max(crop_height, crop_width) > resize.size:
-        raise ModelError(f"timm built a crop step that pads, which a preprocessing plan cannot express: {crop}")
-    return PreprocessPlan(
-        resize_shorter_side=resize.size,
-        crop_size=(int(crop_height), int(crop_width)),
-        interpolation=resize.interpolation.value,
-        mean=_to_floats(normalize.mean),
-        std=_to_floats(normalize.std),
-    )
+    """Return a variant's plan, as timm builds it; `scripts/model_data.py` wrote them down."""
+    return PreprocessPlan.from_json(json.dumps(json.loads(PLANS_FILE.read_bytes())[variant.name]))
 
 
 def _to_floats(values: Any) -> tuple[float, float, float]:
-    """Return three floats: of float32 values, the shortest decimals that round to them."""
+    """Return three floats; of float32 values, the shortest decimals that round to them."""
     first, second, third = (float(np.format_float_positional(np.float32(float(v)), unique=True)) for v in values)
     return first, second, third
