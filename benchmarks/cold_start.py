@@ -78,7 +78,7 @@ PREPARE_SCRIPT = """
 import sys
 import timm, torch
 from mfcli import create_model
-from mfcli.models.checkpoint import to_reference_names
+from mfcli.models.matching import to_reference_names
 torch.manual_seed(0)
 model = create_model("caformer_s18")
 state = {k: torch.randn_like(v) * v[0].numel() ** -0.5 if v.ndim > 1 else v for k, v in model.state_dict().items()}

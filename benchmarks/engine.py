@@ -36,7 +36,7 @@ from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
-from mfcli.models.checkpoint import to_reference_names
+from mfcli.models.matching import to_reference_names
 from mfcli.models.registry import Variant, find_variant
 from mfcli.settings import Settings, usable_cores
 

@@ -17,7 +17,7 @@ import timm
 import torch
 
 from mfcli import create_model, list_variants
-from mfcli.models.checkpoint import to_reference_names
+from mfcli.models.matching import to_reference_names
 from mfcli.models.registry import Pretraining, Variant
 
 PAPER_TOLERANCE = 1e-5

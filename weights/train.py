@@ -47,7 +47,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from mfcli.errors import ModelError
 from mfcli.files import write_atomically
-from mfcli.models.checkpoint import read_state_dict
+from mfcli.models.checkpoint import read_tensors
 from mfcli.models.metaformer import build_model
 from mfcli.models.registry import ARCHITECTURES, Family
 
@@ -136,7 +136,8 @@ def parse_phases(phases: str) -> list[int]:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a checkpoint of the same architecture and classes into a model."""
     try:
-        model.load_state_dict(read_state_dict(path))
+        tensors = read_tensors(path).items()
+        model.load_state_dict({name: torch.from_numpy(np.array(t.read(), np.float32)) for name, t in tensors})
     except (ModelError, RuntimeError) as error:
         raise SystemExit(f"{path} cannot be loaded: {error}") from error
 

@@ -13,18 +13,26 @@ from numpy.typing import NDArray
 from deterministic import fill, pixels
 from mfcli.artifact.graph import OPSET, write_graph
 from mfcli.models.metaformer import MetaFormer, build_model
-from mfcli.models.registry import ARCHITECTURES, Family, find_variant
+from mfcli.models.registry import ARCHITECTURES, Architecture, Family, find_variant
 
 SIZE = {Family.RANDFORMER: 224}
 """Random mixing needs the token count of 224x224; the other families are tested on small pictures."""
 
 
-def small_model(family: Family, depth: int = 1) -> tuple[MetaFormer, int]:
+def small_architecture(family: Family, depth: int = 1) -> Architecture:
     architecture = next(a for a in ARCHITECTURES.values() if a.family is family)
-    small = dataclasses.replace(architecture, depths=(depth,) * 4, dims=(8, 16, 32, 64))
-    model = build_model(small, num_classes=10).eval()
+    return dataclasses.replace(architecture, depths=(depth,) * 4, dims=(8, 16, 32, 64))
+
+
+def small_model(family: Family) -> tuple[MetaFormer, int]:
+    model = build_model(small_architecture(family), num_classes=10).eval()
     fill(model)
     return model, SIZE.get(family, 64)
+
+
+def export(model: MetaFormer, architecture: Architecture, size: int, half_weights: bool = False) -> onnx.ModelProto:
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    return write_graph(architecture, weights, (3, size, size), half_weights=half_weights)
 
 
 def session(proto: onnx.ModelProto, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -41,7 +49,7 @@ def run(loaded: onnxruntime.InferenceSession, batch: NDArray[np.float32]) -> NDA
 @pytest.mark.parametrize("family", Family)
 def test_logits_equal_torch(family: Family) -> None:
     model, size = small_model(family)
-    proto = write_graph(model, (3, size, size))
+    proto = export(model, small_architecture(family), size)
     onnx.checker.check_model(proto, full_check=True)
     batch = pixels(3, size)
     with torch.inference_mode():
@@ -60,14 +68,14 @@ def test_scales_and_offsets_are_folded(family: Family) -> None:
     batch = pixels(2, size)
     with torch.inference_mode():
         expected = model(batch).numpy()
-    logits = run(session(write_graph(model, (3, size, size))), batch.numpy())
+    logits = run(session(export(model, small_architecture(family), size)), batch.numpy())
     assert np.abs(logits - expected).max() <= 5e-5 * expected.std()
 
 
 @pytest.mark.parametrize("family", Family)
 def test_a_pictures_logits_do_not_depend_on_batch_or_threads(family: Family) -> None:
     model, size = small_model(family)
-    proto = write_graph(model, (3, size, size))
+    proto = export(model, small_architecture(family), size)
     count = 7 if size == 224 else 32
     batch = pixels(count, size).numpy()
     together = run(session(proto), batch)
@@ -84,15 +92,16 @@ def test_logits_of_the_smallest_models_do_not_depend_on_the_batch(family: Family
     architecture = dataclasses.replace(bundled, family=family)
     model = build_model(architecture, num_classes=200).eval()
     fill(model)
-    loaded, batch = session(write_graph(model, (3, 64, 64)), 2), pixels(32, 64).numpy()
+    loaded, batch = session(export(model, architecture, 64), 2), pixels(32, 64).numpy()
     together = run(loaded, batch)
     for batch_size in range(1, 32) if architecture == bundled else (1, 2, 3, 7, 31):
         assert np.array_equal(run(loaded, batch[:batch_size]), together[:batch_size]), batch_size
 
 
 def count_nodes(family: Family, depth: int) -> Counter[str]:
-    model, size = small_model(family, depth)
-    return Counter(node.op_type for node in write_graph(model, (3, size, size)).graph.node)
+    architecture = small_architecture(family, depth)
+    model = build_model(architecture, num_classes=10)
+    return Counter(node.op_type for node in export(model, architecture, 64).graph.node)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +122,7 @@ def test_the_nodes_of_one_more_block_per_stage(family: Family, expected: dict[st
 def test_only_standard_operators() -> None:
     for family in Family:
         model, size = small_model(family)
-        proto = write_graph(model, (3, size, size))
+        proto = export(model, small_architecture(family), size)
         assert [(o.domain, o.version) for o in proto.opset_import] == [("", OPSET)]
         assert {node.domain for node in proto.graph.node} == {""}
 
@@ -121,7 +130,7 @@ def test_only_standard_operators() -> None:
 def test_half_weights_are_stored_exactly() -> None:
     model, size = small_model(Family.CAFORMER)
     model.half().float()
-    proto = write_graph(model, (3, size, size), half_weights=True)
+    proto = export(model, small_architecture(Family.CAFORMER), size, half_weights=True)
     stored = {t.name.removesuffix(".half"): onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     weight = model.state_dict()["stages.0.0.mlp.fc2.weight"].numpy()
     assert stored["stages.0.0.mlp.fc2.weight"].dtype == np.float16

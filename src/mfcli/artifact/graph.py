@@ -10,46 +10,34 @@ Three optimisations save passes over memory between the matrix products:
   other stages keep channels last and multiply matrices.
 - Squares are products.
 
-Only standard ONNX operators are used, for every runtime. Global pooling is GlobalAveragePool: ONNX Runtime's ReduceMean
-sums in another order for a batch of one. torch is imported here: import this module inside functions only.
+Only standard ONNX operators are used, so that every runtime can read the graph. Global pooling is GlobalAveragePool:
+ONNX Runtime's ReduceMean sums in another order for a batch of one, so logits would depend on the batch size.
+onnx takes long to import: import this module inside functions only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from torch import nn
 
-from mfcli.models.metaformer import (
-    Attention,
-    Downsampling,
-    IdentityMixing,
-    LayerNormGeneral,
-    LayerNormWithoutBias,
-    MetaFormer,
-    MetaFormerBlock,
-    Mlp,
-    MlpHead,
-    Pooling,
-    RandomMixing,
-    Scale,
-    SepConv,
-    SquaredReLU,
-    StarReLU,
-)
+from mfcli.models.parameters import HEAD_DIM
+from mfcli.models.registry import Architecture, Family
 
 OPSET = 20
 """The first with Gelu; supported by onnxruntime 1.20 and openvino 2024.6."""
+
 IR_VERSION = 9
 """The IR version of this opset."""
 
 Array = NDArray[np.float32]
 
-_CHANNELS_FIRST = (SepConv, Pooling)
-"""Token mixers that work on feature maps: their stages stay channels first."""
+_NORM_EPS, _V1_NORM_EPS, _HEAD_NORM_EPS = 1e-6, 1e-5, 1e-5
+"""Added to the variance: in the backbone, in the blocks of PoolFormer v1, and in a two-layer head."""
+_POOLING = (Family.POOLFORMER, Family.POOLFORMERV2)
+_POOL_SIZE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +61,27 @@ class Feature:
     shift: Array | None = None
 
 
-def write_graph(model: MetaFormer, input_size: tuple[int, int, int], *, half_weights: bool = False) -> ModelProto:
+def write_graph(
+    architecture: Architecture,
+    weights: Mapping[str, Array],
+    input_size: tuple[int, int, int],
+    *,
+    half_weights: bool = False,
+) -> ModelProto:
     """Return the graph of a backbone: `input` float32 (N, C, H, W) to `logits` float32 (N, classes), N dynamic.
 
     Args:
-        model: in eval mode; the graph's constants have the names of its parameters.
+        architecture: the backbone.
+        weights: float32 arrays by parameter, as in `models.parameters.parameter_shapes`; the graph's constants have
+            these names.
         input_size: (C, H, W) of a picture.
         half_weights: store weights as float16 if they are exactly representable; they are computed with as float32.
     """
-    writer = _Writer(model, half_weights)
-    with torch.no_grad():
-        writer.write_backbone(model, input_size)
+    writer = _Writer(architecture, weights, half_weights)
+    writer.write_backbone(input_size)
+    num_classes = len(weights["head.fc2.weight" if architecture.mlp_head else "head.weight"])
     picture = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *input_size])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", model.num_classes])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", num_classes])
     graph = helper.make_graph(writer.nodes, "metaformer", [picture], [logits], writer.constants)
     proto = helper.make_model(graph, producer_name="mfcli", opset_imports=[helper.make_opsetid("", OPSET)])
     proto.ir_version = IR_VERSION
@@ -93,12 +89,13 @@ def write_graph(model: MetaFormer, input_size: tuple[int, int, int], *, half_wei
 
 
 class _Writer:
-    """Collects the nodes and constants of a graph, one module after another."""
+    """Collects the nodes and constants of a graph, one layer after another; layers are named as their parameters."""
 
-    def __init__(self, model: MetaFormer, half_weights: bool) -> None:
+    def __init__(self, architecture: Architecture, weights: Mapping[str, Array], half_weights: bool) -> None:
         self.nodes: list[Any] = []
         self.constants: list[TensorProto] = []
-        self._names = {module: name for name, module in model.named_modules()}
+        self._architecture = architecture
+        self._weights = weights
         self._half_weights = half_weights
         self._known: set[str] = set()
 
@@ -163,9 +160,11 @@ class _Writer:
             name = self.add_node("BatchNormalization", name, gain_name, shift_name, zeros, ones, epsilon=0.0)
         return replace(x, name=name, gain=None, shift=None)
 
-    def write_linear(self, x: Feature, name: str, weight: Array, own_bias: torch.Tensor | None = None) -> Feature:
-        """Write a linear layer over the channels: weight float32 (out, in)."""
-        bias = np.zeros(len(weight)) if own_bias is None else _to_array(own_bias).astype(np.float64)
+    def write_linear(self, x: Feature, name: str, weight: Array | None = None) -> Feature:
+        """Write a linear layer over the channels: weight float32 (out, in), by default that of the layer's name."""
+        weight = self._weights[f"{name}.weight"] if weight is None else weight
+        own_bias = self._weights.get(f"{name}.bias")
+        bias = np.zeros(len(weight)) if own_bias is None else own_bias.astype(np.float64)
         if x.shift is not None:
             bias += weight.astype(np.float64) @ _broadcast(x.shift, x.channels)
         if x.channels_last:
@@ -181,69 +180,68 @@ class _Writer:
             out = self.add_node("Conv", x.name, *inputs, kernel_shape=[1, 1])
         return replace(x, name=out, channels=len(weight), gain=None, shift=None)
 
-    def write_convolution(self, x: Feature, conv: nn.Conv2d) -> Feature:
+    def write_convolution(self, x: Feature, name: str, stride: int, padding: int, groups: int = 1) -> Feature:
         """Write a convolution; because of its zero padding, pending gain and shift are applied before it."""
         x = self.apply_pending(self.convert_layout(x, channels_last=False))
-        name = self._names[conv]
-        inputs = [self.add_weight(f"{name}.weight", _to_array(conv.weight))]
-        if conv.bias is not None:
-            inputs.append(self.add_constant(f"{name}.bias", _to_array(conv.bias)))
-        kernel, stride, padding = conv.kernel_size, conv.stride, _to_pair(conv.padding)
+        weight, bias = self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias")
+        inputs = [self.add_weight(f"{name}.weight", weight)]
+        if bias is not None:
+            inputs.append(self.add_constant(f"{name}.bias", bias))
+        channels, _, kernel_size, _ = weight.shape
         out = self.add_node(
             "Conv",
             x.name,
             *inputs,
-            kernel_shape=list(kernel),
-            strides=list(stride),
-            pads=[*padding, *padding],
-            group=conv.groups,
+            kernel_shape=[kernel_size] * 2,
+            strides=[stride] * 2,
+            pads=[padding] * 4,
+            group=groups,
         )
-        height, width = ((n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.size, padding, kernel, stride, strict=True))
-        return replace(x, name=out, channels=conv.out_channels, size=(height, width))
+        height, width = ((side + 2 * padding - kernel_size) // stride + 1 for side in x.size)
+        return replace(x, name=out, channels=channels, size=(height, width))
 
-    def write_norm(self, x: Feature, norm: nn.Module) -> Feature:
-        """Write a norm over the channels of each position, or over the whole feature map."""
-        if isinstance(norm, nn.Identity):
+    def write_channel_norm(self, x: Feature, name: str) -> Feature:
+        """Write a norm over the channels of each position, if there is one of this name."""
+        if f"{name}.weight" not in self._weights:
             return x
-        if isinstance(norm, LayerNormGeneral):
-            return self._write_whole_image_norm(self.apply_pending(x), norm)
         x = self.apply_pending(self.convert_layout(x, channels_last=True))
-        return replace(x, name=self.write_layer_norm(x.name, norm))
+        return replace(x, name=self.write_layer_norm(x.name, name, _NORM_EPS))
 
-    def write_layer_norm(self, x: str, norm: nn.Module) -> str:
+    def write_layer_norm(self, x: str, name: str, eps: float) -> str:
         """Write a norm over the last dimension."""
-        assert isinstance(norm, LayerNormWithoutBias | nn.LayerNorm)
-        name = self._names[norm]
-        inputs = [self.add_constant(f"{name}.weight", _to_array(norm.weight))]
-        if isinstance(norm, nn.LayerNorm):
-            inputs.append(self.add_constant(f"{name}.bias", _to_array(norm.bias)))
-        return self.add_node("LayerNormalization", x, *inputs, axis=-1, epsilon=norm.eps)
+        inputs = [self.add_constant(f"{name}.weight", self._weights[f"{name}.weight"])]
+        if (bias := self._weights.get(f"{name}.bias")) is not None:
+            inputs.append(self.add_constant(f"{name}.bias", bias))
+        return self.add_node("LayerNormalization", x, *inputs, axis=-1, epsilon=eps)
 
-    def _write_whole_image_norm(self, x: Feature, norm: LayerNormGeneral) -> Feature:
+    def write_block_norm(self, x: Feature, name: str) -> Feature:
+        """Write the norm of a block's branch: per position, or over the whole feature map in simple families."""
+        if self._architecture.family in (Family.CONVFORMER, Family.CAFORMER):
+            return self.write_channel_norm(x, name)
+        return self._write_whole_image_norm(self.apply_pending(x), name)
+
+    def _write_whole_image_norm(self, x: Feature, name: str) -> Feature:
         """Write it as an instance norm of a single channel; weight and bias become pending."""
-        assert tuple(norm.normalized_dim) == (1, 2, 3)
+        eps = _V1_NORM_EPS if self._architecture.family is Family.POOLFORMER else _NORM_EPS
         height, width = x.size
         one = self.add_constant("ones_1", np.ones(1, np.float32))
         zero = self.add_constant("zeros_1", np.zeros(1, np.float32))
         flat = self.add_node("Reshape", x.name, self.add_integers(-1, 1, height * width * x.channels))
-        flat = self.add_node("InstanceNormalization", flat, one, zero, epsilon=norm.eps)
+        flat = self.add_node("InstanceNormalization", flat, one, zero, epsilon=eps)
         shape = (height, width, x.channels) if x.channels_last else (x.channels, height, width)
         return replace(
             x,
             name=self.add_node("Reshape", flat, self.add_integers(-1, *shape)),
-            gain=_to_array(norm.weight),
-            shift=None if norm.bias is None else _to_array(norm.bias),
+            gain=self._weights[f"{name}.weight"],
+            shift=self._weights.get(f"{name}.bias"),
         )
 
-    def write_activation(self, x: Feature, activation: nn.Module) -> Feature:
-        """Write an activation; scale and bias of StarReLU become pending."""
-        if isinstance(activation, nn.GELU):
+    def write_activation(self, x: Feature, name: str) -> Feature:
+        """Write StarReLU, whose scale and bias become pending, or GELU where the activation has no parameters."""
+        if f"{name}.scale" not in self._weights:
             return replace(x, name=self.add_node("Gelu", x.name))
-        assert isinstance(activation, StarReLU | SquaredReLU)
         x = replace(x, name=self.write_squared_relu(x.name))
-        if isinstance(activation, StarReLU):
-            x = replace(x, gain=_to_array(activation.scale), shift=_to_array(activation.bias))
-        return x
+        return replace(x, gain=self._weights[f"{name}.scale"], shift=self._weights[f"{name}.bias"])
 
     def write_squared_relu(self, x: str) -> str:
         """Write relu(x) * relu(x)."""
@@ -252,55 +250,49 @@ class _Writer:
 
     # Token mixers: input and output have the stage's layout.
 
-    def write_token_mixer(self, x: Feature, mixer: nn.Module) -> Feature:
-        """Write a token mixer."""
-        match mixer:
-            case IdentityMixing():
-                return x
-            case RandomMixing():
-                return self.write_random_mixing(x, mixer)
-            case Pooling():
-                return self.write_pooling(x, mixer)
-            case SepConv():
-                return self.write_separable_convolution(x, mixer)
-            case Attention():
-                return self.write_attention(x, mixer)
-        raise NotImplementedError(type(mixer).__name__)
+    def write_token_mixer(self, x: Feature, name: str) -> Feature:
+        """Write the token mixer whose parameters are there; without any it is pooling or the identity."""
+        if f"{name}.random_matrix" in self._weights:
+            return self.write_random_mixing(x, name)
+        if f"{name}.dwconv.weight" in self._weights:
+            return self.write_separable_convolution(x, name)
+        if f"{name}.qkv.weight" in self._weights:
+            return self.write_attention(x, name)
+        return self.write_pooling(x) if self._architecture.family in _POOLING else x
 
-    def write_random_mixing(self, x: Feature, mixer: RandomMixing) -> Feature:
+    def write_random_mixing(self, x: Feature, name: str) -> Feature:
         """Mix positions by the frozen matrix; a pending gain commutes with it, a shift would not."""
         assert x.shift is None
         height, width = x.size
         tokens = self.add_node("Reshape", x.name, self.add_integers(-1, height * width, x.channels))
-        matrix = self.add_weight(f"{self._names[mixer]}.random_matrix", _to_array(mixer.random_matrix))
+        matrix = self.add_weight(f"{name}.random_matrix", self._weights[f"{name}.random_matrix"])
         mixed = self.add_node("MatMul", matrix, tokens)
         return replace(x, name=self.add_node("Reshape", mixed, self.add_integers(-1, height, width, x.channels)))
 
-    def write_pooling(self, x: Feature, mixer: Pooling) -> Feature:
+    def write_pooling(self, x: Feature) -> Feature:
         """Subtract each position from its neighbourhood's mean; a pending shift cancels out."""
-        pool = mixer.pool
-        size, padding = int(pool.kernel_size), int(pool.padding)  # type: ignore[arg-type]
         mean = self.add_node(
             "AveragePool",
             x.name,
-            kernel_shape=[size] * 2,
-            pads=[padding] * 4,
+            kernel_shape=[_POOL_SIZE] * 2,
+            pads=[_POOL_SIZE // 2] * 4,
             strides=[1, 1],
-            count_include_pad=int(pool.count_include_pad),
+            count_include_pad=0,
         )
         return replace(x, name=self.add_node("Sub", mean, x.name), shift=None)
 
-    def write_separable_convolution(self, x: Feature, mixer: SepConv) -> Feature:
+    def write_separable_convolution(self, x: Feature, name: str) -> Feature:
         """Expand, activate, convolve each channel, project."""
-        name = self._names[mixer]
-        x = self.write_activation(self.write_linear(x, f"{name}.pwconv1", _to_array(mixer.pwconv1.weight)), mixer.act1)
-        x = self.write_convolution(x, mixer.dwconv)
-        return self.write_linear(x, f"{name}.pwconv2", _to_array(mixer.pwconv2.weight))
+        x = self.write_activation(self.write_linear(x, f"{name}.pwconv1"), f"{name}.act1")
+        padding = self._architecture.kernel_size // 2
+        x = self.write_convolution(x, f"{name}.dwconv", stride=1, padding=padding, groups=x.channels)
+        return self.write_linear(x, f"{name}.pwconv2")
 
-    def write_attention(self, x: Feature, mixer: Attention) -> Feature:
+    def write_attention(self, x: Feature, name: str) -> Feature:
         """Attend in each head; separate products for query, key and value avoid the copies of splitting a joint one."""
-        name, (height, width), heads, dim = self._names[mixer], x.size, mixer.num_heads, mixer.head_dim
-        query, key, value = np.split(_to_array(mixer.qkv.weight), 3)
+        (height, width), dim = x.size, HEAD_DIM
+        query, key, value = np.split(self._weights[f"{name}.qkv.weight"], 3)
+        heads = len(query) // dim
         split = self.add_integers(-1, height * width, heads, dim)
         scale = np.full(1, dim**-0.5, np.float32)
         gain = scale if x.gain is None else x.gain * scale
@@ -316,84 +308,75 @@ class _Writer:
         attended = self.add_node("Transpose", attended, perm=[0, 2, 1, 3])
         joined = self.add_node("Reshape", attended, self.add_integers(-1, height, width, heads * dim))
         x = replace(x, name=joined, channels=heads * dim, gain=None, shift=None)
-        return self.write_linear(x, f"{name}.proj", _to_array(mixer.proj.weight))
+        return self.write_linear(x, f"{name}.proj")
 
-    def write_mlp(self, x: Feature, mlp: nn.Module) -> Feature:
+    def write_mlp(self, x: Feature, name: str) -> Feature:
         """Write a block's channel MLP."""
-        assert isinstance(mlp, Mlp)
-        name = self._names[mlp]
-        x = self.write_activation(self.write_linear(x, f"{name}.fc1", _to_array(mlp.fc1.weight), mlp.fc1.bias), mlp.act)
-        return self.write_linear(x, f"{name}.fc2", _to_array(mlp.fc2.weight), mlp.fc2.bias)
+        return self.write_linear(
+            self.write_activation(self.write_linear(x, f"{name}.fc1"), f"{name}.act"), f"{name}.fc2"
+        )
 
-    def write_block(self, x: Feature, block: MetaFormerBlock) -> Feature:
+    def write_block(self, x: Feature, name: str) -> Feature:
         """Write a block; its output has the layout of its input."""
-        normed = self.convert_layout(self.write_norm(x, block.norm1), x.channels_last)
-        mixed = self.write_token_mixer(normed, block.token_mixer)
-        x = self.write_shortcut(x, block.res_scale1, mixed, block.layer_scale1)
-        normed = self.convert_layout(self.write_norm(x, block.norm2), x.channels_last)
-        return self.write_shortcut(x, block.res_scale2, self.write_mlp(normed, block.mlp), block.layer_scale2)
+        mixed = self.convert_layout(self.write_block_norm(x, f"{name}.norm1"), x.channels_last)
+        x = self.write_shortcut(x, self.write_token_mixer(mixed, f"{name}.token_mixer"), name, 1)
+        transformed = self.convert_layout(self.write_block_norm(x, f"{name}.norm2"), x.channels_last)
+        return self.write_shortcut(x, self.write_mlp(transformed, f"{name}.mlp"), name, 2)
 
-    def write_shortcut(self, x: Feature, res_scale: nn.Module, branch: Feature, layer_scale: nn.Module) -> Feature:
-        """Add a branch to its shortcut, each multiplied by its scale."""
-        x = self.apply_pending(_multiply_pending(x, res_scale))
-        branch = self.apply_pending(_multiply_pending(branch, layer_scale))
-        return replace(x, name=self.add_node("Add", x.name, branch.name))
+    def write_shortcut(self, x: Feature, branch: Feature, block: str, number: int) -> Feature:
+        """Add a branch to its shortcut, each multiplied by its scale where it has one."""
+        kept = self.apply_pending(self._multiply_pending(x, f"{block}.res_scale{number}"))
+        added = self.apply_pending(self._multiply_pending(branch, f"{block}.layer_scale{number}"))
+        return replace(kept, name=self.add_node("Add", kept.name, added.name))
 
-    def write_downsampling(self, x: Feature, layer: Downsampling) -> Feature:
+    def _multiply_pending(self, x: Feature, name: str) -> Feature:
+        factor = self._weights.get(f"{name}.scale")
+        if factor is None:
+            return x
+        return replace(
+            x,
+            gain=factor if x.gain is None else x.gain * factor,
+            shift=None if x.shift is None else x.shift * factor,
+        )
+
+    def write_downsampling(self, x: Feature, stage: int) -> Feature:
         """Write the convolution before a stage, with its norms."""
-        return self.write_norm(self.write_convolution(self.write_norm(x, layer.pre_norm), layer.conv), layer.post_norm)
+        name = f"downsample_layers.{stage}"
+        stride, padding = (2, 1) if stage else (self._architecture.stem_stride, self._architecture.stem_padding)
+        x = self.write_convolution(self.write_channel_norm(x, f"{name}.pre_norm"), f"{name}.conv", stride, padding)
+        return self.write_channel_norm(x, f"{name}.post_norm")
 
-    def write_backbone(self, model: MetaFormer, input_size: tuple[int, int, int]) -> None:
+    def write_backbone(self, input_size: tuple[int, int, int]) -> None:
         """Write everything from `input` to `logits`."""
         channels, height, width = input_size
         x = Feature("input", channels, (height, width), channels_last=False)
-        for downsample, stage in zip(model.downsample_layers, model.stages, strict=True):
-            assert isinstance(downsample, Downsampling)
-            assert isinstance(stage, nn.Sequential)
-            x = self.write_downsampling(x, downsample)
-            x = self.convert_layout(x, channels_last=not isinstance(stage[0].token_mixer, _CHANNELS_FIRST))
-            for block in stage:
-                assert isinstance(block, MetaFormerBlock)
-                x = self.write_block(x, block)
+        for stage, depth in enumerate(self._architecture.depths):
+            x = self.write_downsampling(x, stage)
+            x = self.convert_layout(x, channels_last=not self._is_channels_first(stage))
+            for block in range(depth):
+                x = self.write_block(x, f"stages.{stage}.{block}")
         pooled = self.add_node("GlobalAveragePool", self.convert_layout(x, channels_last=False).name)
-        features = self.write_layer_norm(self.add_node("Flatten", pooled), model.norm)
-        self.write_head(features, model.head)
+        self.write_head(self.write_layer_norm(self.add_node("Flatten", pooled), "norm", _NORM_EPS))
 
-    def write_head(self, x: str, head: nn.Module) -> None:
+    def _is_channels_first(self, stage: int) -> bool:
+        """Return whether the token mixers of a stage, which convolve or pool, work on feature maps."""
+        is_convolving = f"stages.{stage}.0.token_mixer.dwconv.weight" in self._weights
+        return is_convolving or self._architecture.family in _POOLING
+
+    def write_head(self, x: str) -> None:
         """Write the head on features (N, C)."""
-        if isinstance(head, MlpHead):
-            hidden = self.write_squared_relu(self.write_dense(x, head.fc1))
-            self.write_dense(self.write_layer_norm(hidden, head.norm), head.fc2, "logits")
-        else:
-            assert isinstance(head, nn.Linear)
-            self.write_dense(x, head, "logits")
+        if not self._architecture.mlp_head:
+            self.write_dense(x, "head", "logits")
+            return
+        hidden = self.write_squared_relu(self.write_dense(x, "head.fc1"))
+        self.write_dense(self.write_layer_norm(hidden, "head.norm", _HEAD_NORM_EPS), "head.fc2", "logits")
 
-    def write_dense(self, x: str, layer: nn.Linear, name: str = "") -> str:
+    def write_dense(self, x: str, layer: str, name: str = "") -> str:
         """Write a linear layer on (N, C)."""
-        prefix = self._names[layer]
-        weight = self.add_weight(f"{prefix}.weight", _to_array(layer.weight))
-        bias = self.add_constant(f"{prefix}.bias", _to_array(layer.bias))
+        weight = self.add_weight(f"{layer}.weight", self._weights[f"{layer}.weight"])
+        bias = self.add_constant(f"{layer}.bias", self._weights[f"{layer}.bias"])
         return self.add_node("Gemm", x, weight, bias, name=name, transB=1)
-
-
-def _multiply_pending(x: Feature, scale: nn.Module) -> Feature:
-    if not isinstance(scale, Scale):
-        return x
-    factor = _to_array(scale.scale)
-    return replace(
-        x,
-        gain=factor if x.gain is None else x.gain * factor,
-        shift=None if x.shift is None else x.shift * factor,
-    )
-
-
-def _to_array(tensor: torch.Tensor) -> Array:
-    return tensor.detach().float().numpy()
 
 
 def _broadcast(values: Array, channels: int) -> Array:
     return np.ascontiguousarray(np.broadcast_to(values, channels))
-
-
-def _to_pair(padding: Any) -> tuple[int, int]:
-    return padding if isinstance(padding, tuple) else (padding, padding)

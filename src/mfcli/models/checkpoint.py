@@ -1,56 +1,93 @@
-"""Loading a checkpoint file into a backbone: read, unwrap, rename parameters, load strictly.
+"""Reading a checkpoint file: its tensors as NumPy arrays, unwrapped, renamed and matched strictly against a variant.
 
-Nothing in a file is executed: pickles are read with weights_only=True. A file that does not fit is refused with the
-first names that differ and the models that it would fit.
+Nothing in a file is executed, and torch is not needed: .safetensors and torch's zip format are read here and in pth.py.
+Other formats of torch go through its weights-only reader, where torch is installed. A file that does not fit is refused
+with the first names that differ and the models that it would fit.
 """
 
 import argparse
 import importlib
+import json
 import pickle
 import re
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mfcli.errors import ModelError, OutputError, package_error
 from mfcli.files import sha256_of
-from mfcli.models.registry import ARCHITECTURES, VARIANTS, Architecture, Variant
+from mfcli.models.matching import match_variant, to_parameters
+from mfcli.models.parameters import Shape, find_num_classes, parameter_shapes
+from mfcli.models.pth import CodeInPthError, DamagedPthError, UnsupportedPthError, read_pth
+from mfcli.models.registry import Variant
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mfcli.models.metaformer import MetaFormer
 
-StateDict = dict[str, "Tensor"]
+Weights = dict[str, NDArray[np.float32]]
+"""Float32 arrays by parameter."""
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net")
 """Keys under which trainers store the state dict; averaged weights come first because they are more accurate."""
 _MAX_DEPTH = 4
 """The maximum nesting of wrappers: a dictionary may contain itself."""
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Prefixes that DataParallel, torch.compile and trainers add to every name, possibly several."""
-_BINARY_STARTS = (b"P", b"\x80")
+_PICKLE_STARTS = (b"P", b"\x80")
 """First bytes of zipped checkpoints and binary pickles; plain text may also parse as a pickle."""
-_FIRST_LAYER = re.compile(
-    rf"((?:{'|'.join(map(re.escape, _PREFIXES))})*)(?:downsample_layers\.0\.conv|stem\.conv|patch_embed\.proj)\.weight"
-)
-"""The stem's weights under the names of the paper's code, of timm, and of the first PoolFormer's code."""
-
+_MAX_HEADER_BYTES = 2**24
 _COUNTERS = frozenset({"n_averaged"})
 """Tensors that are not weights: torch's AveragedModel counts its updates."""
 
-# timm's names on the left; `stages.0.blocks.1.` becomes `stages.0.1.`, and so on.
-_TIMM_NAMES = (
-    (r"^stem\.conv\.", "downsample_layers.0.conv."),
-    (r"^stem\.norm\.", "downsample_layers.0.post_norm."),
-    (r"^stages\.(\d)\.downsample\.norm\.", r"downsample_layers.\1.pre_norm."),
-    (r"^stages\.(\d)\.downsample\.conv\.", r"downsample_layers.\1.conv."),
-    (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
-    (r"^head\.norm\.", "norm."),
-    (r"^head\.fc\.", "head."),
-)
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The floating-point types of safetensors by their usual names."""
+_SAVE_WEIGHTS = "save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors"
+
+
+class Tensor(Protocol):
+    """A tensor of a file, whose numbers have not been read yet."""
+
+    @property
+    def dtype(self) -> str:
+        """The name of its element type."""
+        ...
+
+    @property
+    def shape(self) -> Shape:
+        """Its shape."""
+        ...
+
+    def read(self) -> NDArray[Any]:
+        """Return its numbers; bfloat16 as float32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTensor:
+    """A tensor of a file that was read as a whole."""
+
+    dtype: str
+    shape: Shape
+    numbers: NDArray[Any]
+
+    def read(self) -> NDArray[Any]:
+        """Return its numbers; bfloat16 as float32."""
+        return self.numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The weights of a checkpoint that fits a variant.
+
+    Attributes:
+        weights: one float32 array per parameter, in the order of `parameter_shapes`.
+        num_classes: outputs of the head, as in the file.
+    """
+
+    weights: Weights
+    num_classes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +117,7 @@ def require_packages(*names: str) -> None:
 
 
 def load_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> LoadedCheckpoint:
-    """Load a checkpoint into a variant's backbone, strictly; only the number of classes may differ.
+    """Load a checkpoint into a variant's backbone; imports torch.
 
     Args:
         path: the file.
@@ -91,119 +128,184 @@ def load_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> 
         EngineError: a package that is needed cannot be loaded.
         ModelError: the file cannot be read, contains code, has other weights, or has changed.
     """
-    require_packages("torch", "timm", "safetensors")
+    require_packages("torch", "timm")
+    checkpoint = read_checkpoint(path, variant, sha256)
+    return LoadedCheckpoint(load_model(checkpoint.weights, variant), checkpoint.num_classes)
+
+
+def load_model(weights: Mapping[str, NDArray[np.float32]], variant: Variant) -> "MetaFormer":
+    """Return a variant's backbone in torch with these weights, in eval mode.
+
+    Args:
+        weights: float32 arrays by parameter, as in `Checkpoint`.
+        variant: the model.
+
+    Raises:
+        EngineError: torch or timm cannot be loaded.
+    """
+    require_packages("torch", "timm")
     import torch
 
     from mfcli.models.metaformer import build_model
 
-    state = to_reference_names(read_state_dict(path))
-    head = state.get("head.fc2.weight", state.get("head.weight"))
-    num_classes = variant.num_classes if head is None or head.ndim == 0 else max(head.shape[0], 1)
+    num_classes = find_num_classes({name: array.shape for name, array in weights.items()})
+    assert num_classes is not None  # weights that were read have a head
     with torch.device("meta"):  # skips the random initialisation
         model = build_model(variant.architecture, num_classes=num_classes)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    state = _squeeze_1x1_convolutions(state, expected)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if shapes != expected:
-        fitting = _find_fitting_architectures(shapes)
-        raise ModelError(
-            f"{path} does not fit {variant.name}: {_describe_mismatch(shapes, expected)}",
-            _suggest_models(fitting, state),
-        )
-    model.to_empty(device="cpu").load_state_dict(state, strict=True)  # a copy: the tensors may be memory-mapped
-    if sha256 is not None and sha256_of(path) != sha256:  # a running training may overwrite it
-        raise ModelError(f"{path} changed while it was read", "run the same command again")
-    return LoadedCheckpoint(model.eval(), num_classes)
+    state = {name: torch.from_numpy(array) for name, array in weights.items()}
+    model.to_empty(device="cpu").load_state_dict(state, strict=True)
+    return model.eval()
 
 
-def read_state_dict(path: Path) -> StateDict:
-    """Read the tensors of a .pth or .safetensors file, distinguished by content, as float32.
+def read_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> Checkpoint:
+    """Read the weights of a checkpoint, which must fit a variant strictly; only the number of classes may differ.
+
+    Args:
+        path: the file.
+        variant: the model.
+        sha256: the digest that the file had when it was chosen; None if it is unknown.
 
     Raises:
+        EngineError: safetensors cannot be loaded.
+        ModelError: the file cannot be read, contains code, has other weights, or has changed.
+    """
+    tensors = read_tensors(path)
+    expected, num_classes = match_variant(str(path), {name: t.shape for name, t in tensors.items()}, variant)
+    weights = {name: _read_float32(path, name, tensors[name]).reshape(shape) for name, shape in expected.items()}
+    if sha256 is not None and sha256_of(path) != sha256:  # a running training may overwrite it
+        raise ModelError(f"{path} changed while it was read", "run the same command again")
+    return Checkpoint(weights, num_classes)
+
+
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """Return the tensors of a .pth or .safetensors file, told apart by content, under the paper's parameter names.
+
+    Raises:
+        EngineError: safetensors cannot be loaded.
         ModelError: the file cannot be read, is neither, contains code, no tensors, or tensors other than dense floats.
     """
     try:
         with path.open("rb") as file:
             start = file.read(16)
+        if start[8:9] == b"{":
+            tensors: Mapping[str, Tensor] = _read_safetensors(path)
+        else:
+            tensors = _unwrap(path, _read_pth(path, start))
     except OSError as error:
         raise ModelError(f"cannot read weights from {path}: {error.strerror}") from error
-    if start[8:9] == b"{":
-        tensors: Mapping[str, Any] = _read_safetensors(path)
-    else:
-        tensors = _unwrap(path, _read_pickle(path, start))
-    prefix = _find_prefix(tensors)
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return {name: _to_float32(path, name, tensor) for name, tensor in tensors.items()}
+    tensors = to_parameters(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _FLOATS.values():
+            raise ModelError(f"{path} has {name} as {tensor.dtype}; weights are dense floats", _SAVE_WEIGHTS)
+    return tensors
 
 
-def _find_prefix(names: Iterable[str]) -> str:
-    """Return the prefix of the backbone's names; other names belong to something else, such as a loss."""
-    found = [match[1] for name in names if (match := _FIRST_LAYER.fullmatch(name))]
-    return min(found, key=len, default="")
+def read_safetensors_table(header: bytes) -> dict[str, Shape] | None:
+    """Return the shapes of a .safetensors file's tensors under the paper's parameter names, from its first bytes.
+
+    Args:
+        header: the beginning of the file.
+
+    Returns:
+        None where the beginning does not hold the whole table yet, or is not that of such a file.
+    """
+    size = int.from_bytes(header[:8], "little")
+    if header[8:9] != b"{" or size > _MAX_HEADER_BYTES or len(header) < 8 + size:
+        return None
+    try:
+        table = json.loads(header[8 : 8 + size])
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in table.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return to_parameters(shapes)
 
 
-def _to_float32(path: Path, name: str, tensor: "Tensor") -> "Tensor":
-    import torch
-
-    if tensor.layout is torch.strided and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ModelError(
-            f"{path} declares {tensor.numel()} values for {name}, but stores fewer",
-            "save the weights alone: torch.save(model.state_dict(), FILE)",
-        )
-    if tensor.layout is not torch.strided or tensor.is_meta or not tensor.is_floating_point():
-        raise ModelError(
-            f"{path} has {name} as {tensor.dtype}, {tensor.layout}, on {tensor.device}; weights are dense floats",
-            "save the weights alone: torch.save(model.state_dict(), FILE)",
-        )
-    return tensor.float()
+def _read_float32(path: Path, name: str, tensor: Tensor) -> NDArray[np.float32]:
+    try:
+        return np.ascontiguousarray(tensor.read(), np.float32).reshape(tensor.shape)
+    except DamagedPthError as error:
+        raise ModelError(f"{path} is not a checkpoint, or is damaged: {name}, {error}", "get the file again") from error
 
 
-def _read_safetensors(path: Path) -> StateDict:
-    from safetensors.torch import load, load_file
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    require_packages("safetensors")
+    from safetensors import SafetensorError, deserialize
 
     try:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:  # load_file does not accept such a name
-            return load(path.read_bytes())
-        return load_file(path)
-    except Exception as error:  # SafetensorError, and what torch raises for an unknown dtype
+        found = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
         raise ModelError(f"{path} is a damaged safetensors file: {error}", "get the file again") from error
+    tensors: dict[str, Tensor] = {}
+    for name, entry in found:
+        dtype, shape = _FLOATS.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
+        tensors[name] = LoadedTensor(dtype, shape, _to_array(entry["data"], dtype, shape))
+    return tensors
 
 
-def _read_pickle(path: Path, start: bytes) -> object:
-    import torch
+def _to_array(data: bytearray, dtype: str, shape: Shape) -> NDArray[Any]:
+    if dtype == "bfloat16":
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    if dtype in _FLOATS.values():
+        return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    return np.empty(0)  # refused by its type
 
+
+def _read_pth(path: Path, start: bytes) -> object:
+    try:
+        return read_pth(path)
+    except CodeInPthError as error:
+        raise _contains_code(path) from error
+    except DamagedPthError as error:
+        raise ModelError(f"{path} is not a checkpoint, or is damaged: {error}", "get the file again") from error
+    except UnsupportedPthError as error:
+        return _read_with_torch(path, start, str(error))
+
+
+def _contains_code(path: Path) -> ModelError:
+    return ModelError(f"{path} contains code or objects, not only weights; none of it was run", _SAVE_WEIGHTS)
+
+
+def _read_with_torch(path: Path, start: bytes, reason: str) -> object:
+    """Read one of torch's older or rarer formats with its weights-only reader, where torch is installed."""
+    not_a_checkpoint = ModelError(f"{path} is not a checkpoint", "expected a .pth or .safetensors file")
+    if start[:1] not in _PICKLE_STARTS:
+        raise not_a_checkpoint
+    try:
+        import torch
+    except ImportError as error:
+        raise ModelError(
+            f"{path} is in a format that only torch reads: {reason}",
+            "install torch, or save the weights again: torch.save(model.state_dict(), FILE)",
+        ) from error
     try:
         # Training scripts store an argparse.Namespace beside the weights; it is plain data.
         with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
-            _verify_checksums(file)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return _convert_tensors(torch.load(file, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
-        if start[:1] in _BINARY_STARTS and re.search("unsupported (global|class)", str(error), re.IGNORECASE):
-            raise ModelError(
-                f"{path} contains code or objects, not only weights; none of it was run",
-                "save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors",
-            ) from error
-        raise ModelError(f"{path} is not a checkpoint", "expected a .pth or .safetensors file") from error
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
+            raise _contains_code(path) from error
+        raise not_a_checkpoint from error
     except Exception as error:  # zipfile and pickle raise almost anything for a damaged file
         raise ModelError(f"{path} is not a checkpoint, or is damaged", "get the file again") from error
 
 
-def _verify_checksums(file: BinaryIO) -> None:
-    """Verify the checksums of a zipped checkpoint, which torch does not; torch can also write it without, all zero.
+def _convert_tensors(value: Any, depth: int = 0) -> object:
+    """Return what torch loaded with its tensors converted, as deep as wrappers lie."""
+    import torch
 
-    Raises:
-        BadZipFile: one differs.
-    """
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as parts:
-            if any(part.CRC for part in parts.infolist()) and (damaged := parts.testzip()):
-                raise zipfile.BadZipFile(damaged)
-    file.seek(0)
+    if isinstance(value, Mapping) and depth <= _MAX_DEPTH:
+        return {key: _convert_tensors(item, depth + 1) for key, item in value.items()}
+    if not isinstance(value, torch.Tensor):
+        return value
+    dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
+    if value.layout is not torch.strided or value.is_meta or not value.is_floating_point():
+        return LoadedTensor(f"{dtype} ({value.layout}, {value.device})", shape, np.empty(0))
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError("more numbers than are stored")
+    return LoadedTensor(dtype, shape, value.detach().float().resolve_neg().resolve_conj().numpy())
 
 
-def _unwrap(path: Path, loaded: object) -> Mapping[str, Any]:
+def _unwrap(path: Path, loaded: object) -> Mapping[str, Tensor]:
     found = _find_state_dict(loaded)
     if not found:
         hint = "expected {name: tensor}, alone or under 'state_dict' or 'model'"
@@ -211,53 +313,15 @@ def _unwrap(path: Path, loaded: object) -> Mapping[str, Any]:
     return found
 
 
-def _find_state_dict(loaded: object, depth: int = 0) -> StateDict:
+def _find_state_dict(loaded: object, depth: int = 0) -> dict[str, Tensor]:
     """Return the tensors under the first wrapper that has some, else those at this level, without counters."""
-    import torch
-
     if not isinstance(loaded, Mapping) or depth > _MAX_DEPTH:
         return {}
     for key in _WRAPPERS:
         if found := _find_state_dict(loaded.get(key), depth + 1):
             return found
-    tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and hasattr(v, "read")}
     return {name: tensor for name, tensor in tensors.items() if name not in _COUNTERS}
-
-
-def to_reference_names(state: StateDict) -> StateDict:
-    """Rename the parameters of timm, and of the first PoolFormer's code, to those of the paper's code."""
-    if "stem.conv.weight" in state:
-        return {_rename_timm(name): tensor for name, tensor in state.items()}
-    if "patch_embed.proj.weight" in state:
-        return {_rename_poolformer(name): tensor for name, tensor in state.items()}
-    return state
-
-
-def _rename_timm(name: str) -> str:
-    for pattern, replacement in _TIMM_NAMES:
-        renamed, count = re.subn(pattern, replacement, name)
-        if count:
-            return renamed
-    return name
-
-
-def _rename_poolformer(name: str) -> str:
-    """Rename; `network.4.1.` is the third stage's second block, `network.3.proj` the downsampling before it."""
-    name = re.sub(
-        r"layer_scale_(\d)$", r"layer_scale\1.scale", name.replace("patch_embed.proj", "downsample_layers.0.conv")
-    )
-    name = re.sub(r"^network\.(\d)\.proj\.", lambda m: f"downsample_layers.{int(m[1]) // 2 + 1}.conv.", name)
-    return re.sub(r"^network\.(\d)\.", lambda m: f"stages.{int(m[1]) // 2}.", name)
-
-
-def _squeeze_1x1_convolutions(state: StateDict, expected: Mapping[str, tuple[int, ...]]) -> StateDict:
-    """Drop the trailing dimensions of 1x1 convolutions where the backbone has linear layers."""
-    return {
-        name: tensor.reshape(shape)
-        if (shape := expected.get(name)) and tuple(tensor.shape) == (*shape, 1, 1)
-        else tensor
-        for name, tensor in state.items()
-    }
 
 
 def write_random(path: Path, variant: Variant) -> None:
@@ -266,66 +330,26 @@ def write_random(path: Path, variant: Variant) -> None:
     For speed measurements: its predictions are meaningless.
 
     Raises:
-        EngineError: a package that is needed cannot be loaded.
+        EngineError: safetensors cannot be loaded.
         OutputError: the file cannot be written.
     """
-    require_packages("torch", "timm", "safetensors")
-    import torch
+    require_packages("safetensors")
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
-    from mfcli.models.metaformer import build_model
-
-    random = torch.Generator().manual_seed(0)
-    state = build_model(variant.architecture, num_classes=variant.num_classes).state_dict()
-    for name, tensor in state.items():
-        if tensor.ndim > 1 and not name.endswith("random_matrix"):
-            tensor.normal_(std=tensor[0].numel() ** -0.5, generator=random)
+    random = np.random.default_rng(0)
+    shapes = parameter_shapes(variant.architecture, variant.num_classes)
     try:
-        save_file(state, path)
+        save_file({name: _draw(random, name, shape) for name, shape in shapes.items()}, path)
     except SafetensorError as error:
         raise OutputError(f"cannot write {path}: {error}") from error
 
 
-def _describe_mismatch(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    parts = []
-    if missing := [name for name in expected if name not in found]:
-        parts.append(f"{len(missing)} missing, first {missing[0]}")
-    if unexpected := [name for name in found if name not in expected]:
-        parts.append(f"{len(unexpected)} unexpected, first {unexpected[0]}")
-    if wrong := [name for name in expected if name in found and found[name] != expected[name]]:
-        first = wrong[0]
-        parts.append(f"{len(wrong)} of another shape, first {first} {found[first]} instead of {expected[first]}")
-    return "; ".join(parts)
-
-
-def _find_fitting_architectures(shapes: Mapping[str, tuple[int, ...]]) -> list[Architecture]:
-    """Return the architectures whose tensors have these names and shapes, with a head of as many classes."""
-    import torch
-
-    from mfcli.models.metaformer import build_model
-
-    head = shapes.get("head.fc2.weight", shapes.get("head.weight"))
-    if not head or head[0] == 0:
-        return []
-    wanted, fitting = {name: _squeeze_1x1(shape) for name, shape in shapes.items()}, []
-    with torch.device("meta"):
-        for architecture in ARCHITECTURES.values():
-            state = build_model(architecture, num_classes=head[0]).state_dict()
-            if {name: tuple(tensor.shape) for name, tensor in state.items()} == wanted:
-                fitting.append(architecture)
-    return fitting
-
-
-def _squeeze_1x1(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the linear layer's shape for that of a 1x1 convolution; other shapes are unchanged."""
-    return shape[:-2] if len(shape) in (3, 4) and shape[-2:] == (1, 1) else shape
-
-
-def _suggest_models(fitting: list[Architecture], state: StateDict) -> str:
-    if not fitting:
-        return "these weights fit no model of mf list-models"
-    head = state.get("head.fc2.weight", state.get("head.weight"))
-    variants = [v for v in VARIANTS.values() if v.architecture in fitting]
-    same_head = [v for v in variants if head is not None and v.num_classes == head.shape[0]]
-    return f"these weights fit model={' or '.join(v.name for v in same_head or variants)}"
+def _draw(random: np.random.Generator, name: str, shape: Shape) -> NDArray[np.float32]:
+    if name.endswith("random_matrix"):  # its rows sum to one
+        matrix: NDArray[np.float32] = np.exp(random.random(shape, np.float32))
+        matrix /= matrix.sum(-1, keepdims=True)
+        return matrix
+    if len(shape) > 1:
+        return random.standard_normal(shape, np.float32) * np.float32(np.prod(shape[1:]) ** -0.5)
+    return np.full(shape, 0 if name.endswith("bias") else 1, np.float32)
