@@ -12,7 +12,14 @@ import torch
 from deterministic import fill, pixels
 from mfcli import create_model
 from mfcli.errors import ModelError, OutputError
-from mfcli.models.checkpoint import load_checkpoint, read_checkpoint, read_tensors, write_random
+from mfcli.models.checkpoint import (
+    load_checkpoint,
+    prove_beginning,
+    prove_checkpoint,
+    read_checkpoint,
+    read_tensors,
+    write_random,
+)
 from mfcli.models.registry import find_variant
 from parity import map_names
 
@@ -340,3 +347,33 @@ def test_only_the_head_may_have_another_size(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "bad.pth")
     with pytest.raises(ModelError, match=r"1 of another shape, first norm.weight \(319,\) instead of \(320,\)"):
         load_checkpoint(tmp_path / "bad.pth", find_variant("convformer_t8_64"))
+
+
+@pytest.mark.parametrize("num_classes", [7, 200])
+def test_a_published_checkpoint_is_proved_by_its_header(num_classes: int, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path, bundled = tmp_path / "x.safetensors", find_variant("bundled")
+    save_file({n: t.half() for n, t in make_state("bundled", num_classes=num_classes).items()}, path)
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    assert not any(prove_beginning("x", data[:size], bundled) for size in (0, 8, 9, end - 1))
+    if num_classes == 200:
+        assert prove_beginning("x", data[:end], bundled)
+        prove_checkpoint(path, bundled)
+    else:
+        with pytest.raises(ModelError, match="^x has a head of 7 classes instead of the 200 of convformer_t8_64"):
+            prove_beginning("x", data[:end], bundled)
+        with pytest.raises(ModelError, match="x.safetensors has a head of 7 classes"):
+            prove_checkpoint(path, bundled)
+
+
+@pytest.mark.parametrize("beginning", [b"PK\x03\x04" + bytes(9), b"<html>not found</html>"])
+def test_the_beginning_of_another_kind_of_file_proves_nothing(beginning: bytes) -> None:
+    assert prove_beginning("x", beginning, find_variant("bundled"))
+
+
+def test_a_header_of_unusual_size_is_not_waited_for() -> None:
+    beginning = b"\xff" * 8 + b"{"
+    assert not prove_beginning("x", beginning, find_variant("bundled"))
+    assert prove_beginning("x", beginning + bytes(2**24), find_variant("bundled"))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mfcli.errors import ModelError, OutputError, package_error
 from mfcli.files import sha256_of
-from mfcli.models.matching import match_variant, to_parameters
+from mfcli.models.matching import match_published, match_variant, to_parameters
 from mfcli.models.parameters import Shape, find_num_classes, parameter_shapes
 from mfcli.models.pth import CodeInPthError, DamagedPthError, UnsupportedPthError, read_pth
 from mfcli.models.registry import Variant
@@ -37,7 +37,8 @@ _MAX_DEPTH = 4
 """The maximum nesting of wrappers: a dictionary may contain itself."""
 _PICKLE_STARTS = (b"P", b"\x80")
 """First bytes of zipped checkpoints and binary pickles; plain text may also parse as a pickle."""
-_MAX_HEADER_BYTES = 2**24
+MAX_BEGINNING_BYTES = 8 + 2**24
+"""The longest beginning of a .safetensors file, up to the end of its header, that is looked at."""
 _COUNTERS = frozenset({"n_averaged"})
 """Tensors that are not weights: torch's AveragedModel counts its updates."""
 
@@ -193,15 +194,53 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
             tensors = _unwrap(path, _read_pth(path, start))
     except OSError as error:
         raise ModelError(f"cannot read weights from {path}: {error.strerror}") from error
-    tensors = to_parameters(tensors)
+    return _select_parameters(str(path), tensors)
+
+
+def prove_checkpoint(path: Path, variant: Variant) -> None:
+    """Check that a file is a variant's published checkpoint: by the names, shapes and types of its tensors.
+
+    They are read, so that the checksums of a .pth file are compared. Their values prove nothing.
+
+    Args:
+        path: the file.
+        variant: the model.
+
+    Raises:
+        EngineError: safetensors cannot be loaded.
+        ModelError: it is not, or it cannot be read.
+    """
+    tensors = read_tensors(path)
+    match_published(str(path), {name: tensor.shape for name, tensor in tensors.items()}, variant)
     for name, tensor in tensors.items():
-        if tensor.dtype not in _FLOATS.values():
-            raise ModelError(f"{path} has {name} as {tensor.dtype}; weights are dense floats", _SAVE_WEIGHTS)
-    return tensors
+        _read_float32(path, name, tensor)
 
 
-def read_safetensors_table(header: bytes) -> dict[str, Shape] | None:
-    """Return the shapes of a .safetensors file's tensors under the paper's parameter names, from its first bytes.
+def prove_beginning(file: str, beginning: bytes, variant: Variant) -> bool:
+    """Check the same as soon as the header of a .safetensors file is there.
+
+    Args:
+        file: how messages name the file.
+        beginning: its first bytes.
+        variant: the model.
+
+    Returns:
+        Whether more bytes would tell no more: the table was there, or this is another kind of file.
+
+    Raises:
+        ModelError: it is not the variant's published checkpoint.
+    """
+    if len(beginning) <= 8:
+        return False
+    table = read_safetensors_table(beginning)
+    if table is None:
+        return beginning[8:9] != b"{" or len(beginning) >= MAX_BEGINNING_BYTES
+    match_published(file, {name: tensor.shape for name, tensor in _select_parameters(file, table).items()}, variant)
+    return True
+
+
+def read_safetensors_table(header: bytes) -> dict[str, Tensor] | None:
+    """Return the tensors of a .safetensors file, without their numbers, from its first bytes.
 
     Args:
         header: the beginning of the file.
@@ -209,15 +248,28 @@ def read_safetensors_table(header: bytes) -> dict[str, Shape] | None:
     Returns:
         None where the beginning does not hold the whole table yet, or is not that of such a file.
     """
-    size = int.from_bytes(header[:8], "little")
-    if header[8:9] != b"{" or size > _MAX_HEADER_BYTES or len(header) < 8 + size:
+    end = 8 + int.from_bytes(header[:8], "little")
+    if header[8:9] != b"{" or end > MAX_BEGINNING_BYTES or len(header) < end:
         return None
     try:
-        table = json.loads(header[8 : 8 + size])
-        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in table.items() if name != "__metadata__"}
+        table = {k: v for k, v in json.loads(header[8:end]).items() if k != "__metadata__"}
+        return {
+            name: LoadedTensor(
+                _FLOATS.get(entry["dtype"], entry["dtype"]), tuple(map(int, entry["shape"])), np.empty(0)
+            )
+            for name, entry in table.items()
+        }
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return to_parameters(shapes)
+
+
+def _select_parameters(file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the backbone's tensors under the paper's parameter names; all must be dense floats."""
+    parameters = to_parameters(tensors)
+    for name, tensor in parameters.items():
+        if tensor.dtype not in _FLOATS.values():
+            raise ModelError(f"{file} has {name} as {tensor.dtype}; weights are dense floats", _SAVE_WEIGHTS)
+    return parameters
 
 
 def _read_float32(path: Path, name: str, tensor: Tensor) -> NDArray[np.float32]:
