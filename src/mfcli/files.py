@@ -5,6 +5,7 @@ What is kept where in the cache is decided by mfcli.hub and mfcli.artifact.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -111,14 +112,7 @@ def cached_sha256(path: Path, index_dir: Path) -> str:
     Raises:
         ModelError: the file cannot be read.
     """
-    path = Path(os.path.realpath(path))
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise _read_error(path, error.strerror) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise _read_error(path, "not a regular file")
-    identity = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    path, *identity = _identify_version(path)
     entry = index_dir / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     try:
         known = json.loads(entry.read_bytes())
@@ -130,6 +124,32 @@ def cached_sha256(path: Path, index_dir: Path) -> str:
     with contextlib.suppress(OSError):  # in a read-only cache it is computed each time
         write_atomically(entry, json.dumps({"path": str(path), "identity": identity, "sha256": digest}).encode())
     return digest
+
+
+def known_sha256(path: Path) -> str:
+    """Return the SHA-256 of a checkpoint, computed once per process unless the file changes; nothing is written.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    return _hash_version(*_identify_version(path))
+
+
+@functools.lru_cache
+def _hash_version(path: Path, *_: int) -> str:
+    return sha256_of(path)
+
+
+def _identify_version(path: Path) -> tuple[Path, int, int, int, int, int]:
+    """Return a file's real path with its device, inode, size and both times."""
+    path = Path(os.path.realpath(path))
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _read_error(path, error.strerror) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise _read_error(path, "not a regular file")
+    return path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read_error(path: Path, reason: str | None) -> ModelError:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,11 +177,10 @@ def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     assert mf("download", "poolformerv2_*", "--from", str(tmp_path), "--dry-run").code == 2
     assert mf("download", "poolformerv2_s24", "--offline", "--dry-run").code == 4
     (tmp_path / "wrong.pth").write_text("hello")
-    planned = json.loads(mf("download", NAME, "--from", tmp_path / "wrong.pth", "--dry-run", "--format", "json").out)
-    assert (planned[0]["status"], planned[0]["size_bytes"]) == ("wanted", 5)
-    wrong = mf("download", NAME, "--from", tmp_path / "wrong.pth")
-    assert wrong.code == 4
-    assert "is not a checkpoint" in wrong.err
+    for more in ((), ("--dry-run",)):
+        wrong = mf("download", NAME, "--from", tmp_path / "wrong.pth", *more, "--format", "json")
+        assert (wrong.code, json.loads(wrong.out)[0]["status"]) == (4, "failed")
+        assert "is not a checkpoint" in wrong.err
     assert json.loads(mf("info", NAME, "--format", "json").out)["weights"] is None
     hub.files["/mirror/wrong.pth"] = b"hello"
     assert mf("download", NAME, "--from", f"{hub.endpoint}/mirror/wrong.pth").code == 4
@@ -188,11 +188,24 @@ def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     local = tmp_path / "local.pth"
     local.write_bytes(hub.files[PATH])
     gets = len(hub.gets)
+    planned = json.loads(mf("download", NAME, "--from", local, "--dry-run", "--format", "json").out)
+    assert (planned[0]["status"], planned[0]["size_bytes"]) == ("wanted", len(hub.files[PATH]))
     assert mf("download", NAME, "--from", local, "--offline").code == 0
     assert json.loads(mf("info", NAME, "--format", "json").out)["weights"]["is_here"]
     assert len(hub.gets) == gets
     ready = json.loads(mf("download", "bundled", "--format", "json").out)
     assert (ready[0]["status"], len(hub.gets)) == ("ready", gets)
+
+
+def test_a_head_of_other_classes_is_for_weights_alone(mf: Mf, own_cache: Path, tmp_path: Path) -> None:
+    ten = tmp_path / "ten.pth"
+    torch.save(fill(create_model(NAME, num_classes=10)).state_dict(), ten)
+    for more in ((), ("--dry-run",)):
+        refused = mf("download", NAME, "--from", ten, "--offline", *more)
+        assert refused.code == 4
+        assert f"error: {ten} has a head of 10 classes instead of the 1000 of {NAME}" in refused.err
+        assert "hint: use it with mf predict: --weights FILE" in refused.err
+    assert not list(own_cache.rglob("*.pth"))
 
 
 def test_the_row_of_a_failed_model_names_its_source(mf: Mf, hub: Hub, own_cache: Path, tmp_path: Path) -> None:
@@ -271,14 +284,17 @@ def test_the_bundled_model_is_never_fetched(mf: Mf, tmp_path: Path) -> None:
         assert "mf predict: --weights FILE" in taken.err
 
 
-def test_a_manual_file_is_new_before_its_first_use(mf: Mf, own_cache: Path) -> None:
+def test_a_manual_file_is_new_before_its_first_use(mf: Mf, own_cache: Path, checkpoint: Path) -> None:
     place = own_cache / "checkpoints" / NAME / f"{NAME}.pth"
     place.parent.mkdir(parents=True)
     place.write_bytes(b"x")
     found = mf("cache", "verify", "--format", "json")
     assert (found.code, json.loads(found.out)[0]["status"]) == (0, "new")
-    planned = json.loads(mf("download", NAME, "--dry-run", "--offline", "--format", "json").out)[0]
-    assert (planned["status"], planned["url"], planned["size_bytes"]) == ("wanted", str(place), 1)
+    planned = mf("download", NAME, "--dry-run", "--offline", "--format", "json")
+    assert (planned.code, f"no file on this machine has the weights of {NAME}: {place}" in planned.err) == (4, True)
+    shutil.copyfile(checkpoint, place)
+    row = json.loads(mf("download", NAME, "--dry-run", "--offline", "--format", "json").out)[0]
+    assert (row["status"], row["url"], row["size_bytes"]) == ("wanted", str(place), checkpoint.stat().st_size)
     place.with_name(f"{NAME}.pth.json").write_text("{")
     damaged = mf("cache", "verify", "--format", "json")
     assert (damaged.code, json.loads(damaged.out)[0]["status"]) == (9, "bad")

@@ -1,44 +1,31 @@
 """Getting checkpoints: the order of caches and sources, digests, manual files, and what is never used."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from deterministic import fill
+from checkpoints import NAME, PAPER, TIMM, TINY, make_pth, make_safetensors, sha256
 from hub_server import Behaviour, Hub
-from mfcli import create_model, http
+from mfcli import http
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.hub import acquire
-from mfcli.hub.acquire import DEFAULT_FETCH, FetchOptions, fetch_checkpoint
+from mfcli.hub.acquire import DEFAULT_FETCH, Copy, Fetch, FetchOptions, Missing, Use, carry_out, resolve
 from mfcli.hub.bundled import bundled_file
-from mfcli.hub.cache import CheckpointStatus, check_stored_weights, find_stored_weights, manual_path, read_sidecar
-from mfcli.models.registry import HUB, Pretraining, Variant, WeightsSource, find_variant
+from mfcli.hub.cache import CheckpointStatus, ModelCache, check_stored_weights, read_sidecar, record_identity
+from mfcli.models.registry import HUB, Variant, WeightsSource
 from mfcli.settings import Settings
 
-PAPER, TIMM = "/sail/dl/resolve/main/tiny/tiny.pth", "/timm/tiny/resolve/main/model.safetensors"
-TINY = dataclasses.replace(
-    find_variant("bundled"),
-    name="tiny",
-    pretraining=Pretraining.IN1K,
-    num_classes=1000,
-    sources=(WeightsSource(HUB + PAPER), WeightsSource(HUB + TIMM)),
-)
-ONE, OTHER = b"paper" * 50_000, b"timm" * 50_000
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+ONE, OTHER = make_pth(1), make_safetensors(2)
+WEB_PAGE = b"<html>not found</html>"
 
 
 @pytest.fixture(autouse=True)
@@ -64,17 +51,15 @@ def settings(hub: Hub, tmp_path: Path) -> Settings:
     )
 
 
+def cache_of(settings: Settings) -> ModelCache:
+    return ModelCache(settings.cache_dir, TINY)
+
+
 def get(
-    settings: Settings,
-    fetch: FetchOptions = DEFAULT_FETCH,
-    *,
-    row: Variant = TINY,
-    told: list[Any] | None = None,
-    check: Callable[[Path], object] | None = None,
+    settings: Settings, fetch: FetchOptions = DEFAULT_FETCH, *, row: Variant = TINY, told: list[Any] | None = None
 ) -> Any:
-    return fetch_checkpoint(
-        row, settings, (lambda _: None) if told is None else told.append, check or (lambda _: None), fetch
-    )
+    plan = resolve(row, settings, dataclasses.replace(fetch, keep=True))
+    return carry_out(plan, (lambda _: None) if told is None else told.append)
 
 
 def test_bundled_files_are_found() -> None:
@@ -85,11 +70,11 @@ def test_bundled_files_are_found() -> None:
 
 def test_the_papers_host_is_asked_first_and_once(hub: Hub, settings: Settings, tmp_path: Path) -> None:
     have = get(settings)
-    assert have.path == tmp_path / "cache" / "checkpoints" / "tiny" / "tiny.pth"
+    assert have.path == tmp_path / "cache" / "checkpoints" / NAME / f"{NAME}.pth"
     assert have.path.read_bytes() == ONE
     assert (have.sha256, have.size_bytes, have.commit) == (sha256(ONE), len(ONE), "c0ffee")
     assert have.url == hub.endpoint + PAPER
-    assert read_sidecar(have.path.with_name("tiny.pth.json")) == have == find_stored_weights(TINY, settings)
+    assert read_sidecar(have.path.with_name(f"{NAME}.pth.json")) == have == cache_of(settings).find()
     assert get(settings) == have
     assert len(hub.gets) == 1
 
@@ -115,17 +100,17 @@ def test_a_published_digest_belongs_to_its_source(settings: Settings) -> None:
 def test_a_wrong_digest_from_the_server_is_refused(hub: Hub, settings: Settings) -> None:
     hub.behaviour = Behaviour(digest="0" * 64)
     with pytest.raises(
-        ModelError, match="cannot fetch tiny from any source: .*X-Linked-Etag is 000.*; .*X-Linked"
+        ModelError, match=f"cannot fetch {NAME} from any source: .*X-Linked-Etag is 000.*; .*X-Linked"
     ) as caught:
         get(settings)
-    assert caught.value.hint == f"get the file elsewhere and place it at {manual_path(TINY, settings)}"
-    assert find_stored_weights(TINY, settings) is None
+    assert caught.value.hint == f"get the file elsewhere and place it at {cache_of(settings).manual_path}"
+    assert cache_of(settings).find() is None
 
 
 def test_without_a_published_digest_the_first_download_counts(hub: Hub, settings: Settings) -> None:
     hub.behaviour = Behaviour(linked=False)
     get(settings)
-    hub.files[PAPER] = b"changed" * 30_000
+    hub.files[PAPER] = make_pth(3)
     told: list[Any] = []
     have = get(settings, FetchOptions(force=True), told=told)
     assert have.path.read_bytes() == OTHER
@@ -154,7 +139,8 @@ def test_another_origin_may_be_a_file_or_a_mirror(hub: Hub, settings: Settings, 
     local = tmp_path / "local.bin"
     local.write_bytes(OTHER)
     have = get(settings, FetchOptions(origin=str(local)))
-    assert (have.path.name, have.url, have.sha256) == ("tiny.pth", None, sha256(OTHER))
+    assert (have.path.name, have.url, have.sha256) == (f"{NAME}.pth", None, sha256(OTHER))
+    assert local.read_bytes() == OTHER
     local.unlink()
     assert get(settings).path.read_bytes() == OTHER
     hub.files["/mirror/.x;y.pth"] = ONE
@@ -169,9 +155,9 @@ def test_offline_opens_no_socket(hub: Hub, settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
     with pytest.raises(ModelError) as caught:
         get(offline)
-    assert caught.value.message == "the weights of tiny are not on this machine and cannot be fetched while offline"
-    place = manual_path(TINY, settings)
-    assert caught.value.hint == f"when online: mf download tiny; or place the file at {place}"
+    assert caught.value.message == f"the weights of {NAME} are not on this machine and cannot be fetched while offline"
+    place = cache_of(settings).manual_path
+    assert caught.value.hint == f"when online: mf download {NAME}; or place the file at {place}"
     assert not hub.log
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(ONE)
@@ -190,7 +176,10 @@ def test_a_damaged_checkpoint_is_fetched_again(settings: Settings) -> None:
 def test_the_hub_clients_cache_is_used(hub: Hub, settings: Settings) -> None:
     assert settings.hub_cache_dir is not None
     repository = settings.hub_cache_dir / "models--sail--dl"
-    blob, link = repository / "blobs" / sha256(ONE), repository / "snapshots" / "c0ffee" / "tiny" / "tiny.pth"
+    blob, link = (
+        repository / "blobs" / sha256(ONE),
+        repository / "snapshots" / "c0ffee" / "poolformerv2" / f"{NAME}.pth",
+    )
     for path in (blob, link):
         path.parent.mkdir(parents=True)
     blob.write_bytes(ONE)
@@ -203,23 +192,18 @@ def test_the_hub_clients_cache_is_used(hub: Hub, settings: Settings) -> None:
     assert hub.gets
 
 
-def refuse(path: Path) -> None:
-    if b"wrong" in path.read_bytes():
-        raise ModelError(f"{path} is not a checkpoint")
-
-
 def test_a_wrong_manual_file_is_kept_beside_the_downloaded_one(hub: Hub, settings: Settings) -> None:
-    place = manual_path(TINY, settings)
+    place = cache_of(settings).manual_path
     place.parent.mkdir(parents=True)
-    place.write_bytes(b"wrong, but the user's")
-    (place.parent / ".tiny.pth.123").write_bytes(b"left by a killed copy")
-    hub.files[PAPER] = b"<html>wrong</html>"
+    place.write_bytes(WEB_PAGE)
+    (place.parent / f".{NAME}.pth.123").write_bytes(b"left by a killed copy")
+    hub.files[PAPER] = WEB_PAGE
     hub.behaviour = Behaviour(linked=False)
-    have = get(settings, check=refuse)
+    have = get(settings)
     assert have.path.read_bytes() == OTHER
-    assert place.read_bytes() == b"wrong, but the user's"
-    assert not (place.parent / ".tiny.pth.123").exists()
-    assert not acquire.has_new_manual_file(TINY, settings)  # it was tried
+    assert place.read_bytes() == WEB_PAGE
+    assert not (place.parent / f".{NAME}.pth.123").exists()
+    assert not cache_of(settings).has_new_manual_file()  # it was tried
     hub.files[PAPER] = ONE
     assert get(settings, FetchOptions(force=True)).path == place
     assert not have.path.exists()
@@ -228,96 +212,118 @@ def test_a_wrong_manual_file_is_kept_beside_the_downloaded_one(hub: Hub, setting
 def test_torch_hubs_cache_is_used_if_it_holds_the_model(hub: Hub, settings: Settings) -> None:
     assert settings.torch_hub_dir is not None
     settings.torch_hub_dir.mkdir(parents=True)
-    (settings.torch_hub_dir / "tiny.pth").write_bytes(b"good")
-    assert get(settings, check=refuse).path.read_bytes() == b"good"
+    (settings.torch_hub_dir / f"{NAME}.pth").write_bytes(OTHER)
+    assert get(settings).path.read_bytes() == OTHER
     assert not hub.log
     shutil.rmtree(settings.cache_dir)
-    (settings.torch_hub_dir / "tiny.pth").write_bytes(b"wrong")
-    assert get(settings, check=refuse).path.read_bytes() == ONE
+    (settings.torch_hub_dir / f"{NAME}.pth").write_bytes(make_pth(num_classes=10))
+    assert get(settings).path.read_bytes() == ONE
 
 
 def test_a_web_page_instead_of_a_checkpoint_is_not_kept(hub: Hub, settings: Settings) -> None:
     hub.behaviour = Behaviour(linked=False)
-    hub.files[PAPER] = b"<html>wrong</html>"
-    assert get(settings, check=refuse).path.read_bytes() == OTHER
+    hub.files[PAPER] = WEB_PAGE
+    assert get(settings).path.read_bytes() == OTHER
     hub.files[PAPER] = ONE
     shutil.rmtree(settings.cache_dir / "checkpoints")
-    assert get(settings, check=refuse).path.read_bytes() == ONE
+    assert get(settings).path.read_bytes() == ONE
 
 
 def test_a_wrong_mirror_leaves_the_cached_checkpoint(hub: Hub, settings: Settings) -> None:
     have = get(settings)
-    hub.files["/x"] = b"wrong"
+    hub.files["/x"] = WEB_PAGE
     with pytest.raises(ModelError, match="is not the checkpoint"):
-        get(settings, FetchOptions(origin=f"{hub.endpoint}/x"), check=refuse)
-    assert find_stored_weights(TINY, settings) == have
+        get(settings, FetchOptions(origin=f"{hub.endpoint}/x"))
+    assert cache_of(settings).find() == have
     assert have.is_here
 
 
 def test_a_manual_file_that_grows_is_tried_again(hub: Hub, settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
-    place = manual_path(TINY, settings)
+    place = cache_of(settings).manual_path
     place.parent.mkdir(parents=True)
-    place.write_bytes(b"wrong, half")
-    with pytest.raises(ModelError, match="no file on this machine has the weights of tiny: .* is not a checkpoint"):
-        get(offline, check=refuse)
+    place.write_bytes(ONE[:-100])
+    with pytest.raises(ModelError, match=f"the weights of {NAME}: .* is not a checkpoint"):
+        get(offline)
     place.write_bytes(ONE)
-    assert get(offline, check=refuse).sha256 == sha256(ONE)
-    place.write_bytes(OTHER + b"and more")
-    assert get(offline, check=refuse).sha256 == sha256(OTHER + b"and more")
+    assert get(offline).sha256 == sha256(ONE)
+    place.write_bytes(OTHER)
+    assert get(offline).sha256 == sha256(OTHER)
     assert not hub.log
 
 
 @pytest.mark.slow
 def test_a_manual_file_replaced_by_one_of_the_same_size_is_used(settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
-    place = manual_path(TINY, settings)
+    place = cache_of(settings).manual_path
     place.parent.mkdir(parents=True)
-    found = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        torch.save(create_model("bundled", num_classes=1000).state_dict(), place)
-        found.append(
-            (place.stat().st_size, ensure_artifact(TINY, None, offline).weights_sha256, sha256(place.read_bytes()))
-        )
-    assert found[0][0] == found[1][0]
-    assert [used == there for _, used, there in found] == [True, True]
-    assert found[0][1] != found[1][1]
+    for data in make_safetensors(1), make_safetensors(2):
+        place.write_bytes(data)
+        assert ensure_artifact(TINY, None, offline).weights_sha256 == sha256(data)
+    assert len(data) == len(make_safetensors(1))
 
 
 def test_a_touched_checkpoint_is_hashed_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     have, hashed = get(settings), []
-    monkeypatch.setattr("mfcli.hub.cache.sha256_of", lambda path: hashed.append(path) or sha256(path.read_bytes()))
+    monkeypatch.setattr("mfcli.hub.cache.known_sha256", lambda path: hashed.append(path) or sha256(path.read_bytes()))
     get(settings)
     assert hashed == []
     os.utime(have.path, (0, 0))
     assert [get(settings).sha256 for _ in range(2)] == [have.sha256] * 2
-    assert hashed == [have.path]
+    assert hashed == [have.path] * 2  # to resolve, and before the new identity is recorded
 
 
 def test_a_file_of_the_same_size_and_time_is_noticed(settings: Settings) -> None:
     offline = dataclasses.replace(settings, offline=True)
-    place = manual_path(TINY, settings)
+    place = cache_of(settings).manual_path
     place.parent.mkdir(parents=True)
-    for data in ONE, ONE[::-1]:
+    for data in make_safetensors(1), make_safetensors(2):
         time.sleep(0.02)  # clocks of file systems are coarse
         place.write_bytes(data)
         os.utime(place, (1, 1))
         assert get(offline).sha256 == sha256(data)
 
 
-def test_a_file_that_changes_during_its_check(settings: Settings) -> None:
-    place = manual_path(TINY, settings)
+def test_a_file_that_changes_while_it_is_read(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = cache_of(settings).manual_path
     place.parent.mkdir(parents=True)
     place.write_bytes(ONE)
 
-    def change(path: Path) -> None:
+    def change(path: Path, _: Variant) -> None:
         time.sleep(0.02)  # clocks of file systems are coarse
-        path.write_bytes(ONE[::-1])
+        path.write_bytes(OTHER)
 
-    with pytest.raises(ModelError, match="changed while it was prepared"):
-        get(dataclasses.replace(settings, offline=True), check=change)
-    assert find_stored_weights(TINY, settings) is None
+    monkeypatch.setattr("mfcli.models.checkpoint.prove_checkpoint", change)
+    with pytest.raises(ModelError, match="changed while it was read"):
+        get(dataclasses.replace(settings, offline=True))
+    assert cache_of(settings).find() is None
+
+
+def test_a_file_that_changes_while_it_is_copied(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.pth").write_bytes(ONE)
+    monkeypatch.setattr(shutil, "copyfile", lambda _, copy: copy.write_bytes(OTHER))
+    with pytest.raises(ModelError, match="changed while it was copied"):
+        get(settings, FetchOptions(origin=str(tmp_path / "x.pth")))
+    assert not list(cache_of(settings).folder.glob("*.pth*"))
+
+
+def test_a_file_that_changes_between_plan_and_use(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(ONE)
+    plan = resolve(TINY, settings, FetchOptions(origin=str(tmp_path / "x.pth")))
+    time.sleep(0.02)  # clocks of file systems are coarse
+    (tmp_path / "x.pth").write_bytes(make_pth(num_classes=10))
+    with pytest.raises(ModelError, match="has a head of 10 classes"):
+        carry_out(plan, lambda _: None)
+    assert cache_of(settings).find() is None
+
+
+def test_a_checkpoint_that_changes_before_its_artifact_is_built(settings: Settings) -> None:
+    have = get(settings)
+    with pytest.raises(ModelError, match="changed while it was read"):
+        ensure_artifact(TINY, None, settings, lambda _: have.path.write_bytes(OTHER))
+    assert not list(settings.cache_dir.rglob("*.onnx"))
 
 
 @pytest.mark.parametrize("is_pruned", [False, True])
@@ -328,40 +334,38 @@ def test_a_manual_file_beside_another_checkpoint_is_tried_once(
     (tmp_path / "x.safetensors").write_bytes(OTHER)
     have = get(offline, FetchOptions(origin=str(tmp_path / "x.safetensors")))
     assert have.path.name == "model.safetensors"
-    place = manual_path(TINY, settings)
-    place.write_bytes(b"wrong")
-    told: list[Any] = []
-    for _ in range(2):
-        if acquire.has_new_manual_file(TINY, offline):
-            acquire.adopt_manual_file(TINY, offline, told.append, refuse)
-        assert find_stored_weights(TINY, offline) == have
-    assert told == [f"not used: {place} is not a checkpoint"]
-    assert place.read_bytes() == b"wrong"
     if is_pruned:
         have.path.unlink()
+    place = cache_of(settings).manual_path
+    place.write_bytes(WEB_PAGE)
+    told: list[Any] = []
+    for _ in range(2):
+        assert carry_out(resolve(TINY, offline), told.append) == have
+    assert told == [f"not used: {place} is not a checkpoint"]
+    assert place.read_bytes() == WEB_PAGE
     time.sleep(0.02)  # clocks of file systems are coarse
-    place.write_bytes(b"right")
-    assert acquire.has_new_manual_file(TINY, offline)
-    acquire.adopt_manual_file(TINY, offline, told.append, refuse)
-    assert get(offline).sha256 == sha256(b"right")
-    assert not acquire.has_new_manual_file(TINY, offline)
+    place.write_bytes(ONE)
+    assert carry_out(resolve(TINY, offline), told.append).sha256 == sha256(ONE)
+    assert told[1:] == [f"found the weights of {NAME} in {place}"]
+    assert get(offline).sha256 == sha256(ONE)
+    assert not cache_of(offline).has_new_manual_file()
 
 
 def test_a_newer_sidecar_is_not_overwritten(settings: Settings) -> None:
     have = get(settings)
     os.utime(have.path, (0, 0))
-    sidecar = have.path.with_name("tiny.pth.json")
+    sidecar = have.path.with_name(f"{NAME}.pth.json")
     sidecar.write_text(sidecar.read_text().replace(have.sha256, "1" * 64))
     assert check_stored_weights(have) is CheckpointStatus.INTACT
+    record_identity(have)
     assert "1" * 64 in sidecar.read_text()
 
 
 def test_a_wrong_manual_file_leaves_the_prepared_model_usable(settings: Settings, tmp_path: Path) -> None:
     offline = dataclasses.replace(settings, offline=True)
-    state = fill(create_model("bundled", num_classes=1000)).state_dict()
-    save_file(state, tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").write_bytes(OTHER)
     ready = ensure_artifact(TINY, None, offline, fetch=FetchOptions(origin=str(tmp_path / "x.safetensors")))
-    manual_path(TINY, settings).write_bytes(b"half of")
+    cache_of(settings).manual_path.write_bytes(ONE[:-100])
     told: list[Any] = []
     assert ensure_artifact(TINY, None, offline, told.append) == ready
     assert [str(note)[:8] for note in told if "preparing" not in str(note)] == ["not used"]
@@ -379,22 +383,22 @@ def test_a_copied_read_only_cache_is_not_hashed(settings: Settings, monkeypatch:
     copy.write_bytes(ONE)
     os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
     copy.replace(have.path)
-    monkeypatch.setattr("mfcli.hub.cache.sha256_of", None)
+    monkeypatch.setattr("mfcli.hub.cache.known_sha256", None)
     monkeypatch.setattr("mfcli.hub.cache.is_writable", lambda _: False)
     assert check_stored_weights(have) is CheckpointStatus.INTACT
 
 
 def test_sidecars_of_other_versions(settings: Settings) -> None:
     have = get(settings)
-    sidecar = have.path.with_name("tiny.pth.json")
+    sidecar = have.path.with_name(f"{NAME}.pth.json")
     known = json.loads(sidecar.read_text())
     del known["identity"]
     sidecar.write_text(json.dumps({**known, "mtime_ns": 1}))
-    assert find_stored_weights(TINY, settings) == dataclasses.replace(have, identity=[])
+    assert cache_of(settings).find() == dataclasses.replace(have, identity=[])
     sidecar.write_text(json.dumps({**known, "identity": None}))
     assert get(settings) == dataclasses.replace(have, identity=[])
     sidecar.write_text("[]")
-    assert find_stored_weights(TINY, settings) is None
+    assert cache_of(settings).find() is None
 
 
 def test_checkpoint_statuses(settings: Settings, tmp_path: Path) -> None:
@@ -442,10 +446,10 @@ def test_offline_the_error_says_why_local_files_are_not_used(settings: Settings)
     with pytest.raises(ModelError) as caught:
         get(offline)
     assert caught.value.message == (
-        f"no file on this machine has the weights of tiny: {have.path} has SHA-256 {sha256(OTHER)}, but the"
+        f"no file on this machine has the weights of {NAME}: {have.path} has SHA-256 {sha256(OTHER)}, but the"
         f" recorded digest is {sha256(ONE)}"
     )
-    assert caught.value.hint == f"when online: mf download tiny; or place the file at {have.path}"
+    assert caught.value.hint == f"when online: mf download {NAME}; or place the file at {have.path}"
 
 
 def test_unreadable_caches_of_other_programs_are_skipped(settings: Settings, tmp_path: Path) -> None:
@@ -460,7 +464,7 @@ def test_the_first_digest_is_recorded_per_query(hub: Hub, settings: Settings) ->
         get(settings, FetchOptions(origin=f"{hub.endpoint}/x.pth?version={version}"))
     with pytest.raises(ModelError, match="but the digest of the first download is") as caught:
         get(settings, FetchOptions(origin=f"{hub.endpoint}/x.pth?version=1"))
-    assert caught.value.hint == (f"to accept the new file: mf download tiny with expect_sha256={sha256(OTHER)}")
+    assert caught.value.hint == (f"to accept the new file: mf download {NAME} with expect_sha256={sha256(OTHER)}")
 
 
 @pytest.mark.parametrize(
@@ -487,14 +491,11 @@ def test_an_unusable_cache_folder(settings: Settings, tmp_path: Path) -> None:
         get(dataclasses.replace(settings, named_cache_dir=tmp_path / "file"))
 
 
-@pytest.mark.slow
-def test_the_artifact_of_a_download_outlives_its_checkpoint(hub: Hub, settings: Settings, tmp_path: Path) -> None:
-    torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
-    hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()
+def test_the_artifact_of_a_download_outlives_its_checkpoint(hub: Hub, settings: Settings) -> None:
     artifact = ensure_artifact(TINY, None, settings)
     assert artifact.source_url == HUB + PAPER
     assert artifact.labels[0].wnid == "n01440764"
-    have = find_stored_weights(TINY, settings)
+    have = cache_of(settings).find()
     assert have is not None
     assert artifact.checkpoint == have.path
     requests = len(hub.log)
@@ -502,16 +503,14 @@ def test_the_artifact_of_a_download_outlives_its_checkpoint(hub: Hub, settings: 
     have.path.unlink()
     assert ensure_artifact(TINY, None, settings) == dataclasses.replace(artifact, checkpoint=None)
     assert len(hub.log) == requests
-    sidecar = json.loads(have.path.with_name("tiny.pth.json").read_text())
+    sidecar = json.loads(have.path.with_name(f"{NAME}.pth.json").read_text())
     assert sidecar["sha256"] == artifact.weights_sha256
     artifact.path.unlink()
     assert ensure_artifact(TINY, None, settings) == artifact
     assert len(hub.log) > requests
 
 
-def test_a_corrupted_checkpoint_is_replaced(hub: Hub, settings: Settings, tmp_path: Path) -> None:
-    torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
-    hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()
+def test_a_corrupted_checkpoint_is_replaced(hub: Hub, settings: Settings) -> None:
     have = get(settings)
     data = bytearray(hub.files[PAPER])
     data[len(data) // 2] ^= 255
@@ -521,13 +520,87 @@ def test_a_corrupted_checkpoint_is_replaced(hub: Hub, settings: Settings, tmp_pa
     assert have.path.read_bytes() == hub.files[PAPER]
 
 
-def test_the_requested_digest_is_compared_when_a_damaged_checkpoint_is_replaced(
-    hub: Hub, settings: Settings, tmp_path: Path
-) -> None:
-    torch.save(fill(create_model("bundled", num_classes=1000)).state_dict(), tmp_path / "x.pth")
-    good = hub.files[PAPER] = (tmp_path / "x.pth").read_bytes()
+def test_the_requested_digest_is_compared_when_a_damaged_checkpoint_is_replaced(hub: Hub, settings: Settings) -> None:
     have = get(settings)
-    have.path.write_bytes(good[:-1] + b"x")
-    hub.files[PAPER] = ONE  # another version by now
+    have.path.write_bytes(ONE[:-1] + b"x")
+    hub.files[PAPER] = make_pth(3)  # another version by now
     with pytest.raises(ModelError, match="but the requested digest is"):
-        ensure_artifact(TINY, None, settings, fetch=FetchOptions(expect_sha256=sha256(good)))
+        ensure_artifact(TINY, None, settings, fetch=FetchOptions(expect_sha256=sha256(ONE)))
+
+
+def list_tree(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(f): (f.read_bytes(), f.stat().st_mtime_ns) for f in folder.rglob("*") if f.is_file()}
+
+
+def test_resolving_writes_and_requests_nothing(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+    offline = dataclasses.replace(settings, offline=True)
+    (tmp_path / "x.pth").write_bytes(ONE)
+    (tmp_path / "ten.pth").write_bytes(make_pth(num_classes=10))
+    origin = FetchOptions(origin=str(tmp_path / "x.pth"))
+    assert isinstance(resolve(TINY, offline).step, Missing)
+    assert isinstance(resolve(TINY, settings).step, Fetch)
+    assert isinstance(resolve(TINY, settings, FetchOptions(origin=str(tmp_path / "ten.pth"))).step, Missing)
+    target = cache_of(settings).manual_path
+    assert resolve(TINY, settings, origin).step == Copy(tmp_path / "x.pth", sha256(ONE), len(ONE), target)
+    assert not settings.cache_dir.exists()
+    stored = carry_out(resolve(TINY, settings, origin), lambda _: None)
+    os.utime(stored.path, (0, 0))
+    before = list_tree(tmp_path)
+    plan = resolve(TINY, offline)
+    assert (plan.step, plan.refused) == (Use(stored), ())
+    assert isinstance(resolve(TINY, offline, FetchOptions(expect_sha256="1" * 64)).step, Missing)
+    assert isinstance(resolve(TINY, settings, FetchOptions(force=True)).step, Fetch)
+    stored.path.unlink()
+    assert isinstance(resolve(TINY, offline).step, Use)  # its artifact may be there
+    assert isinstance(resolve(TINY, offline, FetchOptions(keep=True)).step, Missing)
+    assert isinstance(resolve(TINY, settings, FetchOptions(keep=True)).step, Fetch)
+    stored.path.write_bytes(make_pth(num_classes=10))
+    plan = resolve(TINY, offline)
+    assert isinstance(plan.step, Missing)
+    assert [path for path, _ in plan.refused] == [stored.path]
+    del before[str(stored.path)]
+    assert list_tree(tmp_path).items() >= before.items()
+    assert not hub.log
+
+
+def test_plans_of_racing_processes_download_once(hub: Hub, settings: Settings) -> None:
+    plans = [resolve(TINY, settings) for _ in range(3)]
+    assert all(isinstance(plan.step, Fetch) for plan in plans)
+    assert len({carry_out(plan, lambda _: None).date for plan in plans}) == 1
+    assert len(hub.gets) == 1
+
+
+def test_a_head_of_other_classes_is_not_the_published_one(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+    for file, data in ("ten.pth", make_pth(num_classes=10)), ("ten.safetensors", make_safetensors(num_classes=10)):
+        (tmp_path / file).write_bytes(data)
+        hub.files[f"/{file}"] = data
+        for origin in str(tmp_path / file), f"{hub.endpoint}/{file}":
+            with pytest.raises(ModelError, match=f"has a head of 10 classes instead of the 1000 of {NAME}") as caught:
+                get(settings, FetchOptions(origin=origin))
+            assert caught.value.hint == "use it with mf predict: weights=FILE"
+    assert cache_of(settings).find() is None
+
+
+def test_a_wrong_header_leads_to_the_next_source_before_the_body(hub: Hub, settings: Settings) -> None:
+    others = {f"x{i}": np.zeros(10**5, np.float32) for i in range(10)}
+    hub.files[PAPER] = make_safetensors(1, **others)
+    hub.behaviour = Behaviour(bytes_per_s=4_000_000)
+    told: list[Any] = []
+    assert get(settings, told=told).path.read_bytes() == OTHER
+    assert f"{PAPER} is not the checkpoint: it does not fit {NAME}: 10 unexpected, first x0" in " ".join(map(str, told))
+    assert hub.sent < len(OTHER) + len(hub.files[PAPER]) // 2
+    assert not list((settings.cache_dir / "partial").iterdir())
+
+
+def test_tensors_of_integers_are_refused(hub: Hub, settings: Settings) -> None:
+    hub.files["/x"] = make_safetensors(1, **{"norm.bias": np.zeros(16, np.int32)})
+    with pytest.raises(ModelError, match="norm.bias as I32; weights are dense floats"):
+        get(settings, FetchOptions(origin=f"{hub.endpoint}/x"))
+
+
+def test_a_flipped_bit_in_a_local_file_is_detected(settings: Settings, tmp_path: Path) -> None:
+    data = bytearray(ONE)
+    data[len(data) // 2] ^= 1
+    (tmp_path / "x.pth").write_bytes(data)
+    with pytest.raises(ModelError, match="does not have its checksum"):
+        get(settings, FetchOptions(origin=str(tmp_path / "x.pth")))

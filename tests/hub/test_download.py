@@ -1,28 +1,33 @@
 """Downloads: complete and verified or not at all, whatever the server does; received bytes are not requested again."""
 
+import dataclasses
 import hashlib
 import os
 import shutil
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import requests
 
+from checkpoints import TINY, make_safetensors
 from deterministic import uniform
 from hub_server import Behaviour, Hub
 from mfcli import http
 from mfcli.errors import ModelError, OutputError
-from mfcli.http import SourceError, UnreachableError
+from mfcli.http import RemoteFileInfo, SourceError, UnreachableError, open_session
 from mfcli.hub import download
-from mfcli.hub.download import DownloadedFile, download_file
-from mfcli.results import Transfer
+from mfcli.hub.download import Download
+from mfcli.models.registry import Variant
+from mfcli.results import Progress, Transfer
 
 DATA = (uniform("download", 300_000) * 256).astype("uint8").tobytes()
 DIGEST = hashlib.sha256(DATA).hexdigest()
 PATH = "/org/repo/resolve/main/x.pth"
+ROW = dataclasses.replace(TINY, name="x", params=0)
 
 
 @pytest.fixture(autouse=True)
@@ -31,28 +36,54 @@ def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "READ_TIMEOUT_S", 0.5)
 
 
+@pytest.fixture(autouse=True)
+def accept_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a whole file proves that it is a checkpoint is tested in test_acquire.py."""
+    monkeypatch.setattr(download, "prove_checkpoint", lambda *_: None)
+    monkeypatch.setattr(download, "_SPARE_BYTES", 10**6)
+
+
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     with Hub({PATH: DATA}) as server:
         yield server
 
 
-def get(hub: Hub, folder: Path, *, path: str = PATH, told: list[Any] | None = None, **options: Any) -> DownloadedFile:
-    options = {"expected_sha256": {}, "max_bytes": 10**6, "name": "x", **options}
-    progress = (lambda _: None) if told is None else told.append
-    return download_file(hub.endpoint + path, folder, progress=progress, **options)
+@dataclasses.dataclass(frozen=True)
+class Fetched:
+    path: Path
+    sha256: str
+    remote: RemoteFileInfo
 
 
-def assert_arrived(fetched: DownloadedFile) -> None:
+def fetch(
+    url: str,
+    cache: Path,
+    progress: Progress = lambda _: None,
+    *,
+    row: Variant = ROW,
+    expected: Mapping[str, str] = MappingProxyType({}),
+    first: str | None = None,
+) -> Fetched:
+    with open_session() as session:
+        started = Download(session, url, row, expected, cache, progress)
+        return Fetched(started.path, started.run(first), started.remote)
+
+
+def get(hub: Hub, cache: Path, *, told: list[Any] | None = None, **options: Any) -> Fetched:
+    return fetch(hub.endpoint + PATH, cache, (lambda _: None) if told is None else told.append, **options)
+
+
+def assert_arrived(fetched: Fetched) -> None:
     assert fetched.path.read_bytes() == DATA
-    assert (fetched.sha256, fetched.size_bytes) == (DIGEST, len(DATA))
+    assert fetched.sha256 == DIGEST
 
 
 def test_a_download_returns_the_servers_metadata(hub: Hub, tmp_path: Path) -> None:
     told: list[Any] = []
     fetched = get(hub, tmp_path, told=told)
     assert_arrived(fetched)
-    assert list(tmp_path.iterdir()) == [fetched.path]
+    assert list((tmp_path / "partial").iterdir()) == [fetched.path]
     assert (fetched.remote.sha256, fetched.remote.commit) == (DIGEST, "c0ffee")
     assert fetched.remote.etag == DIGEST
     assert told[0] == Transfer("x", 0, len(DATA))
@@ -114,10 +145,7 @@ def test_an_expired_address_is_renewed_during_the_download(hub: Hub, tmp_path: P
         if isinstance(event, str):  # the signed address expires before the next try
             hub.tokens += 1
 
-    fetched = download_file(
-        hub.endpoint + PATH, tmp_path, expected_sha256={}, max_bytes=10**6, name="x", progress=expire
-    )
-    assert_arrived(fetched)
+    assert_arrived(fetch(hub.endpoint + PATH, tmp_path, expire))
     assert [entry[2] for entry in hub.log] == [302, 200, 403, 302, 206]
 
 
@@ -136,7 +164,7 @@ def test_a_version_that_changed_starts_over(hub: Hub, tmp_path: Path, monkeypatc
         get(hub, tmp_path)
     hub.files[PATH] = DATA
     assert_arrived(get(hub, tmp_path))
-    assert [path.suffix for path in tmp_path.iterdir()].count(".part") == 1
+    assert [path.suffix for path in (tmp_path / "partial").iterdir()].count(".part") == 1
 
 
 @pytest.mark.parametrize("linked", [True, False])
@@ -157,10 +185,10 @@ def test_a_server_that_changes_the_file_in_mid_download(
     ("behaviour", "options", "message"),
     [
         (Behaviour(digest="0" * 64), {}, "but the server's X-Linked-Etag is 000"),
-        (Behaviour(), {"expected_sha256": {"the pin": "1" * 64}}, "but the pin is 111"),
-        (Behaviour(linked=False), {"expected_sha256": {"the pin": "1" * 64}}, "but the pin is 111"),
-        (Behaviour(), {"max_bytes": 1000}, "has 300000 bytes, more than the limit of 1000"),
-        (Behaviour(endless=True, redirect=False), {"max_bytes": 500_000}, "sent more than 500000 bytes"),
+        (Behaviour(), {"expected": {"the pin": "1" * 64}}, "but the pin is 111"),
+        (Behaviour(linked=False), {"expected": {"the pin": "1" * 64}}, "but the pin is 111"),
+        (Behaviour(size=1_000_001), {}, "has 1000001 bytes, more than the limit of 1000000"),
+        (Behaviour(endless=True, redirect=False), {}, "sent more than 1000000 bytes"),
         (Behaviour(endless=True), {}, "sent more than 300000 bytes"),
         (Behaviour(size=299_999), {}, "sent more than 299999 bytes"),
         (Behaviour(size=300_001), {}, "has 300000 bytes instead of the announced 300001"),
@@ -177,12 +205,12 @@ def test_a_wrong_file_is_not_kept(
     with pytest.raises(SourceError, match=message):
         get(hub, tmp_path, **options)
     if "gave up" not in message:
-        assert not list(tmp_path.glob("*.part"))
+        assert not list(tmp_path.glob("partial/*.part"))
 
 
 def test_a_known_digest_is_compared_before_the_body_is_requested(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="but the pin is"):
-        get(hub, tmp_path, expected_sha256={"the pin": "1" * 64})
+        get(hub, tmp_path, expected={"the pin": "1" * 64})
     assert hub.sent == 0
 
 
@@ -194,20 +222,22 @@ def test_a_refusal_is_not_retried(status: int, hub: Hub, tmp_path: Path) -> None
     assert [entry[0] for entry in hub.log] == (["HEAD", "GET"] if status == 403 else ["HEAD"])
 
 
-def test_an_unstable_connection_loses_no_bytes(hub: Hub, tmp_path: Path) -> None:
+def test_an_unstable_connection_loses_no_bytes(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_SPARE_BYTES", 10**7)
     hub.files[PATH] = DATA * 5
     hub.behaviour = Behaviour(cut_after=100_000, cuts=14)
-    assert get(hub, tmp_path, max_bytes=10**7).path.read_bytes() == DATA * 5
+    assert get(hub, tmp_path).path.read_bytes() == DATA * 5
     assert hub.sent <= 1.05 * len(DATA * 5)
 
 
 def test_a_slow_connection_is_given_up(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "_SLOW_S", 0.02)
     monkeypatch.setattr(download, "_PROGRESS_BYTES", 10**6)
+    monkeypatch.setattr(download, "_SPARE_BYTES", 10**7)
     hub.files[PATH] = DATA * 5
     hub.behaviour = Behaviour(bytes_per_s=500_000)
     with pytest.raises(UnreachableError, match="gave up"):
-        get(hub, tmp_path, max_bytes=10**7)
+        get(hub, tmp_path)
 
 
 def test_a_server_that_ignores_if_range_does_not_mix_versions(
@@ -236,15 +266,13 @@ def test_addresses_are_redacted() -> None:
 
 def test_an_unreachable_server(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="after 5 tries: no connection"):
-        download_file(
-            "http://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None
-        )
+        fetch("http://127.0.0.1:9/x", tmp_path)
 
 
 def test_a_malformed_address(tmp_path: Path) -> None:
     for url in ("nonsense", "http://", "ftp://127.0.0.1/x", "file:///etc/passwd"):
         with pytest.raises(SourceError):
-            download_file(url, tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None)
+            fetch(url, tmp_path)
 
 
 def test_https_never_becomes_http() -> None:
@@ -305,9 +333,7 @@ def test_a_missing_certificate_bundle(name: str, tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
     monkeypatch.setenv(name, "/nonexistent/ca.pem")
     with pytest.raises(ModelError, match=f"{name} names /nonexistent/ca.pem, which cannot be read") as caught:
-        download_file(
-            "https://127.0.0.1:9/x", tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=lambda _: None
-        )
+        fetch("https://127.0.0.1:9/x", tmp_path)
     assert caught.value.hint == f"unset {name}, or point it to a PEM file"
 
 
@@ -319,7 +345,7 @@ def test_an_invalid_certificate_bundle_is_not_retried(
     told: list[Any] = []
     url = hub.endpoint.replace("http:", "https:") + "/x"
     with pytest.raises(UnreachableError, match="has to name a PEM file"):
-        download_file(url, tmp_path, expected_sha256={}, max_bytes=1, name="x", progress=told.append)
+        fetch(url, tmp_path, told.append)
     assert told == []
 
 
@@ -333,14 +359,7 @@ def test_an_address_is_not_mistaken_for_a_certificate_error() -> None:
 
 def test_credentials_that_cannot_be_encoded(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="the credentials in the address or .netrc contain characters"):
-        download_file(
-            hub.endpoint.replace("//", "//joe:%E2%82%AC@") + PATH,
-            tmp_path,
-            expected_sha256={},
-            max_bytes=10**6,
-            name="x",
-            progress=lambda _: None,
-        )
+        fetch(hub.endpoint.replace("//", "//joe:%E2%82%AC@") + PATH, tmp_path)
 
 
 def test_credentials_stay_with_their_host(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,8 +404,8 @@ def interrupt_download(hub: Hub, folder: Path) -> Path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        download_file(hub.endpoint + PATH, folder, expected_sha256={}, max_bytes=10**6, name="x", progress=interrupt)
-    (partial,) = folder.glob("*.part")
+        fetch(hub.endpoint + PATH, folder, interrupt)
+    (partial,) = folder.glob("partial/*.part")
     assert 150_000 < partial.stat().st_size < len(DATA)
     return partial
 
@@ -412,6 +431,29 @@ def test_a_file_with_a_wrong_digest_is_downloaded_again_once(hub: Hub, tmp_path:
     hub.behaviour = Behaviour(linked=False)
     partial = interrupt_download(hub, tmp_path)
     with pytest.raises(SourceError, match="but the digest of the first download is 111"):
-        get(hub, tmp_path, first_sha256="1" * 64)
+        get(hub, tmp_path, first="1" * 64)
     assert len(hub.gets) == 3  # the interrupted one, its rest, and the whole file
     assert not partial.exists()
+
+
+def test_a_damaged_header_of_a_partial_file_is_downloaded_again(hub: Hub, tmp_path: Path) -> None:
+    hub.files[PATH] = data = make_safetensors(1)
+    hub.behaviour = Behaviour(linked=False, cut_after=70_000, cuts=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http, "MAX_TRIES", 1)
+        with pytest.raises(UnreachableError):
+            get(hub, tmp_path)
+    (partial,) = tmp_path.glob("partial/*.part")
+    partial.write_bytes(partial.read_bytes().replace(b"head.bias", b"head.bean"))
+    told: list[Any] = []
+    assert get(hub, tmp_path, told=told).path.read_bytes() == data
+    assert "the partial download of x was damaged: starting over" in told
+
+
+def test_a_wrong_header_ends_the_download(hub: Hub, tmp_path: Path) -> None:
+    hub.files[PATH] = make_safetensors(1, num_classes=10_000)
+    hub.behaviour = Behaviour(bytes_per_s=1_000_000)
+    with pytest.raises(SourceError, match="is not the checkpoint: it has a head of 10000 classes instead of the 1000"):
+        get(hub, tmp_path)
+    assert hub.sent < len(hub.files[PATH]) // 2
+    assert not list(tmp_path.glob("partial/*"))

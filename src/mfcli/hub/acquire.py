@@ -1,50 +1,42 @@
-"""Getting a model's checkpoint into the cache: from a local file, other programs' caches, or a download.
+"""Getting a model's checkpoint: `resolve` decides how, and `carry_out` does it.
 
-Knows nothing of artifacts. What the cache already holds, and in which state, is the business of cache.py.
+`resolve` reads files and nothing else; a dry run prints what it returns. Both know nothing of artifacts. What the cache
+holds, and in which state, is the business of cache.py.
 """
 
 import contextlib
-import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mfcli.errors import ModelError, OutputError, UsageError
-from mfcli.files import (
-    ELSEWHERE,
-    cached_sha256,
-    is_file,
-    is_url,
-    lock,
-    sha256_of,
-    write_atomically,
-)
+from mfcli.files import ELSEWHERE, cache_write_error, is_file, is_url, known_sha256, list_files, lock, sha256_of
 from mfcli.hub.cache import (
     CheckpointStatus,
+    ModelCache,
     StoredWeights,
     check_stored_weights,
-    checkpoint_folder,
-    choose_path,
-    file_identity,
-    find_stored_weights,
-    is_intact,
+    compare_digest,
+    is_untouched,
     is_writable,
-    manual_path,
+    read_sidecar,
+    record_identity,
     sidecar_path,
-    store_checkpoint,
 )
-from mfcli.hub.candidates import find_candidates, published_digest
-from mfcli.hub.first_digests import read_first_digest, record_first_digest
 from mfcli.models.registry import HUB, Variant, WeightsSource
 from mfcli.results import Progress
 from mfcli.settings import Settings
 
-FETCH_AGAIN = "fetch it again: force=True"
-"""What to do about a cached checkpoint that is not the requested one."""
+if TYPE_CHECKING:
+    from mfcli.http import RemoteFileInfo
+
+_HUB_URL = re.compile(rf"{re.escape(HUB)}/(?P<repository>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +47,7 @@ class FetchOptions:
         force: fetch it again although it is in the cache.
         origin: an address or a file to take it from, instead of the model's published sources.
         expect_sha256: the digest it must have.
-        keep: whether the checkpoint itself must be in the cache, not only its artifact.
+        keep: whether the checkpoint itself must be in the cache, not only its record, by which its artifact is found.
     """
 
     force: bool = False
@@ -63,184 +55,191 @@ class FetchOptions:
     expect_sha256: str | None = None
     keep: bool = False
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """The requested digest, if any, under the words that an error calls it by."""
+        return {} if self.expect_sha256 is None else {"the requested digest": self.expect_sha256}
+
 
 DEFAULT_FETCH = FetchOptions()
 
 
-Check = Callable[[Path], object]
-"""Raises a ModelError for a file that is not the model's checkpoint."""
+@dataclass(frozen=True, slots=True)
+class Use:
+    """The checkpoint in the cache is used; without `FetchOptions.keep` it may have been pruned."""
+
+    stored: StoredWeights
 
 
-def fetch_checkpoint(
-    variant: Variant, settings: Settings, progress: Progress, check: Check, fetch: FetchOptions = DEFAULT_FETCH
-) -> StoredWeights:
-    """Return a model's checkpoint: from the cache, from another program's cache, or downloaded and verified.
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A proved local file, with this digest and size, is copied to `target`, or recorded if it lies there."""
 
-    Concurrent processes wait for the first one to fetch it.
+    path: Path
+    sha256: str
+    size_bytes: int
+    target: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """The sources are tried in order, each at the address beside it."""
+
+    sources: tuple[tuple[WeightsSource, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """There is no checkpoint and none can be fetched, for the reason in the error."""
+
+    error: ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a model's checkpoint is obtained.
+
+    Attributes:
+        variant: the model; it and the next two are what was resolved.
+        settings: locate the caches and the hub.
+        fetch: how it is fetched.
+        step: what is done.
+        refused: the local files that were tried first, and why they are not used.
+    """
+
+    variant: Variant
+    settings: Settings
+    fetch: FetchOptions
+    step: Use | Copy | Fetch | Missing
+    refused: tuple[tuple[Path, ModelError], ...]
+
+    @property
+    def cache(self) -> ModelCache:
+        """The model's part of the cache."""
+        return ModelCache(self.settings.cache_dir, self.variant)
+
+
+def resolve(variant: Variant, settings: Settings, fetch: FetchOptions = DEFAULT_FETCH) -> Plan:
+    """Return how a model's checkpoint is obtained: from the cache, from a local file, or from its sources.
+
+    Nothing is written and nothing requested. A local file is read, and has to prove that it is the checkpoint.
 
     Args:
-        variant: the model.
+        variant: the model; not the bundled one, which has no sources.
         settings: locate the caches and the hub.
-        progress: called before what takes long, and during a download.
-        check: tries each local file, and a download without a published digest, before it is used.
         fetch: how it is fetched.
 
     Raises:
-        EngineError: from `check`.
-        ModelError: it is missing and cannot be fetched: offline, no source has it, or it has another digest.
-        OutputError: the cache is not writable.
+        EngineError: a package that is needed to read a file cannot be loaded.
         UsageError: the origin, or MF_ENDPOINT, is not an address.
     """
-    if cached := _find_cached(variant, settings, fetch):
-        return cached
-    folder = checkpoint_folder(variant, settings)
-    try:
-        with lock(folder / "lock", f"another process that fetches {variant.name}", progress):
-            return _find_cached(variant, settings, fetch) or _obtain(variant, settings, progress, check, fetch)
-    except OutputError as error:
-        have = find_stored_weights(variant, settings)
-        if settings.offline and not fetch.origin and next(find_candidates(variant, settings), None) is None:
-            raise missing_weights_error(variant, settings, fetch) from error
-        if have and not is_writable(folder) and check_stored_weights(have) is CheckpointStatus.OTHER:
-            raise ModelError(f"{have.path} changed since it was prepared, and {error.message}", ELSEWHERE) from error
-        raise
+    refused: list[tuple[Path, ModelError]] = []
+    step = _find_local(ModelCache(settings.cache_dir, variant), settings, fetch, refused)
+    if step is None and settings.offline:
+        step = Missing(_make_offline_error(ModelCache(settings.cache_dir, variant), fetch, refused))
+    return Plan(variant, settings, fetch, step or Fetch(resolve_sources(variant, settings, fetch)), tuple(refused))
 
 
-def _find_cached(variant: Variant, settings: Settings, fetch: FetchOptions) -> StoredWeights | None:
-    """Return the checkpoint in the cache, if it is intact and nothing else is asked for."""
-    have = find_stored_weights(variant, settings)
-    if have is None or fetch.force or fetch.origin or not is_intact(have):
-        return None
-    check_digest(str(have.path), have.sha256, fetch, FETCH_AGAIN)
-    return have
-
-
-def adopt_manual_file(variant: Variant, settings: Settings, progress: Progress, check: Check) -> None:
-    """Use a file that the user placed beside another checkpoint of the model, if it passes `check`.
-
-    One that fails is reported once, and stays in place.
-
-    Args:
-        variant: the model.
-        settings: locate the cache.
-        progress: told the outcome.
-        check: as for `fetch_checkpoint`.
-
-    Raises:
-        OutputError: the cache is not writable.
-    """
-    with lock(checkpoint_folder(variant, settings) / "lock", f"another process that fetches {variant.name}", progress):
-        if has_new_manual_file(variant, settings):
-            candidate = next(find_candidates(variant, settings))
-            try:
-                _adopt(variant, settings, candidate.path, candidate.expected, check, copy=False)
-            except ModelError as error:
-                progress(f"not used: {error.message}")
-                _record_rejection(candidate.path)
-            else:
-                progress(f"found the weights of {variant.name} in {candidate.path}")
-
-
-def has_new_manual_file(variant: Variant, settings: Settings) -> bool:
-    """Whether the user placed a file beside another checkpoint of the model that can be tried and was not yet."""
-    place = manual_path(variant, settings)
-    if not is_file(place) or is_file(sidecar_path(place)) or not is_writable(place.parent):
-        return False
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(_rejection_path(place).read_bytes()) == file_identity(place.stat()):
-            return False
-    return find_stored_weights(variant, settings) is not None
-
-
-def _rejection_path(place: Path) -> Path:
-    return place.with_name("refused.json")
-
-
-def _record_rejection(place: Path) -> None:
-    with contextlib.suppress(OSError):
-        write_atomically(_rejection_path(place), json.dumps(file_identity(place.stat())).encode())
-
-
-def check_digest(what: str, sha256: str, fetch: FetchOptions, hint: str = "use another file: origin=FILE|URL") -> None:
-    """Compare a digest with the requested one, if any.
-
-    Args:
-        what: the file or address whose digest it is.
-        sha256: the digest.
-        fetch: has the requested digest.
-        hint: the error's hint.
-
-    Raises:
-        ModelError: they differ.
-    """
-    _compare_digest(what, sha256, _expect_digests(fetch), hint)
-
-
-def _compare_digest(what: str, sha256: str, expected: Mapping[str, str], hint: str) -> None:
-    for label, value in expected.items():
-        if value.lower() != sha256:
-            raise ModelError(f"{what} has SHA-256 {sha256}, but {label} is {value.lower()}", hint)
-
-
-def _obtain(
-    variant: Variant, settings: Settings, progress: Progress, check: Check, fetch: FetchOptions
-) -> StoredWeights:
+def _find_local(
+    cache: ModelCache, settings: Settings, fetch: FetchOptions, refused: list[tuple[Path, ModelError]]
+) -> Use | Copy | Missing | None:
+    """Return what is done with a file on this machine, None if there is none; append those that are refused."""
     if fetch.origin and not is_url(fetch.origin):
-        return _adopt(variant, settings, Path(fetch.origin), _expect_digests(fetch), check, copy=True)
-    rejected: list[str] = []
-    if not fetch.force and not fetch.origin:
-        for candidate in find_candidates(variant, settings):
-            expected = _expect_digests(fetch) | candidate.expected
+        try:
+            return _prove(cache, Path(fetch.origin), fetch.digests)
+        except ModelError as error:
+            return Missing(error)
+    if fetch.force or fetch.origin:
+        return None
+    have = cache.find()
+    status = check_stored_weights(have) if have else None
+    # an artifact needs only the record of its checkpoint, unless another file took the checkpoint's place
+    is_usable = status is CheckpointStatus.INTACT or (status not in (None, CheckpointStatus.OTHER) and not fetch.keep)
+    if not is_usable or cache.has_new_manual_file():
+        for path, expected in _find_candidates(cache, settings):
             try:
-                found = _adopt(variant, settings, candidate.path, expected, check, copy=candidate.is_elsewhere)
+                return _prove(cache, path, fetch.digests | expected)
             except ModelError as error:
-                rejected.append(error.message)
-                progress(f"not used: {error.message}")
-                if candidate.path == manual_path(variant, settings):
-                    _record_rejection(candidate.path)
-            else:
-                progress(f"found the weights of {variant.name} in {candidate.path}")
-                return found
-    if settings.offline:
-        raise missing_weights_error(variant, settings, fetch, rejected)
-    return _try_sources(variant, settings, progress, check, fetch)
+                refused.append((path, error))
+            if is_usable:
+                break  # only the manual file, the first candidate, takes precedence
+    if not have or not is_usable:
+        return None
+    try:
+        compare_digest(str(have.path), have.sha256, fetch.digests, "fetch it again: force=True")
+    except ModelError as error:
+        return Missing(error)
+    return Use(have)
 
 
-def missing_weights_error(
-    variant: Variant, settings: Settings, fetch: FetchOptions, rejected: Sequence[str] = ()
-) -> ModelError:
-    """Return the error of a checkpoint that is needed and cannot be fetched while offline.
+def _find_candidates(cache: ModelCache, settings: Settings) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Yield files that may be a model's checkpoint with the digests that they must have.
 
-    Args:
-        variant: the model.
-        settings: locate the cache.
-        fetch: how it was to be fetched.
-        rejected: why each local file was not used.
+    Those in the cache come first for each source, then those that other programs fetched from it.
     """
+    for source in cache.variant.sources:
+        own = cache.folder / source.file_name
+        if is_file(own):
+            sidecar = read_sidecar(sidecar_path(own))
+            recorded = {"the recorded digest": sidecar.sha256} if sidecar and sidecar.url else {}
+            yield own, _published_digest(source) | recorded
+        match = _HUB_URL.fullmatch(source.url)
+        if match and settings.hub_cache_dir:
+            repository = "models--" + match["repository"].replace("/", "--")
+            for path in list_files(settings.hub_cache_dir, f"{repository}/snapshots/*/{match['path']}"):
+                blob = Path(os.path.realpath(path)).name  # Hugging Face's client names a large file by its digest
+                if _SHA256.fullmatch(blob):
+                    yield path, _published_digest(source) | {"the recorded digest": blob}
+        if settings.torch_hub_dir and source.file_name != "model.safetensors":
+            path = settings.torch_hub_dir / source.file_name
+            if is_file(path):
+                yield path, _published_digest(source)
+
+
+def _published_digest(source: WeightsSource) -> dict[str, str]:
+    return {"the published digest": source.sha256} if source.sha256 else {}
+
+
+def _prove(cache: ModelCache, path: Path, expected: Mapping[str, str]) -> Copy:
+    """Return the step that takes a local file, which has to be the checkpoint and to have the expected digests."""
+    from mfcli.models.checkpoint import prove_checkpoint
+
+    digest = known_sha256(path)
+    compare_digest(str(path), digest, expected, "fetch the file again")
+    prove_checkpoint(path, cache.variant)
+    if known_sha256(path) != digest:
+        raise ModelError(f"{path} changed while it was read", "run the same command again")
+    return Copy(path, digest, path.stat().st_size, cache.choose_path(path.name))
+
+
+def _make_offline_error(
+    cache: ModelCache, fetch: FetchOptions, refused: Sequence[tuple[Path, ModelError]]
+) -> ModelError:
+    name = cache.variant.name
     if fetch.force or fetch.origin:
         hint = "to use a local file: origin=FILE" if fetch.origin else "to use the cached file: omit force=True"
-        return ModelError(f"cannot fetch {variant.name} while offline", hint)
-    hint = f"when online: mf download {variant.name}; or place the file at {manual_path(variant, settings)}"
-    if rejected:
-        return ModelError(f"no file on this machine has the weights of {variant.name}: {'; '.join(rejected)}", hint)
-    return ModelError(
-        f"the weights of {variant.name} are not on this machine and cannot be fetched while offline", hint
-    )
+        return ModelError(f"cannot fetch {name} while offline", hint)
+    hint = f"when online: mf download {name}; or place the file at {cache.manual_path}"
+    if refused:
+        reasons = "; ".join(error.message for _, error in refused)
+        return ModelError(f"no file on this machine has the weights of {name}: {reasons}", hint)
+    return ModelError(f"the weights of {name} are not on this machine and cannot be fetched while offline", hint)
 
 
-def resolve_sources(variant: Variant, settings: Settings, fetch: FetchOptions) -> list[tuple[WeightsSource, str]]:
+def resolve_sources(variant: Variant, settings: Settings, fetch: FetchOptions) -> tuple[tuple[WeightsSource, str], ...]:
     """Return the sources of a checkpoint in order, each with the address to request.
 
     Args:
         variant: the model.
-        settings: has the endpoint.
+        settings: has the endpoint, which replaces the Hugging Face hub's host.
         fetch: may name another origin.
 
     Raises:
         UsageError: one is not a web address.
     """
     sources = (WeightsSource(fetch.origin),) if fetch.origin else variant.sources
-    resolved = [(source, _apply_endpoint(source.url, settings)) for source in sources]
+    endpoint = (settings.endpoint or HUB).rstrip("/")
+    resolved = tuple((source, re.sub(rf"^{re.escape(HUB)}(?=/)", lambda _: endpoint, source.url)) for source in sources)
     for _, url in resolved:
         try:
             parts = urlsplit(url)
@@ -252,103 +251,133 @@ def resolve_sources(variant: Variant, settings: Settings, fetch: FetchOptions) -
     return resolved
 
 
-def _apply_endpoint(url: str, settings: Settings) -> str:
-    """Return an address with the Hugging Face hub's host replaced by the configured endpoint; others are unchanged."""
-    if settings.endpoint and url.startswith(f"{HUB}/"):
-        return settings.endpoint.rstrip("/") + url.removeprefix(HUB)
-    return url
+def carry_out(plan: Plan, progress: Progress) -> StoredWeights:
+    """Do what a plan says and return the checkpoint.
 
+    Concurrent processes wait for the first one; what it left to do is then resolved again.
 
-def _try_sources(
-    variant: Variant, settings: Settings, progress: Progress, check: Check, fetch: FetchOptions
-) -> StoredWeights:
-    from mfcli.http import SourceError, UnreachableError
+    Args:
+        plan: from `resolve`.
+        progress: called before what takes long, and during a download.
 
-    failures: list[SourceError] = []
-    sources = resolve_sources(variant, settings, fetch)
-    for source, url in sources:
-        try:
-            return _download(variant, source, url, settings, progress, check, fetch)
-        except UnreachableError as error:
-            hint = f"run the same command again to resume; or place the file at {manual_path(variant, settings)}"
-            raise ModelError(error.message, error.hint or hint) from error
-        except SourceError as error:
-            failures.append(error)
-            if len(sources) > 1:
-                progress(error.message)
-    hints = dict.fromkeys(error.hint for error in failures if error.hint)
-    raise ModelError(
-        f"cannot fetch {variant.name} from any source: {'; '.join(error.message for error in failures)}",
-        "; ".join(hints) or f"get the file elsewhere and place it at {manual_path(variant, settings)}",
-    )
-
-
-def _expect_digests(fetch: FetchOptions) -> dict[str, str]:
-    return {} if fetch.expect_sha256 is None else {"the requested digest": fetch.expect_sha256}
-
-
-def _download(
-    variant: Variant,
-    source: WeightsSource,
-    url: str,
-    settings: Settings,
-    progress: Progress,
-    check: Check,
-    fetch: FetchOptions,
-) -> StoredWeights:
-    from mfcli.http import SourceError, redact_url
-    from mfcli.hub.download import download_file
-
-    expected = _expect_digests(fetch) | published_digest(source)
-    fetched = download_file(
-        url,
-        settings.cache_dir / "partial",
-        expected_sha256=expected,
-        first_sha256=read_first_digest(variant, source.url, settings),
-        max_bytes=16 * variant.params + (1 << 24),  # four times the float32 weights: with an optimizer's state
-        name=variant.name,
-        progress=progress,
-    )
-    if fetch.origin or not (expected or fetched.remote.sha256):  # no published digest
-        try:
-            check(fetched.path)
-        except ModelError as error:
-            fetched.path.unlink(missing_ok=True)
-            raise SourceError(f"{redact_url(url)} is not the checkpoint: {error.message}") from error
-    fields = {
-        "url": redact_url(url),
-        "etag": fetched.remote.etag,
-        "commit": fetched.remote.commit,
-        "sha256": fetched.sha256,
-    }
-    kept = store_checkpoint(choose_path(variant, settings, source.file_name), fetched.path.replace, fields)
-    record_first_digest(variant, source.url, settings, fetched.sha256)
-    return kept
-
-
-def _adopt(
-    variant: Variant, settings: Settings, path: Path, expected: Mapping[str, str], check: Check, *, copy: bool
-) -> StoredWeights:
-    """Use a local file as the model's checkpoint, after its digest was compared and `check` has passed."""
-    digest = cached_sha256(path, settings.cache_dir / "digests")
-    _compare_digest(str(path), digest, expected, "fetch the file again")
-    check(path)
-    if cached_sha256(path, settings.cache_dir / "digests") != digest:  # the check takes seconds
-        raise ModelError(f"{path} changed while it was prepared", "run the same command again")
-    fields = {"url": None, "etag": None, "commit": None, "sha256": digest}
-    if not copy:
-        return store_checkpoint(path, lambda _: None, fields)
-    return store_checkpoint(choose_path(variant, settings, path.name), partial(_copy_verified, path, digest), fields)
-
-
-def _copy_verified(source: Path, sha256: str, target: Path) -> None:
-    copy = target.with_name(f".{target.name}.{os.getpid()}")
+    Raises:
+        EngineError: a package that is needed to read a file cannot be loaded.
+        ModelError: the checkpoint is missing and cannot be fetched, or no source has it.
+        OutputError: the cache is not writable.
+    """
+    match plan.step:
+        case Missing(error):
+            raise error
+        case Use(stored) if not plan.refused:
+            if stored.is_here and not is_untouched(stored):
+                record_identity(stored)
+            return stored
+    cache = plan.cache
     try:
-        shutil.copyfile(source, copy)
+        with lock(cache.folder / "lock", f"another process that fetches {plan.variant.name}", progress):
+            return _carry_out_locked(resolve(plan.variant, plan.settings, plan.fetch), progress)
+    except OutputError as error:
+        have = cache.find()
+        if have and not is_writable(cache.folder) and check_stored_weights(have) is CheckpointStatus.OTHER:
+            raise ModelError(f"{have.path} changed since it was prepared, and {error.message}", ELSEWHERE) from error
+        raise
+
+
+def _carry_out_locked(plan: Plan, progress: Progress) -> StoredWeights:
+    cache = plan.cache
+    for path, refusal in plan.refused:
+        progress(f"not used: {refusal.message}")
+        if path == cache.manual_path and not plan.fetch.expect_sha256:
+            cache.refuse_manual_file()
+    match plan.step:
+        case Use(stored):
+            return stored
+        case Missing(error):
+            raise error
+        case Copy() as step:
+            stored = _copy(cache, step)
+            if not plan.fetch.origin:
+                progress(f"found the weights of {plan.variant.name} in {step.path}")
+            return stored
+        case Fetch() as step:
+            return _fetch(plan, step, progress)
+
+
+def _copy(cache: ModelCache, step: Copy) -> StoredWeights:
+    if step.path == step.target:
+        return cache.store(step.path, step.target, step.sha256)
+    copy = step.target.with_name(f".{step.target.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(step.path, copy)
         with copy.open("rb") as file:
             os.fsync(file.fileno())
-        if sha256_of(copy) != sha256:
-            raise ModelError(f"{source} changed while it was copied", "run the same command again")
-        copy.replace(target)
+        if sha256_of(copy) != step.sha256:
+            raise ModelError(f"{step.path} changed while it was copied", "run the same command again")
+        return cache.store(copy, step.target, step.sha256)
+    except OSError as error:
+        raise cache_write_error(copy.parent, error) from error
     finally:
         copy.unlink(missing_ok=True)
+
+
+def request_metadata(plan: Plan, step: Fetch, progress: Progress) -> tuple[WeightsSource, "RemoteFileInfo"]:
+    """Return the first source that has the file, with the server's metadata; nothing is downloaded.
+
+    Args:
+        plan: from `resolve`.
+        step: its step.
+        progress: called with a message before each retry.
+
+    Raises:
+        ModelError: no source has it.
+    """
+    from mfcli.http import open_session
+    from mfcli.hub.download import Download
+
+    failures: list[ModelError] = []
+    for source, url in step.sources:
+        with _collect_failures(plan, failures, progress), open_session() as session:
+            expected = plan.fetch.digests | _published_digest(source)
+            return source, Download(session, url, plan.variant, expected, plan.cache.root, progress).remote
+    raise _make_fetch_error(plan, failures)
+
+
+def _fetch(plan: Plan, step: Fetch, progress: Progress) -> StoredWeights:
+    from mfcli.http import open_session
+    from mfcli.hub.download import Download
+
+    failures: list[ModelError] = []
+    for source, url in step.sources:
+        with _collect_failures(plan, failures, progress), open_session() as session:
+            expected = plan.fetch.digests | _published_digest(source)
+            download = Download(session, url, plan.variant, expected, plan.cache.root, progress)
+            digest = download.run(plan.cache.read_first_digest(source.url))
+            target = plan.cache.choose_path(source.file_name)
+            stored = plan.cache.store(download.path, target, digest, download.remote)
+            plan.cache.record_first_digest(source.url, digest)
+            return stored
+    raise _make_fetch_error(plan, failures)
+
+
+@contextlib.contextmanager
+def _collect_failures(plan: Plan, failures: list[ModelError], progress: Progress) -> Iterator[None]:
+    """Append the error of a source that has no such file, and go on; where the network fails, give up."""
+    from mfcli.http import SourceError, UnreachableError
+
+    for failure in failures[-1:]:
+        progress(failure.message)
+    try:
+        yield
+    except UnreachableError as error:
+        hint = f"run the same command again to resume; or place the file at {plan.cache.manual_path}"
+        raise ModelError(error.message, error.hint or hint) from error
+    except SourceError as error:
+        failures.append(error)
+
+
+def _make_fetch_error(plan: Plan, failures: Sequence[ModelError]) -> ModelError:
+    hints = dict.fromkeys(error.hint for error in failures if error.hint)
+    return ModelError(
+        f"cannot fetch {plan.variant.name} from any source: {'; '.join(error.message for error in failures)}",
+        "; ".join(hints) or f"get the file elsewhere and place it at {plan.cache.manual_path}",
+    )

@@ -1,23 +1,27 @@
-"""The checkpoints in the cache: where they are, what is known of them, and whether they are intact.
+"""The checkpoints in the cache: where they are, what is recorded of them, and whether they are intact.
 
 A model's checkpoint is `checkpoints/<model>/<file>`, with a JSON sidecar that records its digest and its origin; the
 sidecar stays when the checkpoint is pruned. Where a checkpoint is taken from is the business of acquire.py.
 """
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mfcli.errors import ModelError
-from mfcli.files import cache_write_error, is_folder, list_files, sha256_of, write_atomically
+from mfcli.files import cache_write_error, is_file, is_folder, known_sha256, list_files, write_atomically
 from mfcli.models.registry import Variant
 from mfcli.settings import Settings
+
+if TYPE_CHECKING:
+    from mfcli.http import RemoteFileInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +56,144 @@ class StoredWeights:
         return False
 
 
-def checkpoint_folder(variant: Variant, settings: Settings) -> Path:
-    """Return the folder of a model's checkpoint."""
-    return settings.cache_dir / "checkpoints" / variant.name
+@dataclass(frozen=True, slots=True)
+class ModelCache:
+    """The part of the cache that belongs to one model's published checkpoint.
+
+    Attributes:
+        root: the cache directory.
+        variant: the model.
+    """
+
+    root: Path
+    variant: Variant
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the checkpoint."""
+        return self.root / "checkpoints" / self.variant.name
+
+    @property
+    def manual_path(self) -> Path:
+        """Where the user may place the checkpoint."""
+        return self.folder / self.variant.sources[0].file_name
+
+    def find(self) -> StoredWeights | None:
+        """Return what is recorded of the checkpoint, None if nothing; one that is not pruned takes precedence."""
+        known = [read_sidecar(path) for path in list_files(self.folder, "*.json")]
+        return max((k for k in known if k), key=lambda k: (k.is_here, k.date), default=None)
+
+    def choose_path(self, file_name: str) -> Path:
+        """Return where a file is kept: under one of the model's own file names, whatever it was called before."""
+        if file_name not in {source.file_name for source in self.variant.sources}:
+            file_name = "model.safetensors" if file_name.endswith(".safetensors") else f"{self.variant.name}.pth"
+        return self.folder / file_name
+
+    def has_new_manual_file(self) -> bool:
+        """Return whether there is a file at `manual_path` that can be tried, and was not yet, beside a record."""
+        place = self.manual_path
+        if not is_file(place) or is_file(sidecar_path(place)) or not is_writable(place.parent):
+            return False
+        with contextlib.suppress(OSError, ValueError):
+            return bool(json.loads(self._refusal.read_bytes()) != file_identity(place.stat()))
+        return True
+
+    def refuse_manual_file(self) -> None:
+        """Record that the file at `manual_path` is not the checkpoint, so that it is reported once."""
+        with contextlib.suppress(OSError):
+            write_atomically(self._refusal, json.dumps(file_identity(self.manual_path.stat())).encode())
+
+    @property
+    def _refusal(self) -> Path:
+        return self.folder / "refused.json"
+
+    def read_first_digest(self, url: str) -> str | None:
+        """Return the digest of the first download from an address, before MF_ENDPOINT is applied; None if unknown."""
+        return self._read_first_digests().get(_remove_secrets(url))
+
+    def record_first_digest(self, url: str, sha256: str) -> None:
+        """Record the digest of a download that was accepted.
+
+        Raises:
+            OutputError: the cache is not writable.
+        """
+        digests = self._read_first_digests() | {_remove_secrets(url): sha256}
+        try:
+            write_atomically(self._first_digests, json.dumps(digests).encode())
+        except OSError as error:
+            raise cache_write_error(self._first_digests.parent, error) from error
+
+    @property
+    def _first_digests(self) -> Path:
+        return self.root / "known" / f"{self.variant.name}.json"
+
+    def _read_first_digests(self) -> dict[str, str]:
+        try:
+            known = json.loads(self._first_digests.read_bytes())
+            return {url: digest for url, digest in known.items() if isinstance(digest, str)}
+        except (OSError, ValueError, AttributeError):
+            return {}
+
+    def store(self, file: Path, target: Path, sha256: str, remote: "RemoteFileInfo | None" = None) -> StoredWeights:
+        """Move a verified checkpoint to its place, write its sidecar, and delete the checkpoints that it replaces.
+
+        Args:
+            file: the checkpoint, on the file system of the cache.
+            target: its place, see `choose_path`; it may lie there already.
+            sha256: its digest.
+            remote: where it was downloaded from; None for a local file.
+
+        Raises:
+            OutputError: the cache is not writable.
+        """
+        try:
+            sidecar_path(target).unlink(missing_ok=True)  # the old digest must never lie beside the new file
+            file.replace(target)
+            status = target.stat()
+            kept = StoredWeights(
+                path=target,
+                sha256=sha256,
+                size_bytes=status.st_size,
+                url=_redact(remote.url) if remote else None,
+                etag=remote.etag if remote else None,
+                commit=remote.commit if remote else None,
+                date=datetime.now(UTC).isoformat(timespec="seconds"),
+                identity=file_identity(status),
+            )
+            _write_sidecar(kept)
+            _delete_others(target)
+        except OSError as error:
+            raise cache_write_error(target.parent, error) from error
+        return kept
 
 
-def manual_path(variant: Variant, settings: Settings) -> Path:
-    """Return where the user may place a model's checkpoint."""
-    return checkpoint_folder(variant, settings) / variant.sources[0].file_name
+def _redact(url: str) -> str:
+    from mfcli.http import redact_url
+
+    return redact_url(url)
 
 
-def find_stored_weights(variant: Variant, settings: Settings) -> StoredWeights | None:
-    """Return what is recorded of a model's checkpoint, None if nothing; one that is not pruned takes precedence."""
-    known = [read_sidecar(path) for path in list_files(checkpoint_folder(variant, settings), "*.json")]
-    return max((k for k in known if k), key=lambda k: (k.is_here, k.date), default=None)
+def _remove_secrets(url: str) -> str:
+    """Return an address without its secrets; its query, which may hold one, as a digest."""
+    query = url.partition("?")[2]
+    return f"{_redact(url)}?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else _redact(url)
+
+
+def compare_digest(what: str, sha256: str, expected: Mapping[str, str], hint: str | None = None) -> None:
+    """Compare a digest with those that are expected.
+
+    Args:
+        what: the file that has the digest.
+        sha256: the digest.
+        expected: digests, each under the words that an error calls it by.
+        hint: the error's hint.
+
+    Raises:
+        ModelError: they differ.
+    """
+    for label, value in expected.items():
+        if value.lower() != sha256:
+            raise ModelError(f"{what} has SHA-256 {sha256}, but {label} is {value.lower()}", hint)
 
 
 def list_checkpoints(settings: Settings) -> list[Path]:
@@ -99,9 +227,19 @@ def read_sidecar(path: Path) -> StoredWeights | None:
 _SIDECAR_FIELDS = tuple(field.name for field in fields(StoredWeights) if field.name != "path")
 
 
+def _write_sidecar(kept: StoredWeights) -> None:
+    sidecar = {name: value for name, value in asdict(kept).items() if name != "path"}
+    write_atomically(sidecar_path(kept.path), json.dumps(sidecar).encode())
+
+
 def is_writable(folder: Path) -> bool:
     """Return whether files can be created in a folder."""
     return os.access(folder, os.W_OK | os.X_OK)
+
+
+def file_identity(status: os.stat_result) -> list[int]:
+    """Return inode, modification and change time; not the device, whose number changes between mounts."""
+    return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
 class CheckpointStatus(StrEnum):
@@ -114,27 +252,20 @@ class CheckpointStatus(StrEnum):
 
 
 def check_stored_weights(have: StoredWeights) -> CheckpointStatus:
-    """Compare the file at a checkpoint's path with the record; it is hashed only if its identity has changed.
-
-    A new identity of the same bytes is recorded, so that the file is hashed once.
-    """
+    """Compare the file at a checkpoint's path with the record; it is hashed only if its identity has changed."""
     try:
         status = have.path.stat()
+        if status.st_size != have.size_bytes:
+            return CheckpointStatus.OTHER
+        # in a copied, read-only cache, which cannot record, the modification time is enough
+        is_copy = status.st_mtime_ns in have.identity and not is_writable(have.path.parent)
+        if is_copy or is_untouched(have) or known_sha256(have.path) == have.sha256:
+            return CheckpointStatus.INTACT
     except FileNotFoundError:
         return CheckpointStatus.GONE
-    except OSError:
+    except (OSError, ModelError):
         return CheckpointStatus.UNREADABLE
-    if status.st_size != have.size_bytes:
-        return CheckpointStatus.OTHER
-    if is_untouched(have) or (_is_copy(status, have) and not is_writable(have.path.parent)):
-        return CheckpointStatus.INTACT
-    try:
-        if sha256_of(have.path) != have.sha256:
-            return CheckpointStatus.OTHER
-    except ModelError:
-        return CheckpointStatus.UNREADABLE
-    _record_identity(have, file_identity(status))
-    return CheckpointStatus.INTACT
+    return CheckpointStatus.OTHER
 
 
 def is_untouched(have: StoredWeights) -> bool:
@@ -149,70 +280,20 @@ def is_intact(have: StoredWeights) -> bool:
     return check_stored_weights(have) is CheckpointStatus.INTACT
 
 
-def _is_copy(status: os.stat_result, have: StoredWeights) -> bool:
-    """Whether its modification time is the recorded one: enough for a copied, read-only cache, which cannot record."""
-    return status.st_mtime_ns in have.identity
+def record_identity(have: StoredWeights) -> None:
+    """Record the new identity of an intact checkpoint, so that it is hashed once.
 
-
-def file_identity(status: os.stat_result) -> list[int]:
-    """Return inode, modification and change time; not the device, whose number changes between mounts."""
-    return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _record_identity(have: StoredWeights, identity: list[int]) -> None:
-    """Update the sidecar, unless another process holds the lock, and may be replacing the file."""
+    Nothing is recorded in a read-only cache, nor while another process holds the lock and may be replacing the file.
+    """
     from filelock import FileLock, Timeout
 
-    with (  # in a read-only cache the file is hashed each time
-        contextlib.suppress(OSError, NotImplementedError, Timeout),
+    with (
+        contextlib.suppress(OSError, NotImplementedError, Timeout, ModelError),
         FileLock(have.path.with_name("lock"), timeout=0),
     ):
-        if read_sidecar(sidecar_path(have.path)) == have:
+        identity = file_identity(have.path.stat())
+        if read_sidecar(sidecar_path(have.path)) == have and known_sha256(have.path) == have.sha256:
             _write_sidecar(replace(have, identity=identity))
-
-
-def _write_sidecar(kept: StoredWeights) -> None:
-    sidecar = {name: value for name, value in asdict(kept).items() if name != "path"}
-    write_atomically(sidecar_path(kept.path), json.dumps(sidecar).encode())
-
-
-def choose_path(variant: Variant, settings: Settings, file_name: str) -> Path:
-    """Return where a checkpoint is kept: under one of the model's own file names, whatever it was called before."""
-    own = {source.file_name for source in variant.sources}
-    if file_name not in own:
-        file_name = "model.safetensors" if file_name.endswith(".safetensors") else f"{variant.name}.pth"
-    return checkpoint_folder(variant, settings) / file_name
-
-
-def store_checkpoint(target: Path, move: Callable[[Path], object], fields: dict[str, Any]) -> StoredWeights:
-    """Move a verified checkpoint to its place, write its sidecar, and delete the checkpoints that it replaces.
-
-    Args:
-        target: its place, see `choose_path`.
-        move: puts the file there.
-        fields: `url`, `etag`, `commit` and `sha256` of the sidecar.
-
-    Raises:
-        OutputError: the cache is not writable.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sidecar_file = sidecar_path(target)
-        sidecar_file.unlink(missing_ok=True)  # the old digest must never lie beside the new file
-        move(target)
-        status = target.stat()
-        kept = StoredWeights(
-            path=target,
-            size_bytes=status.st_size,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            identity=file_identity(status),
-            **fields,
-        )
-        _write_sidecar(kept)
-        _delete_others(target)
-    except OSError as error:
-        raise cache_write_error(target.parent, error) from error
-    return kept
 
 
 def _delete_others(kept: Path) -> None:

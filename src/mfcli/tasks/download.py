@@ -2,24 +2,16 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.errors import MfError, ModelError, OutputError, UsageError
-from mfcli.files import cached_sha256, is_glob, is_url
-from mfcli.hub.acquire import (
-    FETCH_AGAIN,
-    FetchOptions,
-    check_digest,
-    has_new_manual_file,
-    missing_weights_error,
-    resolve_sources,
-)
+from mfcli.files import is_glob, is_url
+from mfcli.hub.acquire import Copy, Fetch, FetchOptions, Missing, Plan, Use, request_metadata, resolve, resolve_sources
 from mfcli.hub.bundled import bundled_file
-from mfcli.hub.cache import StoredWeights, find_stored_weights, is_intact, manual_path
-from mfcli.hub.candidates import find_candidates
+from mfcli.hub.cache import ModelCache
 from mfcli.models.registry import Variant, find_variant, list_variants
 from mfcli.results import Progress
 from mfcli.settings import Settings
@@ -87,42 +79,7 @@ def download(names: list[str], settings: Settings, fetch: FetchOptions, progress
         ModelError: a name is unknown.
         UsageError: an origin or a digest is given for several models.
     """
-    fetch = replace(fetch, keep=True)
-    return [_download(variant, settings, fetch, progress) for variant in _choose_variants(names, fetch)]
-
-
-def _choose_variants(names: list[str], fetch: FetchOptions) -> list[Variant]:
-    variants = choose(names)
-    if len(variants) > 1 and (fetch.origin or fetch.expect_sha256):
-        given = "origin=FILE|URL" if fetch.origin else "expect_sha256=HEX"
-        raise UsageError(f"{given} applies to a single model, not to {len(variants)}", "name one model")
-    return variants
-
-
-def _download(variant: Variant, settings: Settings, fetch: FetchOptions, progress: Progress) -> DownloadResult:
-    try:
-        artifact = ensure_artifact(variant, None, settings, progress, fetch)
-    except (ModelError, OutputError) as error:
-        place = manual_path(variant, settings) if variant.sources else bundled_file(f"{variant.name}.onnx")
-        origin = _find_origin(variant, settings, fetch)
-        return DownloadResult(variant.name, DownloadStatus.FAILED, None, None, str(place), origin, error)
-    have = find_stored_weights(variant, settings) if variant.sources else None
-    if have is None:  # the bundled model
-        return DownloadResult(
-            variant.name, DownloadStatus.READY, artifact.size_bytes, artifact.weights_sha256, str(artifact.path), None
-        )
-    return DownloadResult(variant.name, DownloadStatus.READY, have.size_bytes, have.sha256, str(have.path), have.url)
-
-
-def _find_origin(variant: Variant, settings: Settings, fetch: FetchOptions) -> str | None:
-    """Return the first source of a checkpoint, without secrets."""
-    from mfcli.http import redact_url
-
-    if fetch.origin and not is_url(fetch.origin):
-        return os.path.realpath(fetch.origin)
-    with contextlib.suppress(UsageError):  # offline, MF_ENDPOINT need not be valid
-        return next((redact_url(url) for _, url in resolve_sources(variant, settings, fetch)), None)
-    return None
+    return _report_each(_download, names, settings, fetch, progress)
 
 
 def plan(names: list[str], settings: Settings, fetch: FetchOptions, progress: Progress) -> list[DownloadResult]:
@@ -138,77 +95,69 @@ def plan(names: list[str], settings: Settings, fetch: FetchOptions, progress: Pr
         ModelError: a name is unknown.
         UsageError: an origin or a digest is given for several models.
     """
-    return [_plan(variant, settings, fetch, progress) for variant in _choose_variants(names, fetch)]
+    return _report_each(_plan, names, settings, fetch, progress)
+
+
+_Report = Callable[[Variant, Settings, FetchOptions, Progress], DownloadResult]
+
+
+def _report_each(
+    report: _Report, names: list[str], settings: Settings, fetch: FetchOptions, progress: Progress
+) -> list[DownloadResult]:
+    """Return the outcome for each model; one whose report raises has failed."""
+    variants = choose(names)
+    if len(variants) > 1 and (fetch.origin or fetch.expect_sha256):
+        given = "origin=FILE|URL" if fetch.origin else "expect_sha256=HEX"
+        raise UsageError(f"{given} applies to a single model, not to {len(variants)}", "name one model")
+    results = []
+    for variant in variants:
+        try:
+            results.append(report(variant, settings, replace(fetch, keep=True), progress))
+        except (ModelError, OutputError) as error:
+            results.append(_report_failure(variant, settings, fetch, error))
+    return results
+
+
+def _report_failure(variant: Variant, settings: Settings, fetch: FetchOptions, error: MfError) -> DownloadResult:
+    from mfcli.http import redact_url
+
+    cache = ModelCache(settings.cache_dir, variant)
+    place = cache.manual_path if variant.sources else bundled_file(f"{variant.name}.onnx")
+    url = os.path.realpath(fetch.origin) if fetch.origin and not is_url(fetch.origin) else None
+    with contextlib.suppress(UsageError):  # offline, MF_ENDPOINT need not be valid
+        url = url or next((redact_url(url) for _, url in resolve_sources(variant, settings, fetch)), None)
+    return DownloadResult(variant.name, DownloadStatus.FAILED, None, None, str(place), url, error)
+
+
+def _download(variant: Variant, settings: Settings, fetch: FetchOptions, progress: Progress) -> DownloadResult:
+    artifact = ensure_artifact(variant, None, settings, progress, fetch)
+    have = ModelCache(settings.cache_dir, variant).find() if variant.sources else None
+    if have is None:  # the bundled model
+        return DownloadResult(
+            variant.name, DownloadStatus.READY, artifact.size_bytes, artifact.weights_sha256, str(artifact.path), None
+        )
+    return DownloadResult(variant.name, DownloadStatus.READY, have.size_bytes, have.sha256, str(have.path), have.url)
 
 
 def _plan(variant: Variant, settings: Settings, fetch: FetchOptions, progress: Progress) -> DownloadResult:
     if not variant.sources:
         return _download(variant, settings, fetch, progress)
-    have = find_stored_weights(variant, settings)
-    place = str(manual_path(variant, settings))
-    if fetch.origin and not is_url(fetch.origin):
-        return _plan_copy(variant, settings, fetch, Path(fetch.origin), place)
-    if not fetch.origin and not fetch.force:
-        cached = have if have and is_intact(have) else None
-        for candidate in find_candidates(variant, settings):
-            if cached and not (has_new_manual_file(variant, settings) and str(candidate.path) == place):
-                continue
-            copy = _plan_copy(variant, settings, fetch, candidate.path, place)
-            if copy.status is DownloadStatus.WANTED and {copy.sha256} >= {
-                v.lower() for v in candidate.expected.values()
-            }:
-                return copy
-        if cached:
-            return _plan_use(variant, cached, fetch)
-    if settings.offline:
-        origin, error = _find_origin(variant, settings, fetch), missing_weights_error(variant, settings, fetch)
-        return DownloadResult(variant.name, DownloadStatus.FAILED, None, None, place, origin, error)
-    return _plan_download(variant, settings, fetch, progress, place)
+    return _describe_plan(resolve(variant, settings, fetch), progress)
 
 
-def _plan_use(variant: Variant, have: StoredWeights, fetch: FetchOptions) -> DownloadResult:
-    ready = DownloadResult(variant.name, DownloadStatus.READY, have.size_bytes, have.sha256, str(have.path), have.url)
-    try:
-        check_digest(str(have.path), have.sha256, fetch, FETCH_AGAIN)
-    except ModelError as error:
-        return replace(ready, status=DownloadStatus.FAILED, error=error)
-    return ready
+def _describe_plan(plan: Plan, progress: Progress) -> DownloadResult:
+    from mfcli.http import redact_url
 
-
-def _plan_copy(variant: Variant, settings: Settings, fetch: FetchOptions, origin: Path, place: str) -> DownloadResult:
-    shown = os.path.realpath(origin)
-    try:
-        digest = cached_sha256(origin, settings.cache_dir / "digests")
-        check_digest(str(origin), digest, fetch)
-        size_bytes = origin.stat().st_size
-    except ModelError as error:
-        return DownloadResult(variant.name, DownloadStatus.FAILED, None, None, place, shown, error)
-    return DownloadResult(variant.name, DownloadStatus.WANTED, size_bytes, digest, place, shown)
-
-
-def _plan_download(
-    variant: Variant, settings: Settings, fetch: FetchOptions, progress: Progress, place: str
-) -> DownloadResult:
-    from mfcli.http import SourceError, UnreachableError, open_session, redact_url, resolve_url
-
-    failure: ModelError | None = None
-    address = variant.url
-    for source, url in resolve_sources(variant, settings, fetch):
-        address, remote = redact_url(url), None
-        try:
-            with open_session() as session:
-                remote = resolve_url(session, url, progress)
-            if remote.sha256:
-                check_digest(address, remote.sha256, fetch)
-        except UnreachableError as error:  # the download itself would not try other sources either
-            failure = ModelError(error.message, error.hint or "run the same command again")
-            break
-        except SourceError as error:
-            failure = ModelError(error.message, f"get the file elsewhere and place it at {place}")
-        except ModelError as error:
-            known = (remote.size_bytes, remote.sha256) if remote else (None, None)
-            return DownloadResult(variant.name, DownloadStatus.FAILED, *known, place, address, error)
-        else:
-            path = str(Path(place).with_name(source.file_name)) if source in variant.sources else place
-            return DownloadResult(variant.name, DownloadStatus.WANTED, remote.size_bytes, remote.sha256, path, address)
-    return DownloadResult(variant.name, DownloadStatus.FAILED, None, None, place, address, failure)
+    name = plan.variant.name
+    match plan.step:
+        case Missing(error):
+            raise error
+        case Use(have):
+            return DownloadResult(name, DownloadStatus.READY, have.size_bytes, have.sha256, str(have.path), have.url)
+        case Copy(path, sha256, size_bytes, target):
+            origin = os.path.realpath(path)
+            return DownloadResult(name, DownloadStatus.WANTED, size_bytes, sha256, str(target), origin)
+        case Fetch() as step:
+            source, remote = request_metadata(plan, step, progress)
+            path, url = plan.cache.choose_path(source.file_name), redact_url(remote.url)
+            return DownloadResult(name, DownloadStatus.WANTED, remote.size_bytes, remote.sha256, str(path), url)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from mfcli.artifact.file import Artifact, find_artifacts
-from mfcli.hub.cache import StoredWeights, find_stored_weights, manual_path
+from mfcli.hub.cache import ModelCache, StoredWeights
 from mfcli.models.registry import Variant
 from mfcli.settings import Settings
 
@@ -14,12 +14,13 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
 
     `resize_shorter_side` is in pixels; the tests compare it with timm's transform for every variant.
     """
+    cache = ModelCache(settings.cache_dir, variant) if variant.sources else None
     return {
         **variant.as_record(),
         "resize_shorter_side": int(variant.input_size[1] / variant.crop_pct),
         "crop_size": list(variant.input_size[1:]),
-        "weights": _describe_weights(find_stored_weights(variant, settings)) if variant.sources else None,
-        "place_by_hand": str(manual_path(variant, settings)) if variant.sources else None,
+        "weights": _describe_weights(cache.find()) if cache else None,
+        "place_by_hand": str(cache.manual_path) if cache else None,
         "artifacts": [_describe_artifact(artifact) for artifact in find_artifacts(variant, settings)],
     }
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mfcli.errors import ModelError, UsageError
 from mfcli.files import is_file, is_glob
 from mfcli.hub.bundled import bundled_file
-from mfcli.hub.cache import find_stored_weights
+from mfcli.hub.cache import ModelCache
 from mfcli.models.registry import Family, Pretraining, Variant, list_variants
 from mfcli.settings import Settings
 
@@ -78,7 +78,7 @@ def _measure_sizes(settings: Settings) -> dict[str, int]:
     for variant in list_variants():
         if variant.pretraining is Pretraining.BUNDLED:
             sizes[variant.name] = bundled_file(f"{variant.name}.onnx").stat().st_size
-        elif cache and (have := find_stored_weights(variant, cache)):
+        elif cache and (have := ModelCache(cache.cache_dir, variant).find()):
             from mfcli.artifact.file import artifact_path  # imports NumPy: only if something was downloaded
 
             paths = (have.path, artifact_path(variant, have.sha256, cache))
