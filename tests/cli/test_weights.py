@@ -83,6 +83,7 @@ def test_the_first_prediction_downloads_and_the_next_does_not(mf: Mf, hub: Hub, 
     assert told["weights"]["is_here"]
     assert told["weights"]["url"] == hub.endpoint + PATH
     assert told["artifacts"][0]["weights_sha256"] == told["weights"]["sha256"]
+    assert (told["other_artifacts"], told["plan"]) == ([], f"use {told['weights']['path']}")
     assert f"weights_url {hub.endpoint}" in " ".join(mf("info", NAME).out.split())
     torch_engine = mf("predict", coffee, "-m", NAME, "--format", "jsonl", "--engine", "torch")
     assert torch_engine.code == 0
@@ -197,7 +198,7 @@ def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     assert (ready[0]["status"], len(hub.gets)) == ("ready", gets)
 
 
-def test_a_head_of_other_classes_is_for_weights_alone(mf: Mf, own_cache: Path, tmp_path: Path) -> None:
+def test_a_head_of_other_classes_is_for_weights_alone(mf: Mf, own_cache: Path, tmp_path: Path, coffee: Path) -> None:
     ten = tmp_path / "ten.pth"
     torch.save(fill(create_model(NAME, num_classes=10)).state_dict(), ten)
     for more in ((), ("--dry-run",)):
@@ -206,6 +207,12 @@ def test_a_head_of_other_classes_is_for_weights_alone(mf: Mf, own_cache: Path, t
         assert f"error: {ten} has a head of 10 classes instead of the 1000 of {NAME}" in refused.err
         assert "hint: use it with mf predict: --weights FILE" in refused.err
     assert not list(own_cache.rglob("*.pth"))
+    assert mf("predict", coffee, "-m", NAME, "--weights", ten, "-q", "--format", "jsonl").code == 0
+    told = json.loads(mf("info", NAME, "--format", "json").out)
+    assert (told["weights"], told["artifacts"]) == (None, [])
+    (other,) = told["other_artifacts"]
+    assert other["classes"] == 10
+    assert f"other_artifacts {other['path']}" in " ".join(mf("info", NAME).out.split())
 
 
 def test_the_row_of_a_failed_model_names_its_source(mf: Mf, hub: Hub, own_cache: Path, tmp_path: Path) -> None:
@@ -295,6 +302,7 @@ def test_a_manual_file_is_new_before_its_first_use(mf: Mf, own_cache: Path, chec
     shutil.copyfile(checkpoint, place)
     row = json.loads(mf("download", NAME, "--dry-run", "--offline", "--format", "json").out)[0]
     assert (row["status"], row["url"], row["size_bytes"]) == ("wanted", str(place), checkpoint.stat().st_size)
+    assert json.loads(mf("info", NAME, "--format", "json").out)["plan"] == f"use {place}"
     place.with_name(f"{NAME}.pth.json").write_text("{")
     damaged = mf("cache", "verify", "--format", "json")
     assert (damaged.code, json.loads(damaged.out)[0]["status"]) == (9, "bad")

@@ -82,7 +82,7 @@ def info(
         artifacts, weights = fields.pop("artifacts"), fields.pop("weights") or {}
         fields |= {f"weights_{key}": value for key, value in weights.items()}
         fields |= {f"artifact_{key}": value for artifact in artifacts[:1] for key, value in artifact.items()}
-        fields["other_artifacts"] = [artifact["path"] for artifact in artifacts[1:]]
+        fields["other_artifacts"] = [artifact["path"] for artifact in (*artifacts[1:], *fields["other_artifacts"])]
         rows = [{"field": name, "value": value} for name, value in fields.items() if value not in (None, [])]
         write_records(FormatName.TABLE, stream, rows)
 

@@ -4,6 +4,9 @@ import dataclasses
 from typing import Any
 
 from mfcli.artifact.file import Artifact, find_artifacts
+from mfcli.errors import MfError
+from mfcli.hub.acquire import Copy, Fetch, Missing, Use, resolve
+from mfcli.hub.bundled import is_bundled
 from mfcli.hub.cache import ModelCache, StoredWeights
 from mfcli.models.registry import Variant
 from mfcli.settings import Settings
@@ -14,14 +17,19 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
 
     `resize_shorter_side` is in pixels; the tests compare it with timm's transform for every variant.
     """
+    artifacts = find_artifacts(variant, settings)
     cache = ModelCache(settings.cache_dir, variant) if variant.sources else None
+    have = cache.find() if cache else None
+    own = [a for a in artifacts if is_bundled(a.path) or (have and a.weights_sha256 == have.sha256)]
     return {
         **variant.as_record(),
         "resize_shorter_side": int(variant.input_size[1] / variant.crop_pct),
         "crop_size": list(variant.input_size[1:]),
-        "weights": _describe_weights(cache.find()) if cache else None,
+        "weights": _describe_weights(have),
         "place_by_hand": str(cache.manual_path) if cache else None,
-        "artifacts": [_describe_artifact(artifact) for artifact in find_artifacts(variant, settings)],
+        "plan": _describe_plan(variant, settings) if cache else None,
+        "artifacts": [_describe_artifact(artifact) for artifact in own],
+        "other_artifacts": [_describe_artifact(artifact) for artifact in artifacts if artifact not in own],
     }
 
 
@@ -31,6 +39,23 @@ def _describe_weights(have: StoredWeights | None) -> dict[str, Any] | None:
     fields = {**dataclasses.asdict(have), "path": str(have.path), "is_here": have.is_here}
     del fields["identity"]  # internal
     return fields
+
+
+def _describe_plan(variant: Variant, settings: Settings) -> str:
+    """Return what the next prediction does for the checkpoint."""
+    from mfcli.http import redact_url
+
+    try:
+        step = resolve(variant, settings).step
+    except MfError as error:
+        return f"missing: {error.message}"
+    match step:
+        case Use(StoredWeights(path=path)) | Copy(path):
+            return f"use {path}"
+        case Missing(reason):
+            return f"missing: {reason.message}"
+        case Fetch(sources):
+            return f"download {' or '.join(redact_url(url) for _, url in sources)}"
 
 
 def _describe_artifact(artifact: Artifact) -> dict[str, Any]:
