@@ -1,4 +1,4 @@
 """Checkpoints on this machine: the cache, other programs' caches, downloads, and the bundled model.
 
-Knows files and digests only; what a checkpoint is made into is the business of mfcli.artifact.
+Knows files, digests and whose parameters a file holds; what it is made into is the business of mfcli.artifact.
 """
