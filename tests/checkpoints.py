@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import io
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -36,13 +39,15 @@ def make_pth(seed: int = 0, num_classes: int = 1000) -> bytes:
     return file.getvalue()
 
 
-def make_safetensors(seed: int = 0, num_classes: int = 1000, **others: NDArray[np.generic]) -> bytes:
+def make_safetensors(
+    seed: int = 0, num_classes: int = 1000, others: Mapping[str, NDArray[Any]] = MappingProxyType({})
+) -> bytes:
     """Return a .safetensors file of the small variant, with other tensors added or in the place of its own."""
-    data: bytes = safetensors.numpy.save(_draw(seed, num_classes) | others)
+    data: bytes = safetensors.numpy.save(_draw(seed, num_classes) | dict(others))
     return data
 
 
-def _draw(seed: int, num_classes: int) -> dict[str, NDArray[np.generic]]:
+def _draw(seed: int, num_classes: int) -> dict[str, NDArray[Any]]:
     random = np.random.default_rng(seed)
     shapes = parameter_shapes(_SMALL, num_classes)
     return {name: random.standard_normal(shape, np.float32) * np.float32(0.1) for name, shape in shapes.items()}

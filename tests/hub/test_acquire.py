@@ -583,7 +583,7 @@ def test_a_head_of_other_classes_is_not_the_published_one(hub: Hub, settings: Se
 
 def test_a_wrong_header_leads_to_the_next_source_before_the_body(hub: Hub, settings: Settings) -> None:
     others = {f"x{i}": np.zeros(10**5, np.float32) for i in range(10)}
-    hub.files[PAPER] = make_safetensors(1, **others)
+    hub.files[PAPER] = make_safetensors(1, others=others)
     hub.behaviour = Behaviour(bytes_per_s=4_000_000)
     told: list[Any] = []
     assert get(settings, told=told).path.read_bytes() == OTHER
@@ -593,7 +593,7 @@ def test_a_wrong_header_leads_to_the_next_source_before_the_body(hub: Hub, setti
 
 
 def test_tensors_of_integers_are_refused(hub: Hub, settings: Settings) -> None:
-    hub.files["/x"] = make_safetensors(1, **{"norm.bias": np.zeros(16, np.int32)})
+    hub.files["/x"] = make_safetensors(1, others={"norm.bias": np.zeros(16, np.int32)})
     with pytest.raises(ModelError, match="norm.bias as I32; weights are dense floats"):
         get(settings, FetchOptions(origin=f"{hub.endpoint}/x"))
 
