@@ -1,8 +1,10 @@
 """Checkpoints: every layout loads to the same logits; files that do not fit, or contain code, are refused."""
 
 import argparse
+import math
 import os
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from mfcli.models.checkpoint import (
     read_tensors,
     write_random,
 )
+from mfcli.models.parameters import parameter_shapes
 from mfcli.models.registry import find_variant
 from parity import map_names
 
@@ -252,6 +255,26 @@ def test_a_dictionary_that_contains_itself(tmp_path: Path) -> None:
     torch.save(loop, tmp_path / "x.pth")
     with pytest.raises(ModelError, match="contains no state dict"):
         read_tensors(tmp_path / "x.pth")
+
+
+def test_a_large_dictionary_that_contains_itself_under_every_wrapper(tmp_path: Path) -> None:
+    loop: dict[Any, Any] = dict.fromkeys(range(50_000))
+    loop |= dict.fromkeys(["state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net"], loop)
+    for zipped in (True, False):
+        torch.save(loop, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+        started = time.perf_counter()
+        with pytest.raises(ModelError, match="contains no state dict"):
+            read_tensors(tmp_path / "x.pth")
+        assert time.perf_counter() - started < 5
+
+
+def test_parameters_that_share_one_storage_do_not_multiply_its_size(tmp_path: Path) -> None:
+    variant = find_variant("poolformerv2_s12")
+    shapes = parameter_shapes(variant.architecture, 5)
+    numbers = torch.zeros(max(math.prod(shape) for shape in shapes.values()))
+    torch.save({name: numbers[: math.prod(shape)].view(shape) for name, shape in shapes.items()}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="holds fewer numbers than its tensors have"):
+        read_checkpoint(tmp_path / "x.pth", variant)
 
 
 def test_the_weights_do_not_change_with_the_file(tmp_path: Path) -> None:

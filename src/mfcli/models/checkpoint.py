@@ -8,21 +8,23 @@ with the first names that differ and the models that it would fit.
 import argparse
 import importlib
 import json
+import math
 import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.errors import ModelError, OutputError, package_error
+from mfcli.errors import EngineError, ModelError, OutputError, package_error
 from mfcli.files import sha256_of
 from mfcli.models.matching import match_published, match_variant, to_parameters
 from mfcli.models.parameters import Shape, find_num_classes, parameter_shapes
-from mfcli.models.pth import CodeInPthError, DamagedPthError, UnsupportedPthError, read_pth
+from mfcli.models.pth import CodeInPthError, DamagedPthError, UnsupportedPthError, read_pth, widen_bfloat16
 from mfcli.models.registry import Variant
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ Weights = dict[str, NDArray[np.float32]]
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net")
 """Keys under which trainers store the state dict; averaged weights come first because they are more accurate."""
 _MAX_DEPTH = 4
-"""The maximum nesting of wrappers: a dictionary may contain itself."""
+"""The maximum nesting of wrappers."""
 _PICKLE_STARTS = (b"P", b"\x80")
 """First bytes of zipped checkpoints and binary pickles; plain text may also parse as a pickle."""
 MAX_BEGINNING_BYTES = 8 + 2**24
@@ -61,7 +63,7 @@ class Tensor(Protocol):
         ...
 
     def read(self) -> NDArray[Any]:
-        """Return its numbers; bfloat16 as float32."""
+        """Return its numbers, in this shape or flat; bfloat16 as float32."""
         ...
 
 
@@ -74,7 +76,7 @@ class LoadedTensor:
     numbers: NDArray[Any]
 
     def read(self) -> NDArray[Any]:
-        """Return its numbers; bfloat16 as float32."""
+        """Return its numbers, in this shape or flat; bfloat16 as float32."""
         return self.numbers
 
 
@@ -110,6 +112,9 @@ def require_packages(*names: str) -> None:
     Raises:
         EngineError: one is not installed or cannot be loaded.
     """
+    if missing := [name for name in names if find_spec(name) is None]:
+        verb = "is" if len(missing) == 1 else "are"
+        raise EngineError(f"{' and '.join(missing)} {verb} not installed", f"pip install {' '.join(missing)}")
     for name in names:
         try:
             importlib.import_module(name)
@@ -172,10 +177,17 @@ def read_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> 
     """
     tensors = read_tensors(path)
     expected, num_classes = match_variant(str(path), {name: t.shape for name, t in tensors.items()}, variant)
+    _check_size(path, expected)
     weights = {name: _read_float32(path, name, tensors[name]).reshape(shape) for name, shape in expected.items()}
     if sha256 is not None and sha256_of(path) != sha256:  # a running training may overwrite it
         raise ModelError(f"{path} changed while it was read", "run the same command again")
     return Checkpoint(weights, num_classes)
+
+
+def _check_size(path: Path, shapes: Mapping[str, Shape]) -> None:
+    """Check that a file holds at least two bytes for each number: tensors that share some would multiply its size."""
+    if 2 * sum(math.prod(shape) for shape in shapes.values()) > path.stat().st_size:
+        raise ModelError(f"{path} holds fewer numbers than its tensors have", _SAVE_WEIGHTS)
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
@@ -277,6 +289,8 @@ def _read_float32(path: Path, name: str, tensor: Tensor) -> NDArray[np.float32]:
         return np.ascontiguousarray(tensor.read(), np.float32).reshape(tensor.shape)
     except DamagedPthError as error:
         raise ModelError(f"{path} is not a checkpoint, or is damaged: {name}, {error}", "get the file again") from error
+    except OSError as error:
+        raise ModelError(f"cannot read weights from {path}: {error.strerror}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -290,15 +304,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, entry in found:
         dtype, shape = _FLOATS.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
-        tensors[name] = LoadedTensor(dtype, shape, _to_array(entry["data"], dtype, shape))
+        tensors[name] = LoadedTensor(dtype, shape, _to_array(entry["data"], dtype))
     return tensors
 
 
-def _to_array(data: bytearray, dtype: str, shape: Shape) -> NDArray[Any]:
+def _to_array(data: bytearray, dtype: str) -> NDArray[Any]:
     if dtype == "bfloat16":
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        return widen_bfloat16(np.frombuffer(data, "<u2"))
     if dtype in _FLOATS.values():
-        return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+        return np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
     return np.empty(0)  # refused by its type
 
 
@@ -324,15 +338,17 @@ def _read_with_torch(path: Path, start: bytes, reason: str) -> object:
         raise not_a_checkpoint
     try:
         import torch
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ModelError(
             f"{path} is in a format that only torch reads: {reason}",
             "install torch, or save the weights again: torch.save(model.state_dict(), FILE)",
         ) from error
+    except Exception as error:  # a broken installation raises anything
+        raise package_error("torch", error) from error
     try:
         # Training scripts store an argparse.Namespace beside the weights; it is plain data.
         with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
-            return _convert_tensors(torch.load(file, map_location="cpu", weights_only=True))
+            return _convert_tensors(torch.load(file, map_location="cpu", weights_only=True), set())
     except pickle.UnpicklingError as error:
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise _contains_code(path) from error
@@ -341,14 +357,16 @@ def _read_with_torch(path: Path, start: bytes, reason: str) -> object:
         raise ModelError(f"{path} is not a checkpoint, or is damaged", "get the file again") from error
 
 
-def _convert_tensors(value: Any, depth: int = 0) -> object:
-    """Return what torch loaded with its tensors converted, as deep as wrappers lie."""
+def _convert_tensors(value: Any, converted: set[int], depth: int = 0) -> object:
+    """Return what torch loaded with its tensors converted, at this level and within wrappers."""
     import torch
 
-    if isinstance(value, Mapping) and depth <= _MAX_DEPTH:
-        return {key: _convert_tensors(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, Mapping) and depth <= _MAX_DEPTH and id(value) not in converted:
+        converted.add(id(value))  # a dictionary may contain itself
+        wanted = {key: item for key, item in value.items() if key in _WRAPPERS or isinstance(item, torch.Tensor)}
+        return {key: _convert_tensors(item, converted, depth + 1) for key, item in wanted.items()}
     if not isinstance(value, torch.Tensor):
-        return value
+        return None
     dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
     if value.layout is not torch.strided or value.is_meta or not value.is_floating_point():
         return LoadedTensor(f"{dtype} ({value.layout}, {value.device})", shape, np.empty(0))
@@ -358,19 +376,20 @@ def _convert_tensors(value: Any, depth: int = 0) -> object:
 
 
 def _unwrap(path: Path, loaded: object) -> Mapping[str, Tensor]:
-    found = _find_state_dict(loaded)
+    found = _find_state_dict(loaded, set())
     if not found:
         hint = "expected {name: tensor}, alone or under 'state_dict' or 'model'"
         raise ModelError(f"{path} contains no state dict", hint)
     return found
 
 
-def _find_state_dict(loaded: object, depth: int = 0) -> dict[str, Tensor]:
+def _find_state_dict(loaded: object, searched: set[int], depth: int = 0) -> dict[str, Tensor]:
     """Return the tensors under the first wrapper that has some, else those at this level, without counters."""
-    if not isinstance(loaded, Mapping) or depth > _MAX_DEPTH:
+    if not isinstance(loaded, Mapping) or depth > _MAX_DEPTH or id(loaded) in searched:
         return {}
+    searched.add(id(loaded))
     for key in _WRAPPERS:
-        if found := _find_state_dict(loaded.get(key), depth + 1):
+        if found := _find_state_dict(loaded.get(key), searched, depth + 1):
             return found
     tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and hasattr(v, "read")}
     return {name: tensor for name, tensor in tensors.items() if name not in _COUNTERS}

@@ -2,9 +2,10 @@
 
 The file's pickle is interpreted by a small machine that knows the opcodes of plain data, and an allow-list of names:
 the functions that rebuild tensors, the storage types, OrderedDict and the like. None of them is imported or called;
-each stands for a step of our own. Memory is bounded by the size of the file.
+each stands for a step of our own. Memory is bounded by the size of the file, time by the number of opcodes.
 """
 
+import io
 import math
 import os
 import pickletools
@@ -37,9 +38,17 @@ _STORAGE_TYPES = {
 _DTYPES = {name: np.dtype(name).newbyteorder("<") for name in _STORAGE_TYPES.values() if name != "bfloat16"}
 _DTYPES["bfloat16"] = np.dtype("<u2")  # its bits
 
-_MAX_PICKLE_BYTES = 2**26
+_MAX_PICKLE_BYTES = 2**22
 """The pickle of a checkpoint holds names and numbers; that of 1,000 tensors has 100 kB."""
-_MAX_DIMS = 32
+_MAX_STEPS, _BYTES_PER_STEP = 2**20, 32
+"""Opcodes that are interpreted: 1,000 tensors take 30,000. A step can make an object of a hundred bytes, so that few
+are allowed for a small file."""
+_MIN_STEPS = 2**17
+_MAX_DIRECTORY_BYTES = 2**22
+"""The zip directory of a checkpoint has about 80 bytes for each tensor; Python takes ten times as much memory."""
+_MAX_RATIO = 4
+"""How many times as large as the file its compressed members may be."""
+_MAX_DIMS, _MAX_INT, _MAX_KEY = 32, 2**63, 100
 
 
 class UnsupportedPthError(Exception):
@@ -87,9 +96,23 @@ class StoredTensor:
             offset=self.offset * numbers.itemsize,
             strides=[stride * numbers.itemsize for stride in self.strides],
         )
-        if self.dtype == "bfloat16":
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values
+        return widen_bfloat16(values) if self.dtype == "bfloat16" else values
+
+
+def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the float32 numbers of bfloat16 bits."""
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+class _BoundedReader(io.BufferedReader):
+    """Refuses a long read: zipfile reads the whole directory at once, and makes objects ten times its size."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_DIRECTORY_BYTES:
+            raise UnsupportedPthError("a zip directory of unusual size")
+        return super().read(size)
 
 
 def read_pth(path: Path) -> object:
@@ -103,13 +126,13 @@ def read_pth(path: Path) -> object:
         OSError: it cannot be read.
         UnsupportedPthError: it is of a format that only torch reads.
     """
-    with path.open("rb") as file:
+    with _BoundedReader(io.FileIO(path)) as file:
         try:
             if not zipfile.is_zipfile(file):
                 raise UnsupportedPthError("not torch's zip format")
             with zipfile.ZipFile(file) as archive:
                 return _read_archive(file, archive)
-        except (zipfile.BadZipFile, struct.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, struct.error, EOFError, ValueError, NotImplementedError, OverflowError) as error:
             raise DamagedPthError(f"its zip directory is damaged: {error}") from error
 
 
@@ -120,37 +143,40 @@ def _read_archive(file: BinaryIO, archive: zipfile.ZipFile) -> object:
     pickles = [name for name in entries if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise UnsupportedPthError("not torch's zip format")
+    size_bytes = os.fstat(file.fileno()).st_size
+    is_compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values())
+    if sum(entry.file_size for entry in entries.values()) > (_MAX_RATIO if is_compressed else 1) * size_bytes:
+        raise DamagedPthError("its members are larger than the file")
     prefix = pickles[0].removesuffix("data.pkl")
-    parts = _Parts(file, entries, prefix)
-    if parts.read_optional("byteorder") not in (None, b"little"):
+    parts = _Parts(file, entries, prefix, size_bytes)
+    if prefix + "byteorder" in entries and parts.read("byteorder").tobytes() != b"little":
         raise UnsupportedPthError("big-endian numbers")
     if entries[pickles[0]].file_size > _MAX_PICKLE_BYTES:
         raise UnsupportedPthError("a pickle of unusual size")
-    return _Machine(parts.read("data.pkl").tobytes(), parts).run()
+    max_steps = min(_MAX_STEPS, _MIN_STEPS + size_bytes // _BYTES_PER_STEP)
+    return _Machine(parts.read("data.pkl").tobytes(), parts, max_steps).run()
 
 
 class _Parts:
     """The uncompressed members of the zip file; each is checked against its checksum when it is read."""
 
-    def __init__(self, file: BinaryIO, entries: Mapping[str, zipfile.ZipInfo], prefix: str) -> None:
+    def __init__(self, file: BinaryIO, entries: Mapping[str, zipfile.ZipInfo], prefix: str, size_bytes: int) -> None:
         self._descriptor = os.dup(file.fileno())  # read from after the file was closed
         weakref.finalize(self, os.close, self._descriptor)
         self._entries = entries
         self._prefix = prefix
+        self._size_bytes = size_bytes
         self._has_checksums = any(entry.CRC for entry in entries.values())  # torch can leave them out
-        self._storages: dict[str, NDArray[Any]] = {}
-        self._declared: set[str] = set()
-        self._budget = os.fstat(self._descriptor).st_size
-
-    def read_optional(self, name: str) -> bytes | None:
-        return self.read(name).tobytes() if self._prefix + name in self._entries else None
+        self._storages: dict[str, NDArray[np.uint8]] = {}
 
     def read(self, name: str) -> NDArray[np.uint8]:
         entry = self._find(name)
-        header = os.pread(self._descriptor, 30, entry.header_offset)
-        name_size, extra_size = struct.unpack("<HH", header[26:30])
+        at = entry.header_offset
+        if not 0 <= at <= self._size_bytes - 30 - entry.file_size:
+            raise DamagedPthError(f"{name} is cut off")
+        name_size, extra_size = struct.unpack("<HH", os.pread(self._descriptor, 4, at + 26))
         data = np.empty(entry.file_size, np.uint8)
-        at, done = entry.header_offset + 30 + name_size + extra_size, 0
+        at, done = at + 30 + name_size + extra_size, 0
         while done < len(data):
             count = os.preadv(self._descriptor, [data.data[done:]], at + done)
             if not count:
@@ -160,21 +186,16 @@ class _Parts:
             raise DamagedPthError(f"{name} does not have its checksum")
         return data
 
-    def declare_storage(self, key: str, dtype: str, count: int) -> None:
+    def check_storage(self, key: str, dtype: str, count: int) -> None:
         """Check that a storage has as many numbers as the pickle says, without reading it."""
         size_bytes = self._find(f"data/{key}").file_size
         if size_bytes != count * _DTYPES[dtype].itemsize:
             raise DamagedPthError(f"storage {key} has {size_bytes} bytes instead of {count} {dtype} numbers")
-        if key not in self._declared:
-            self._declared.add(key)
-            self._budget -= size_bytes  # members that overlap would multiply the file's size
-            if self._budget < 0:
-                raise DamagedPthError("its members are larger than the file")
 
     def load_storage(self, key: str, dtype: str) -> NDArray[Any]:
         if key not in self._storages:
-            self._storages[key] = self.read(f"data/{key}").view(_DTYPES[dtype])
-        return self._storages[key]
+            self._storages[key] = self.read(f"data/{key}")
+        return self._storages[key].view(_DTYPES[dtype])
 
     def _find(self, name: str) -> zipfile.ZipInfo:
         entry = self._entries.get(self._prefix + name)
@@ -213,47 +234,47 @@ def _rebuild_tensor(
     if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise DamagedPthError("a tensor is not built from a storage")
     numbers = (offset, *shape, *strides)
-    if len(shape) != len(strides) or len(shape) > _MAX_DIMS or not all(type(n) is int and n >= 0 for n in numbers):
+    if len(shape) != len(strides) or len(shape) > _MAX_DIMS or not all(map(_is_size, numbers)):
         raise DamagedPthError("a tensor has no valid shape")
-    last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) > storage.count:
         raise DamagedPthError(f"a tensor of shape {shape} has more numbers than its storage")
-    start = 0 if 0 in shape or not isinstance(offset, int) else offset
-    if 0 not in shape and start + last >= storage.count:
+    if 0 in shape:
+        return StoredTensor(storage.dtype, shape, (0,) * len(shape), 0, storage.load)
+    strides = tuple(stride if n > 1 else 0 for n, stride in zip(shape, strides, strict=True))  # of 1, it has no effect
+    last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if not isinstance(offset, int) or offset + last >= storage.count:
         raise DamagedPthError("a tensor ends after its storage")
-    return StoredTensor(storage.dtype, shape, strides, start, storage.load)
+    return StoredTensor(storage.dtype, shape, strides, offset, storage.load)
+
+
+def _is_size(number: object) -> bool:
+    return type(number) is int and 0 <= number < _MAX_INT
 
 
 def _rebuild_parameter(data: object, *_: object) -> object:
     return data
 
 
-def _rebuild_dict(*items: object) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
-    for pair in items[0] if items and isinstance(items[0], list) else ():
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise DamagedPthError("a dictionary is not made of pairs")
-        made[_check_key(pair[0])] = pair[1]
-    return made
+def _make_dict() -> dict[Any, Any]:
+    return {}
 
 
 _CALLS: dict[str, Callable[..., object]] = {
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
-    "collections.OrderedDict": _rebuild_dict,
-    "_codecs.encode": lambda text="", *_: (
-        text.encode("latin1") if isinstance(text, str) else b""
-    ),  # bytes, in protocol 2
-    "torch.Size": lambda values=(): tuple(values) if isinstance(values, tuple | list) else (),
+    "collections.OrderedDict": _make_dict,
+    "_codecs.encode": lambda text, *_: text,  # bytes, in protocol 2
+    "torch.Size": lambda values: values,
     "argparse.Namespace": lambda *_: {},  # training scripts put their options beside the weights
 }
-"""What stands for a call of each function or class that a pickle may name."""
+"""What stands for a call of each function or class that a pickle may name; none copies its arguments, because a pickle
+can call it a million times with the same ones."""
 
 
 def _check_key(key: object) -> object:
-    """Return a dictionary's key if it is a plain value; hashing a nested tuple could exhaust the C stack."""
-    if not isinstance(key, str | int | float | bytes | None):
+    """Return a dictionary's key if it is a plain value; hashing a nested tuple, or a huge integer, has no bound."""
+    if not isinstance(key, str | int | float | bytes | None) or (isinstance(key, int) and abs(key) >= _MAX_INT):
         raise DamagedPthError("a dictionary has a key that is not a plain value")
     return key
 
@@ -261,21 +282,24 @@ def _check_key(key: object) -> object:
 class _Machine:
     """Interprets a pickle of plain data and tensors."""
 
-    def __init__(self, data: bytes, parts: _Parts) -> None:
+    def __init__(self, data: bytes, parts: _Parts, max_steps: int) -> None:
         self._data = data
         self._parts = parts
+        self._max_steps = max_steps
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
     def run(self) -> object:
         try:
-            for opcode, argument, _ in pickletools.genops(self._data):
+            for step, (opcode, argument, _) in enumerate(pickletools.genops(self._data)):
                 if opcode.name == "STOP":
                     return self._pop()
+                if step == self._max_steps:
+                    raise UnsupportedPthError("a pickle of unusual length")
                 self._step(opcode.name, argument)
         except (IndexError, KeyError, ValueError, TypeError, OverflowError) as error:
-            raise DamagedPthError(f"its pickle is damaged: {error}") from error
+            raise DamagedPthError(f"its pickle is damaged: {str(error)[:100]}") from error
         raise DamagedPthError("its pickle has no end")
 
     def _step(self, name: str, argument: Any) -> None:
@@ -303,7 +327,9 @@ class _Machine:
                 self._push_name(*argument.split(" ", 1))
             case "STACK_GLOBAL":
                 attribute, module = self._pop(), self._pop()
-                self._push_name(str(module), str(attribute))
+                if not isinstance(module, str) or not isinstance(attribute, str):
+                    raise DamagedPthError("a name is not text")
+                self._push_name(module, attribute)
             case "BINPERSID":
                 stack.append(self._load_storage(self._pop()))
             case "REDUCE" | "NEWOBJ":
@@ -319,8 +345,12 @@ class _Machine:
     def _step_container(self, name: str) -> None:
         stack = self._stack
         match name:
-            case "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_TUPLE" | "EMPTY_SET":
-                stack.append({"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}[name]())
+            case "EMPTY_LIST" | "EMPTY_SET":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_TUPLE":
+                stack.append(())
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 size = int(name[-1])
                 items = [self._pop() for _ in range(size)]
@@ -382,9 +412,9 @@ class _Machine:
 
     def _load_storage(self, identity: object) -> _Storage:
         match identity:
-            case ("storage", _Name(text=text), str(key), str(), int(count)) if count >= 0:
+            case ("storage", _Name(text=text), str(key), str(), int(count)) if len(key) < _MAX_KEY:
                 dtype = _STORAGE_TYPES[text.removeprefix("torch.")]
-                self._parts.declare_storage(key, dtype, count)
+                self._parts.check_storage(key, dtype, count)
                 return _Storage(dtype, count, partial(self._parts.load_storage, key, dtype))
         raise DamagedPthError("a storage is not described as torch describes it")
 
