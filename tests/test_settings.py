@@ -47,6 +47,11 @@ def test_own_variables_take_precedence_over_those_of_other_tools() -> None:
     assert Settings.from_environ({}, offline=True).offline
 
 
+def test_a_comparison_is_asked_for_by_variable_or_option() -> None:
+    assert [Settings.from_environ({"MF_CHECK": value}).compare for value in ("1", "0", "")] == [True, False, False]
+    assert Settings.from_environ({}, compare=True).compare
+
+
 def test_caches_of_other_tools() -> None:
     named = Settings.from_environ({"HF_HUB_CACHE": "/a", "TORCH_HOME": "/t"})
     assert (named.hub_cache_dir, named.torch_hub_dir) == (Path("/a"), Path("/t/hub/checkpoints"))

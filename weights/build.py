@@ -19,9 +19,8 @@ def main() -> None:
     variant = find_variant("bundled")
     checkpoint = HERE / f"{variant.name}.safetensors"
     labels = look_up_wnids((HERE / "classes.txt").read_text().split())
-    build_artifact(
-        variant, checkpoint, sha256_of(checkpoint), HERE / f"{variant.name}.onnx", labels=labels, half_weights=True
-    )
+    path = HERE / f"{variant.name}.onnx"
+    build_artifact(variant, checkpoint, sha256_of(checkpoint), path, labels=labels, half_weights=True, compare=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ __all__ = ["__version__", "create_model", "list_variants", "load_predictor"]
 
 def __getattr__(name: str) -> object:
     if name == "create_model":
+        from mfcli.models.checkpoint import require_packages
+
+        require_packages("torch", "timm")
         from mfcli.models.metaformer import create_model
 
         return create_model

@@ -36,6 +36,7 @@ class Settings:
         endpoint: replaces https://huggingface.co in addresses; None for no replacement.
         hub_cache_dir: the cache of Hugging Face's client.
         torch_hub_dir: the folder of torch.hub's checkpoints.
+        compare: whether artifacts must have been compared with torch.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Settings:
     endpoint: str | None = None
     hub_cache_dir: Path | None = None
     torch_hub_dir: Path | None = None
+    compare: bool = False
 
     @property
     def cache_dir(self) -> Path:
@@ -68,14 +70,17 @@ class Settings:
         )
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str] = os.environ, *, offline: bool = False) -> "Settings":
-        """Read MF_MODEL, MF_CACHE_DIR, MF_DEBUG, MF_OFFLINE, MF_ENDPOINT and their counterparts of other tools.
+    def from_environ(
+        cls, environ: Mapping[str, str] = os.environ, *, offline: bool = False, compare: bool = False
+    ) -> "Settings":
+        """Read the MF_* variables and their counterparts of other tools.
 
         MF_* variables take precedence over those of other tools. An empty variable counts as unset.
 
         Args:
             environ: the environment variables.
             offline: the option, which takes precedence over the environment.
+            compare: likewise.
         """
         cache_dir = environ.get("MF_CACHE_DIR")
         return cls(
@@ -86,6 +91,7 @@ class Settings:
             endpoint=environ.get("MF_ENDPOINT") or environ.get("HF_ENDPOINT") or None,
             hub_cache_dir=_find_hub_cache(environ),
             torch_hub_dir=_find_torch_hub(environ),
+            compare=compare or _is_true(environ, "MF_CHECK"),
         )
 
 

@@ -17,7 +17,7 @@ from mfcli import create_model
 from mfcli.artifact import ensure as ensuring
 from mfcli.artifact import file as artifact_file
 from mfcli.artifact import graph
-from mfcli.artifact.build import build_artifact
+from mfcli.artifact.build import MAX_LOGIT_DIFFERENCE, build_artifact
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import artifact_key, open_artifact
 from mfcli.errors import ModelError, OutputError
@@ -25,23 +25,24 @@ from mfcli.files import sha256_of
 from mfcli.hub.bundled import bundled_file
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import EngineName
+from mfcli.models.checkpoint import write_random
 from mfcli.models.labels import make_numbered_labels
 from mfcli.models.metaformer import build_model
-from mfcli.models.registry import Family, find_variant, list_variants
+from mfcli.models.registry import Family, Variant, find_variant, list_variants
 from mfcli.settings import Settings
 
 BUNDLED = find_variant("bundled")
 
 
-def use_cache(cache: Path) -> Settings:
-    return Settings(model="bundled", named_cache_dir=cache, debug=False)
+def use_cache(cache: Path, *, compare: bool = False) -> Settings:
+    return Settings(model="bundled", named_cache_dir=cache, debug=False, compare=compare)
 
 
 @pytest.fixture(scope="module")
 def built(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that holds the artifact of the small weights."""
     cache = tmp_path_factory.mktemp("built")
-    ensure_artifact(BUNDLED, small_weights, use_cache(cache))
+    ensure_artifact(BUNDLED, small_weights, use_cache(cache, compare=True))
     return cache
 
 
@@ -61,8 +62,9 @@ def forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_second_start_builds_nothing(cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_building(monkeypatch)
     told: list[object] = []
-    artifact = ensure_artifact(BUNDLED, small_weights, use_cache(cache), told.append)
+    artifact = ensure_artifact(BUNDLED, small_weights, use_cache(cache, compare=True), told.append)
     assert not told
+    assert artifact == ensure_artifact(BUNDLED, small_weights, use_cache(cache), told.append)
     assert artifact.variant == "convformer_t8_64"
     assert artifact.weights_sha256 == sha256_of(small_weights)
     assert artifact.labels == make_numbered_labels(7)
@@ -72,6 +74,25 @@ def test_a_second_start_builds_nothing(cache: Path, small_weights: Path, monkeyp
     assert set(artifact.check) == {"batch_1", "batch_3"}
     assert max(artifact.check.values()) < 1e-4
     assert "torch" in artifact.versions
+
+
+def test_an_artifact_without_a_comparison_is_built_again_if_one_is_asked_for(
+    small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = ensure_artifact(BUNDLED, small_weights, use_cache(tmp_path))
+    assert (alone.check, set(alone.versions)) == ({}, {"mfcli", "numpy", "onnx", "onnxruntime"})
+    told: list[object] = []
+    compared = ensure_artifact(BUNDLED, small_weights, use_cache(tmp_path, compare=True), told.append)
+    assert told == ["preparing convformer_t8_64 (once for these weights)"]
+    assert set(compared.check) == {"batch_1", "batch_3"}
+    assert (compared.path, compared.key) == (alone.path, alone.key)
+    forbid_building(monkeypatch)
+    assert ensure_artifact(BUNDLED, small_weights, use_cache(tmp_path)) == compared
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(small_weights: Path, tmp_path: Path) -> None:
+    first, second = (ensure_artifact(BUNDLED, small_weights, use_cache(tmp_path / name)).path for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_the_file_is_self_describing(cache: Path) -> None:
@@ -257,7 +278,7 @@ def test_a_bad_artifact_is_built_again(
         open_artifact(path, BUNDLED, artifact_key(BUNDLED, sha256_of(small_weights)), None)
     told: list[object] = []
 
-    def rebuild(*_: Any) -> None:
+    def rebuild(*_: Any, **__: Any) -> None:
         for name in (path.name, path.with_suffix(".json").name):
             shutil.copy(built / "artifacts" / name, path.parent / name)
 
@@ -272,10 +293,11 @@ def test_heads_of_one_class_and_of_equal_logits(tmp_path: Path) -> None:
     model = create_model("bundled", num_classes=1)
     torch.nn.init.zeros_(model.get_parameter("head.weight"))
     torch.save(model.state_dict(), tmp_path / "x.pth")
-    assert ensure_artifact(BUNDLED, tmp_path / "x.pth", use_cache(tmp_path)).labels == make_numbered_labels(1)
+    settings = use_cache(tmp_path, compare=True)
+    assert ensure_artifact(BUNDLED, tmp_path / "x.pth", settings).labels == make_numbered_labels(1)
     torch.manual_seed(0)
     torch.save(create_model("bundled", num_classes=1).state_dict(), tmp_path / "y.pth")
-    assert ensure_artifact(BUNDLED, tmp_path / "y.pth", use_cache(tmp_path)).check["batch_1"] < 1e-4
+    assert ensure_artifact(BUNDLED, tmp_path / "y.pth", settings).check["batch_1"] < 1e-4
 
 
 @pytest.mark.slow
@@ -337,18 +359,34 @@ def test_a_wrong_graph_is_refused(small_weights: Path, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("family", Family)
 def test_every_family_exports(family: Family, tmp_path: Path) -> None:
-    """A narrow model of each family with one block per stage; building compares the graph with torch."""
+    """A narrow model of each family with one block per stage, compared with torch."""
     row = next(v for v in list_variants() if v.family is family and v.input_size[1] == 224)
     small = dataclasses.replace(row.architecture, depths=(1, 1, 1, 1), dims=(8, 16, 32, 32))
     row = dataclasses.replace(row, architecture=small)
     state = fill(build_model(small, num_classes=1000)).state_dict()
     torch.save(state, tmp_path / "x.pth")
-    artifact = ensure_artifact(row, tmp_path / "x.pth", use_cache(tmp_path))
+    artifact = ensure_artifact(row, tmp_path / "x.pth", use_cache(tmp_path, compare=True))
     assert max(artifact.check.values()) <= 1e-4
     assert artifact.labels[0].wnid == "n01440764"
     logits = load_engine(EngineName.ONNXRUNTIME, artifact).logits(pixels(2, 224).numpy())
     assert logits.shape == (2, 1000)
     assert logits.std() > 0.1
+
+
+SHAPES = {(variant.architecture, variant.input_size): variant for variant in list_variants()}
+"""A variant for each architecture and input size: the graph depends on nothing else but the number of classes."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", SHAPES.values(), ids=lambda variant: variant.name)
+def test_every_variant_equals_torch(variant: Variant, tmp_path: Path) -> None:
+    few = dataclasses.replace(variant, num_classes=5)
+    weights, path = tmp_path / "x.safetensors", tmp_path / "x.onnx"
+    write_random(weights, few)
+    build_artifact(few, weights, sha256_of(weights), path, labels=make_numbered_labels(5), compare=True)
+    assert max(open_artifact(path, few, None, weights).check.values()) <= MAX_LOGIT_DIFFERENCE
+    for file in (weights, path):
+        file.unlink()  # up to 400 MB each
 
 
 def test_an_unusable_cache_folder(small_weights: Path, tmp_path: Path) -> None:

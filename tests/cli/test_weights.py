@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from conftest import AFTER_CTRL_C, Ran
 from deterministic import fill
 from hub_server import Behaviour, Hub
 from mfcli import create_model
+from mfcli.artifact.file import write_artifact
 
 Mf = Callable[..., Ran]
 NAME = "poolformerv2_s12"
@@ -87,6 +90,44 @@ def test_the_first_prediction_downloads_and_the_next_does_not(mf: Mf, hub: Hub, 
     assert f"weights_url {hub.endpoint}" in " ".join(mf("info", NAME).out.split())
     torch_engine = mf("predict", coffee, "-m", NAME, "--format", "jsonl", "--engine", "torch")
     assert torch_engine.code == 0
+
+
+@pytest.mark.slow
+def test_comparisons_with_torch(mf: Mf, hub: Hub, own_cache: Path) -> None:
+    def show_proof() -> str:
+        return str(json.loads(mf("info", NAME, "--format", "json").out)["artifacts"][0]["proof"])
+
+    assert mf("download", NAME).code == 0
+    assert show_proof() == "parameter table and finite logits"
+    assert "artifact_check" not in mf("info", NAME).out
+    verified = mf("cache", "verify", "--against-torch", "--format", "json")
+    checkpoint, artifact = json.loads(verified.out)
+    assert (verified.code, checkpoint["difference"]) == (0, None)
+    assert 0 < artifact["difference"] < 1e-4
+    requests = len(hub.log)
+    checked = mf("download", NAME, "--check")
+    assert (checked.code, checked.err) == (0, f"note: preparing {NAME} (once for these weights)\n")
+    assert len(hub.log) == requests
+    assert show_proof() == "compared with torch"
+    assert "artifact_proof" in mf("info", NAME).out
+    assert (mf("download", NAME, "--check").err, mf("download", NAME).err) == ("", "")
+    change_one_weight(Path(artifact["path"]))
+    assert mf("cache", "verify").code == 0
+    different = mf("cache", "verify", "--against-torch", "--format", "json")
+    assert (different.code, [row["status"] for row in json.loads(different.out)]) == (9, ["good", "bad"])
+    assert "differs from torch by" in different.out
+    assert "1 of 2 files are damaged or differ from torch" in different.err
+    (own_cache / "checkpoints" / NAME / f"{NAME}.pth").unlink()
+    alone = mf("cache", "verify", "--against-torch", "--format", "json")
+    assert (alone.code, json.loads(alone.out)[0]["difference"]) == (0, None)
+
+
+def change_one_weight(path: Path) -> None:
+    """Write an intact artifact of other weights under the same key."""
+    model = onnx.load(path)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
+    write_artifact(model, path)
 
 
 @pytest.mark.slow

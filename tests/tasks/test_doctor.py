@@ -32,7 +32,9 @@ def test_a_working_installation() -> None:
     engine = found[Group.ENGINES, "onnxruntime"]
     assert engine.value["difference"] == 0.0
     assert engine.value["picture_ms"] > 0
-    assert found[Group.ENGINES, "torch"].status is FindingStatus.ABSENT
+    torch = found[Group.ENGINES, "torch"]
+    assert (torch.status, torch.hint) == (FindingStatus.FACT, "pip install torch timm")
+    assert torch.value.startswith("not installed, needed for ")
     assert found[Group.MODELS, "convformer_t8_64"].value["artifact_bytes"] > 1e6
     assert found[Group.MODELS, "bundled"].status is FindingStatus.OK
     assert not [f for f in findings if "'mfcli" in (f.hint or "")]  # a package of that name on an index is another's

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.artifact.file import FORMAT_VERSION, METADATA_PREFIX, artifact_key, open_artifact, write_artifact
+from mfcli.artifact.file import FORMAT_VERSION, METADATA_PREFIX, Artifact, artifact_key, open_artifact, write_artifact
 from mfcli.errors import ModelError
 from mfcli.files import cache_write_error
 from mfcli.hub.bundled import bundled_file
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 """The largest accepted difference from torch, in units of the logits' standard deviation."""
+_COMPARISON_PACKAGES = ("torch", "timm")
 
 
 def build_artifact(
@@ -59,6 +60,8 @@ def build_artifact(
     from mfcli.models.preprocess import make_preprocess_plan
 
     require_packages("onnx", "onnxruntime")
+    if compare:
+        require_comparison()
     from mfcli.artifact.graph import write_graph
 
     checkpoint = read_checkpoint(weights_file, variant, weights_sha256)
@@ -75,7 +78,7 @@ def build_artifact(
         "weights_sha256": weights_sha256,
         "source_url": variant.url,
         "labels": [(label.wnid, label.name) for label in labels or _choose_labels(variant, checkpoint.num_classes)],
-        "versions": _read_versions(),
+        "versions": _read_versions(compare),
         "check": compare_with_torch(session, weights, variant) if compare else {},
         "preprocess": asdict(make_preprocess_plan(variant)),
     }
@@ -97,10 +100,11 @@ def _choose_labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:
     return load_imagenet_labels(num_classes)
 
 
-def _read_versions() -> dict[str, str]:
+def _read_versions(compare: bool) -> dict[str, str]:
     from importlib.metadata import version
 
-    return {"mfcli": __version__} | {name: version(name) for name in ("numpy", "onnx", "onnxruntime")}
+    names = ("numpy", "onnx", "onnxruntime", *(_COMPARISON_PACKAGES if compare else ()))
+    return {"mfcli": __version__} | {name: version(name) for name in names}
 
 
 def _open_session(model: bytes) -> "InferenceSession":
@@ -117,6 +121,35 @@ def _check_finite(session: "InferenceSession", variant: Variant) -> None:
             f"{variant.name} produces NaN or infinite logits with these weights",
             "the file may be damaged, or its training may have diverged",
         )
+
+
+def require_comparison() -> None:
+    """Fail early where artifacts cannot be compared with torch.
+
+    Raises:
+        EngineError: torch or timm is not installed.
+    """
+    from mfcli.models.checkpoint import require_packages
+
+    require_packages(*_COMPARISON_PACKAGES)
+
+
+def compare_artifact(artifact: Artifact, checkpoint: Path, variant: Variant) -> dict[str, float]:
+    """Compare an artifact with its checkpoint in torch, as `compare_with_torch` does.
+
+    Args:
+        artifact: built from the checkpoint.
+        checkpoint: the file.
+        variant: the model.
+
+    Raises:
+        EngineError: torch or timm cannot be loaded.
+        ModelError: the difference is larger than MAX_LOGIT_DIFFERENCE, or the checkpoint cannot be read.
+    """
+    from mfcli.models.checkpoint import read_checkpoint
+
+    weights = read_checkpoint(checkpoint, variant, artifact.weights_sha256).weights
+    return compare_with_torch(_open_session(artifact.path.read_bytes()), weights, variant)
 
 
 def compare_with_torch(

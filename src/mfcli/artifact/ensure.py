@@ -68,12 +68,13 @@ def _open_bundled(variant: Variant, fetch: FetchOptions) -> Artifact:
 
 
 def _find(variant: Variant, weights_file: Path, digest: str, settings: Settings) -> Artifact | None:
-    """Return a checkpoint's artifact if it is in the cache and valid."""
+    """Return a checkpoint's artifact if it is in the cache, valid, and compared with torch where that is asked for."""
     with contextlib.suppress(ModelError):
         path = artifact_path(variant, digest, settings)
         artifact = open_artifact(path, variant, artifact_key(variant, digest), weights_file)
         record_mtime(artifact)
-        return artifact
+        if artifact.check or not settings.compare:
+            return artifact
     return None
 
 
@@ -83,5 +84,5 @@ def _build(variant: Variant, weights_file: Path, digest: str, settings: Settings
         if found := _find(variant, weights_file, digest, settings):  # built by that process
             return found
         progress(f"preparing {variant.name} (once for these weights)")
-        build_artifact(variant, weights_file, digest, path)
+        build_artifact(variant, weights_file, digest, path, compare=settings.compare)
     return open_artifact(path, variant, artifact_key(variant, digest), weights_file)

@@ -65,19 +65,31 @@ def path() -> None:
 
 
 @app.command()
-def verify(format: Format = FormatName.TABLE) -> None:
+def verify(
+    against_torch: Annotated[
+        bool,
+        typer.Option("--against-torch", help="Also compare artifacts whose checkpoint is in the cache with PyTorch."),
+    ] = False,
+    format: Format = FormatName.TABLE,
+) -> None:
     """Compute the digest of every checkpoint and artifact; exit code 9 if one does not match.
 
     Status new: a file placed by hand and not used yet, so there is no digest to compare with. Status stale: an intact
-    artifact of another version, which `mf cache prune` deletes.
+    artifact of another version, which `mf cache prune` deletes. With --against-torch, `difference` is the largest one
+    of an artifact's logits from PyTorch's, in units of their standard deviation; above 0.0001 the artifact is bad.
     """
     from mfcli.tasks import cache as task
 
-    checks = list(task.verify(Settings.from_environ()))
+    checks = list(task.verify(Settings.from_environ(), against_torch))
     records = [{"status": c.status.value, **_make_record(c.entry), "problem": c.problem} for c in checks]
-    _write(format, records, ("status", "kind", "model", "path", "problem"), ("status", *_COLUMNS, "problem"))
+    extra = ["problem"]
+    if against_torch:
+        records = [{**r, "difference": c.difference} for r, c in zip(records, checks, strict=True)]
+        extra += ["difference"]
+    _write(format, records, ("status", "kind", "model", "path", *extra), ("status", *_COLUMNS, *extra))
     if damaged := [c.entry for c in checks if c.problem]:
-        raise CheckError(f"{len(damaged)} of {len(checks)} files are damaged", _suggest_repair(damaged))
+        kind = "damaged or differ from torch" if against_torch else "damaged"
+        raise CheckError(f"{len(damaged)} of {len(checks)} files are {kind}", _suggest_repair(damaged))
 
 
 def _suggest_repair(damaged: "Sequence[CacheEntry]") -> str:

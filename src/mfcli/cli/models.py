@@ -83,7 +83,7 @@ def info(
         fields |= {f"weights_{key}": value for key, value in weights.items()}
         fields |= {f"artifact_{key}": value for artifact in artifacts[:1] for key, value in artifact.items()}
         fields["other_artifacts"] = [artifact["path"] for artifact in (*artifacts[1:], *fields["other_artifacts"])]
-        rows = [{"field": name, "value": value} for name, value in fields.items() if value not in (None, [])]
+        rows = [{"field": name, "value": value} for name, value in fields.items() if value not in (None, [], {})]
         write_records(FormatName.TABLE, stream, rows)
 
 
@@ -97,6 +97,9 @@ def download(
     expect_sha256: Annotated[
         str | None, typer.Option(metavar="HEX", help="The digest that the file must have.", show_default=False)
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the models with PyTorch; the same as MF_CHECK=1.")
+    ] = False,
     dry_run: DryRun = False,
     format: Format = FormatName.TABLE,
     offline: Offline = False,
@@ -117,7 +120,8 @@ def download(
         raise UsageError(
             f"--expect-sha256 {expect_sha256} is not a SHA-256 digest", "64 hexadecimal digits, as sha256sum prints"
         )
-    settings, fetch = Settings.from_environ(offline=offline), FetchOptions(force, origin, expect_sha256)
+    settings = Settings.from_environ(offline=offline, compare=check)
+    fetch = FetchOptions(force, origin, expect_sha256)
     with StderrProgress(note, quiet) as progress:
         work = task.plan if dry_run else task.download
         results = work(models, settings, fetch, progress)

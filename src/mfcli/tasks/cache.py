@@ -6,15 +6,16 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from mfcli.artifact.build import compare_artifact, require_comparison
 from mfcli.artifact.file import artifact_key, artifact_path, open_artifact
 from mfcli.errors import ModelError, OutputError
 from mfcli.files import ELSEWHERE, cache_delete_error, exists, is_folder, is_glob, list_files, sha256_of
 from mfcli.hub.cache import is_intact, is_untouched, list_artifacts, list_checkpoints, read_sidecar, sidecar_path
-from mfcli.models.registry import VARIANTS, find_variant
+from mfcli.models.registry import VARIANTS, Variant, find_variant
 from mfcli.settings import Settings
 
 
@@ -117,18 +118,53 @@ class VerifiedFile:
         entry: the file.
         status: the result.
         problem: why it is bad, None if it is not.
+        difference: the largest difference of an artifact's logits from torch's, in units of their standard deviation;
+            None if they were not compared.
     """
 
     entry: CacheEntry
     status: FileStatus
     problem: str | None = None
+    difference: float | None = None
 
 
-def verify(settings: Settings) -> Iterator[VerifiedFile]:
-    """Compute the digest of every checkpoint and artifact and yield the results."""
+def verify(settings: Settings, against_torch: bool = False) -> Iterator[VerifiedFile]:
+    """Compute the digest of every checkpoint and artifact and yield the results.
+
+    Args:
+        settings: locate the cache.
+        against_torch: also compare each intact artifact with torch, if its checkpoint is in the cache.
+
+    Raises:
+        EngineError: torch or timm cannot be loaded.
+    """
+    if against_torch:
+        require_comparison()
     for entry in list_entries(settings):
         if entry.kind is not Kind.PARTIAL:
-            yield _verify_entry(entry)
+            found = _verify_entry(entry)
+            yield _compare_artifact(found, settings) if against_torch else found
+
+
+def _compare_artifact(found: VerifiedFile, settings: Settings) -> VerifiedFile:
+    if found.entry.kind is not Kind.ARTIFACT or found.status is not FileStatus.GOOD:
+        return found
+    variant = find_variant(found.entry.model or "")
+    try:
+        artifact = open_artifact(found.entry.path, variant, None, None)
+        checkpoint = _find_intact_checkpoint(variant, artifact.weights_sha256, settings)
+        differences = compare_artifact(artifact, checkpoint, variant) if checkpoint else {}
+    except ModelError as error:
+        return replace(found, status=FileStatus.BAD, problem=error.message)
+    return replace(found, difference=max(differences.values(), default=None))
+
+
+def _find_intact_checkpoint(variant: Variant, sha256: str, settings: Settings) -> Path | None:
+    records = [
+        read_sidecar(sidecar_path(entry.path)) for entry in _find_checkpoints(settings) if entry.sha256 == sha256
+    ]
+    fitting = (known.path for known in records if known and known.path.parent.name == variant.name and is_intact(known))
+    return next(fitting, None)
 
 
 def _verify_entry(entry: CacheEntry) -> VerifiedFile:

@@ -42,6 +42,9 @@ MAX_DIFFERENCE = 0.01
 
 _TIMEOUT_S = 180.0
 
+_TORCH_PACKAGES = ("torch", "timm")
+_TORCH_USES = "GPUs, create_model, comparisons with it, and checkpoints older than its zip format"
+
 _CPU_FEATURES = (
     *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"),
     *("asimd", "i8mm", "bf16", "sve"),
@@ -265,8 +268,14 @@ def _check_engines() -> Iterator[Finding]:
     reference: list[float] | None = None
     names = [DEFAULT_ENGINE, *(name for name in EngineName if name not in (EngineName.AUTO, DEFAULT_ENGINE))]
     for name in names:
-        if find_spec(name.value) is None:  # an engine is named after its package
-            yield Finding(Group.ENGINES, name.value, FindingStatus.ABSENT, None, f"pip install {name.value}")
+        packages = (
+            _TORCH_PACKAGES if name is EngineName.TORCH else (name.value,)
+        )  # an engine is named after its package
+        if missing := [package for package in packages if find_spec(package) is None]:
+            status, value = FindingStatus.ABSENT, None
+            if name is EngineName.TORCH:
+                status, value = FindingStatus.FACT, f"not installed, needed for {_TORCH_USES}"
+            yield Finding(Group.ENGINES, name.value, status, value, f"pip install {' '.join(missing)}")
             continue
         for report in _run_probe(name):
             logits = report.pop("logits", None)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from mfcli.artifact.build import require_comparison
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.errors import MfError, ModelError, OutputError, UsageError
 from mfcli.files import is_glob, is_url
@@ -76,9 +77,12 @@ def download(names: list[str], settings: Settings, fetch: FetchOptions, progress
         progress: called before what takes long, and during a download.
 
     Raises:
+        EngineError: artifacts are to be compared with torch, which cannot be loaded.
         ModelError: a name is unknown.
         UsageError: an origin or a digest is given for several models.
     """
+    if settings.compare:
+        require_comparison()
     return _report_each(_download, names, settings, fetch, progress)
 
 

@@ -64,6 +64,7 @@ def _describe_artifact(artifact: Artifact) -> dict[str, Any]:
         "size_bytes": artifact.size_bytes,
         "weights_sha256": artifact.weights_sha256,
         "classes": len(artifact.labels),
+        "proof": "compared with torch" if artifact.check else "parameter table and finite logits",
         "check": artifact.check,
         "versions": artifact.versions,
     }

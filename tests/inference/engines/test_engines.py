@@ -17,6 +17,7 @@ from deterministic import pixels
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError, ExitCode, UsageError
+from mfcli.hub.bundled import bundled_file
 from mfcli.inference.engines import choose_engine, load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size, pictures_per_run
 from mfcli.models.registry import find_variant
@@ -173,12 +174,12 @@ def test_a_broken_package(
     assert "hint: " in ran.err
 
 
-def test_preparing_weights_needs_torch(
+def test_a_comparison_needs_torch(
     mf_process: Callable[..., Ran], coffee: Path, small_weights: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "torch.py").write_text("import ctypes; ctypes.CDLL('libnope.so.1')")
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
-    ran = mf_process("predict", str(coffee), "-q", "--weights", str(small_weights), PYTHONPATH=path)
+    ran = mf_process("predict", str(coffee), "-q", "--weights", str(small_weights), PYTHONPATH=path, MF_CHECK="1")
     assert (ran.code, ran.err.partition(":")[0]) == (7, "error")
     assert "torch cannot be loaded: libnope.so.1" in ran.err
 
@@ -225,13 +226,15 @@ def test_a_limit_on_threads(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("package", ["onnxruntime", "safetensors", "timm"])
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "safetensors", "timm"])
 def test_preparing_weights_with_a_broken_package(
-    package: str, mf_process: Callable[..., Ran], coffee: Path, small_weights: Path, tmp_path: Path
+    package: str, mf_process: Callable[..., Ran], coffee: Path, tmp_path: Path
 ) -> None:
     (tmp_path / f"{package}.py").write_text("raise ImportError('libnope.so.1: no such file')")
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
-    ran = mf_process("predict", str(coffee), "-q", "--weights", str(small_weights), PYTHONPATH=path)
+    weights = bundled_file("convformer_t8_64.safetensors")
+    environment = {"PYTHONPATH": path, "MF_CHECK": "1"}
+    ran = mf_process("predict", str(coffee), "-q", "--weights", str(weights), **environment)
     assert (ran.code, ran.err.splitlines()[0]) == (7, f"error: {package} cannot be loaded: libnope.so.1: no such file")
 
 

@@ -45,6 +45,9 @@ def _import_engine(name: EngineName) -> "Callable[[Artifact, EngineOptions], Eng
 
                 return OpenVinoEngine
             case EngineName.TORCH:
+                from mfcli.models.checkpoint import require_packages
+
+                require_packages("torch", "timm")
                 from mfcli.inference.engines.torch import TorchEngine
 
                 return TorchEngine
