@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/dev.stamp
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help check reformat lint types imports docs test quick coverage parity bundled
+.PHONY: help check reformat lint types imports docs test quick coverage parity bundled light
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,3 +55,7 @@ parity: $(INSTALLED) ## every backbone against the paper's values (REFERENCE=FOL
 
 bundled: $(INSTALLED) ## the bundled artifact from its checkpoint
 	$(PYTHON) weights/build.py
+
+light: $(INSTALLED) ## requirements-light.txt: everything but torch and timm, newest versions, with hashes
+	printf 'torch\ntimm\n' | $(PYTHON) -m uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+		--excludes /dev/stdin --generate-hashes --custom-compile-command "make light" -o requirements-light.txt
