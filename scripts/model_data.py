@@ -82,13 +82,23 @@ def list_classes() -> list[tuple[str, str, str]]:
     return [(wnid, name, " ".join(lists)) for wnid, (name, lists) in sorted(rows.items())]
 
 
-def main() -> None:
-    """Write both files."""
+def format_plans() -> str:
+    """Return the plan of every variant as a JSON object, one variant a line."""
     plans = {variant.name: asdict(make_timm_plan(variant)) for variant in list_variants()}
-    PLANS_FILE.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in plans.items()) + "\n}\n")
+    return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in plans.items()) + "\n}\n"
+
+
+def format_classes() -> str:
+    """Return every ImageNet class as tab-separated text with a header."""
     text = io.StringIO(newline="")
     csv.writer(text, delimiter="\t", lineterminator="\n").writerows([("wnid", "name", "lists"), *list_classes()])
-    IMAGENET_FILE.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    return text.getvalue()
+
+
+def main() -> None:
+    """Write both files."""
+    PLANS_FILE.write_text(format_plans())
+    IMAGENET_FILE.write_bytes(gzip.compress(format_classes().encode(), mtime=0))
 
 
 if __name__ == "__main__":

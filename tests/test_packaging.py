@@ -14,7 +14,7 @@ from conftest import CHECKOUT
 SHIPPED = {
     f"mfcli/bundled/{name}"
     for name in ("convformer_t8_64.onnx", "convformer_t8_64.json", "convformer_t8_64.safetensors", "README.md")
-}
+} | {f"mfcli/models/data/{name}" for name in ("imagenet.tsv.gz", "preprocess.json", "WORDNET_LICENSE")}
 
 
 def build(folder: Path, source: Path, kind: str) -> Path:
@@ -65,6 +65,10 @@ def test_the_wheel_carries_the_model_and_answers(wheel: Path, tmp_path: Path) ->
         archive.extractall(tmp_path / "site")
     assert names >= SHIPPED
     assert "mfcli/py.typed" in names
+    assert {name.partition("/licenses/")[2] for name in names if "/licenses/" in name} == {
+        "LICENSE",
+        "src/mfcli/models/data/WORDNET_LICENSE",
+    }
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "shared"))]
     assert_answers(tmp_path / "site", tmp_path)
 
@@ -75,6 +79,7 @@ def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Pat
         archive.extractall(tmp_path, filter="data")
     (source,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert (source / "README.md").is_file()
+    assert (source / "src" / "mfcli" / "models" / "data" / "WORDNET_LICENSE").is_file()
     assert (source / "tests" / "golden" / "logits.json").is_file()
     with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(build(tmp_path, source, "wheel")) as other:
         assert sorted(one.namelist()) == sorted(other.namelist())

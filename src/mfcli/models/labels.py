@@ -17,7 +17,7 @@ _EXPECTED = "expected: one name a line in the head's order, or CSV with the colu
 IMAGENET_FILE = Path(__file__).parent / "data" / "imagenet.tsv.gz"
 """WordNet id, name and lists of every ImageNet class, from timm's ImageNetInfo; `scripts/model_data.py` wrote it.
 
-The names are WordNet's lemmas; WordNet's licence is beside it.
+The names are WordNet's lemmas; its licence, WORDNET_LICENSE, is beside it.
 """
 _LISTS = {1000: "in1k", 21841: "in21k"}
 

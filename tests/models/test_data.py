@@ -1,0 +1,16 @@
+"""The data of mfcli.models are what scripts/model_data.py makes from timm."""
+
+import gzip
+
+from model_data import format_classes, format_plans
+
+from mfcli.models.labels import IMAGENET_FILE
+from mfcli.models.preprocess import PLANS_FILE
+
+
+def test_the_plans_are_timms() -> None:
+    assert PLANS_FILE.read_text() == format_plans()
+
+
+def test_the_classes_are_timms() -> None:
+    assert gzip.decompress(IMAGENET_FILE.read_bytes()).decode() == format_classes()
