@@ -127,7 +127,7 @@ def change_one_weight(path: Path) -> None:
     model = onnx.load(path)
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
-    write_artifact(model, path)
+    write_artifact(model.SerializeToString(), path)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from mfcli.results import Label
 from mfcli.version import __version__
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from onnxruntime import InferenceSession
 
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -69,9 +70,7 @@ def build_artifact(
     if half_weights:
         weights = {name: array.astype(np.float16).astype(np.float32) for name, array in weights.items()}
     proto = write_graph(variant.architecture, weights, variant.input_size, half_weights=half_weights)
-    session = _open_session(proto.SerializeToString())
-    _check_finite(session, variant)
-    fields = {
+    fields: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "variant": variant.name,
         "key": artifact_key(variant, weights_sha256, half_weights),
@@ -79,15 +78,25 @@ def build_artifact(
         "source_url": variant.url,
         "labels": [(label.wnid, label.name) for label in labels or _choose_labels(variant, checkpoint.num_classes)],
         "versions": _read_versions(compare),
-        "check": compare_with_torch(session, weights, variant) if compare else {},
+        "check": {},
         "preprocess": asdict(make_preprocess_plan(variant)),
     }
-    for name, value in fields.items():
-        proto.metadata_props.add(key=METADATA_PREFIX + name, value=json.dumps(value, sort_keys=True))
+    data = _serialize(proto, fields)
+    session = _open_session(data)
+    _check_finite(session, variant)
+    if compare:
+        data = _serialize(proto, fields | {"check": compare_with_torch(session, weights, variant)})
     try:
-        write_artifact(proto, path)
+        write_artifact(data, path)
     except OSError as error:
         raise cache_write_error(path.parent, error) from error
+
+
+def _serialize(proto: "ModelProto", fields: Mapping[str, object]) -> bytes:
+    del proto.metadata_props[:]
+    for name, value in fields.items():
+        proto.metadata_props.add(key=METADATA_PREFIX + name, value=json.dumps(value, sort_keys=True))
+    return bytes(proto.SerializeToString())
 
 
 def _choose_labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from mfcli.models.parameters import HEAD_DIM
 from mfcli.models.registry import Architecture, Family
@@ -77,23 +77,24 @@ def write_graph(
         input_size: (C, H, W) of a picture.
         half_weights: store weights as float16 if they are exactly representable; they are computed with as float32.
     """
-    writer = _Writer(architecture, weights, half_weights)
-    writer.write_backbone(input_size)
     num_classes = len(weights["head.fc2.weight" if architecture.mlp_head else "head.weight"])
     picture = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *input_size])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", num_classes])
-    graph = helper.make_graph(writer.nodes, "metaformer", [picture], [logits], writer.constants)
+    graph = helper.make_graph([], "metaformer", [picture], [logits])
     proto = helper.make_model(graph, producer_name="mfcli", opset_imports=[helper.make_opsetid("", OPSET)])
     proto.ir_version = IR_VERSION
+    writer = _Writer(architecture, weights, half_weights, proto.graph)
+    writer.write_backbone(input_size)
     return proto
 
 
 class _Writer:
-    """Collects the nodes and constants of a graph, one layer after another; layers are named as their parameters."""
+    """Writes the nodes and constants of a graph, one layer after another; layers are named as their parameters."""
 
-    def __init__(self, architecture: Architecture, weights: Mapping[str, Array], half_weights: bool) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[TensorProto] = []
+    def __init__(
+        self, architecture: Architecture, weights: Mapping[str, Array], half_weights: bool, graph: GraphProto
+    ) -> None:
+        self._graph = graph  # written in place, which copies each weight only once
         self._architecture = architecture
         self._weights = weights
         self._half_weights = half_weights
@@ -101,15 +102,16 @@ class _Writer:
 
     def add_node(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Add a node with one output; return the output's name."""
-        name = name or f"{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        name = name or f"{op}_{len(self._graph.node)}"
+        self._graph.node.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
     def add_constant(self, name: str, values: NDArray[Any]) -> str:
         """Add a constant, unless there is one of this name; return its name."""
         if name not in self._known:
             self._known.add(name)
-            self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+            kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+            self._graph.initializer.add(name=name, dims=values.shape, data_type=kind, raw_data=values.tobytes())
         return name
 
     def add_integers(self, *values: int) -> str:
@@ -121,13 +123,12 @@ class _Writer:
 
         If it is stored as float16, the graph holds the multiplication, and the runtime folds it on loading.
         """
-        half = values.astype(np.float16)
-        if not (self._half_weights and np.array_equal(half.astype(np.float32), values)):
-            product = values.astype(np.float64)
+        if not (self._half_weights and np.array_equal(values.astype(np.float16).astype(np.float32), values)):
+            product: NDArray[Any] = values
             for factor in factors:
-                product = product * factor
-            return self.add_constant(name, product.astype(np.float32))
-        stored = self.add_constant(f"{name}.half", half)
+                product = product.astype(np.float64, copy=False) * factor
+            return self.add_constant(name, product.astype(np.float32, copy=False))
+        stored = self.add_constant(f"{name}.half", values.astype(np.float16))
         result = self.add_node("Cast", stored, name=f"{name}.float", to=TensorProto.FLOAT)
         for index, factor in enumerate(factors):
             result = self.add_node("Mul", result, self.add_constant(f"{name}.factor{index}", factor))
