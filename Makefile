@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/dev.stamp
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help check reformat lint types imports docs test quick coverage parity bundled light
+.PHONY: help check reformat lint dockerfile types imports docs test quick coverage parity bundled light
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ $(VENV)/dev.stamp: pyproject.toml
 	$(VENV)/bin/python -m pip install --editable '.[dev]'
 	touch $@
 
-check: lint types imports docs test ## everything that CI runs
+check: lint dockerfile types imports docs test ## everything that CI runs
 
 reformat: $(INSTALLED) ## format the code and fix what ruff can fix
 	$(PYTHON) -m ruff check --fix .
@@ -30,6 +30,9 @@ reformat: $(INSTALLED) ## format the code and fix what ruff can fix
 lint: $(INSTALLED) ## ruff: rules and formatting
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+dockerfile: $(INSTALLED) ## hadolint
+	$(dir $(shell command -v $(PYTHON)))hadolint Dockerfile
 
 types: $(INSTALLED) ## mypy, strict
 	$(PYTHON) -m mypy
