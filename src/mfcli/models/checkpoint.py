@@ -63,7 +63,7 @@ class Tensor(Protocol):
         ...
 
     def read(self) -> NDArray[Any]:
-        """Return its numbers, in this shape or flat; bfloat16 as float32."""
+        """Return its numbers in its shape; bfloat16 as float32."""
         ...
 
 
@@ -76,8 +76,8 @@ class LoadedTensor:
     numbers: NDArray[Any]
 
     def read(self) -> NDArray[Any]:
-        """Return its numbers, in this shape or flat; bfloat16 as float32."""
-        return self.numbers
+        """Return its numbers in its shape; bfloat16 as float32."""
+        return self.numbers.reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
