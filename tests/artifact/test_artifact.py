@@ -14,7 +14,7 @@ import torch
 
 from deterministic import fill, pixels
 from mfcli import create_model
-from mfcli.artifact import ensure as ensuring
+from mfcli.artifact import build as building
 from mfcli.artifact import file as artifact_file
 from mfcli.artifact import graph
 from mfcli.artifact.build import MAX_LOGIT_DIFFERENCE, build_artifact
@@ -56,7 +56,7 @@ def forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*_: Any, **__: Any) -> None:
         raise AssertionError("the artifact was built again")
 
-    monkeypatch.setattr(ensuring, "build_artifact", no)
+    monkeypatch.setattr(building, "build_artifact", no)
 
 
 def test_a_second_start_builds_nothing(cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_a_bad_artifact_is_built_again(
         for name in (path.name, path.with_suffix(".json").name):
             shutil.copy(built / "artifacts" / name, path.parent / name)
 
-    monkeypatch.setattr(ensuring, "build_artifact", rebuild)
+    monkeypatch.setattr(building, "build_artifact", rebuild)
     assert ensure_artifact(BUNDLED, small_weights, use_cache(cache), told.append).key in path.read_bytes().decode(
         errors="ignore"
     )

@@ -1,19 +1,23 @@
-"""From a model's name to its artifact: found by its checkpoint's digest, or built from the checkpoint."""
+"""From a model's name to its artifact: found by its checkpoint's digest, or built from the checkpoint.
+
+What is needed beyond an artifact that is there, is imported on use: the bundled model answers without it.
+"""
 
 import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mfcli.artifact.build import build_artifact
 from mfcli.artifact.file import Artifact, artifact_key, artifact_path, open_artifact, record_mtime
 from mfcli.errors import ModelError, UsageError
 from mfcli.files import cached_sha256, lock
-from mfcli.hub.acquire import DEFAULT_FETCH, FetchOptions, carry_out, resolve
 from mfcli.hub.bundled import bundled_file
-from mfcli.hub.cache import compare_digest, is_intact
 from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Progress
 from mfcli.settings import Settings
+
+if TYPE_CHECKING:
+    from mfcli.hub.acquire import FetchOptions
 
 
 def ensure_artifact(
@@ -21,7 +25,7 @@ def ensure_artifact(
     weights_file: Path | None,
     settings: Settings,
     progress: Progress = lambda _: None,
-    fetch: FetchOptions = DEFAULT_FETCH,
+    fetch: "FetchOptions | None" = None,
 ) -> Artifact:
     """Return a variant's artifact: from the cache, or built from its checkpoint, which is downloaded if necessary.
 
@@ -30,7 +34,7 @@ def ensure_artifact(
         weights_file: the user's own checkpoint; None for the variant's.
         settings: locate the cache; the bundled model does not use it.
         progress: called before what takes long, and during a download.
-        fetch: how the variant's checkpoint is fetched.
+        fetch: how the variant's checkpoint is fetched; None for the defaults.
 
     Raises:
         EngineError: a package that is needed to build an artifact cannot be loaded.
@@ -43,27 +47,39 @@ def ensure_artifact(
     elif variant.pretraining is Pretraining.BUNDLED:
         return _open_bundled(variant, fetch)
     else:
-        stored = carry_out(resolve(variant, settings, fetch), progress)
-        if fetch.force:  # without its sidecar an artifact counts as damaged
-            with contextlib.suppress(OSError):
-                artifact_path(variant, stored.sha256, settings).with_suffix(".json").unlink(missing_ok=True)
-        if not is_intact(stored) and _find(variant, stored.path, stored.sha256, settings) is None:  # pruned
-            stored = carry_out(resolve(variant, settings, replace(fetch, keep=True)), progress)
-        weights_file, digest = stored.path, stored.sha256
+        weights_file, digest = _obtain(variant, settings, progress, fetch)
     found = _find(variant, weights_file, digest, settings)
     return found or _build(variant, weights_file, digest, settings, progress)
 
 
-def _open_bundled(variant: Variant, fetch: FetchOptions) -> Artifact:
-    if fetch.origin:
+def _obtain(variant: Variant, settings: Settings, progress: Progress, fetch: "FetchOptions | None") -> tuple[Path, str]:
+    """Return a variant's checkpoint, which may be pruned if its artifact is there, and its digest."""
+    from mfcli.hub.acquire import DEFAULT_FETCH, carry_out, resolve
+    from mfcli.hub.cache import is_intact
+
+    fetch = fetch or DEFAULT_FETCH
+    stored = carry_out(resolve(variant, settings, fetch), progress)
+    if fetch.force:  # without its sidecar an artifact counts as damaged
+        with contextlib.suppress(OSError):
+            artifact_path(variant, stored.sha256, settings).with_suffix(".json").unlink(missing_ok=True)
+    if not is_intact(stored) and _find(variant, stored.path, stored.sha256, settings) is None:
+        stored = carry_out(resolve(variant, settings, replace(fetch, keep=True)), progress)
+    return stored.path, stored.sha256
+
+
+def _open_bundled(variant: Variant, fetch: "FetchOptions | None") -> Artifact:
+    if fetch and fetch.origin:
         raise UsageError(
             f"{variant.name} ships with the package and cannot be fetched from elsewhere",
             "use other weights of this model with mf predict: weights=FILE",
         )
     path = bundled_file(f"{variant.name}.onnx")
     bundled = open_artifact(path, variant, None, path.with_suffix(".safetensors"))
-    hint = "it ships with the package: other releases have another"
-    compare_digest(variant.name, bundled.weights_sha256, fetch.digests, hint)
+    if fetch and fetch.digests:
+        from mfcli.hub.cache import compare_digest
+
+        hint = "the bundled model changes between releases"
+        compare_digest(variant.name, bundled.weights_sha256, fetch.digests, hint)
     return bundled
 
 
@@ -79,6 +95,8 @@ def _find(variant: Variant, weights_file: Path, digest: str, settings: Settings)
 
 
 def _build(variant: Variant, weights_file: Path, digest: str, settings: Settings, progress: Progress) -> Artifact:
+    from mfcli.artifact.build import build_artifact
+
     path = artifact_path(variant, digest, settings)
     with lock(path.with_suffix(".lock"), f"another process that prepares {variant.name}", progress):
         if found := _find(variant, weights_file, digest, settings):  # built by that process

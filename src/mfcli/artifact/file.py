@@ -17,7 +17,6 @@ from mfcli.artifact.metadata import read_metadata
 from mfcli.errors import ModelError, OutputError, UsageError
 from mfcli.files import is_file, sha256_of, write_atomically
 from mfcli.hub.bundled import REINSTALL, bundled_file, is_bundled
-from mfcli.hub.cache import list_artifacts
 from mfcli.models.preprocess import PreprocessPlan
 from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Label
@@ -98,6 +97,8 @@ def artifact_key(variant: Variant, weights_sha256: str, half_weights: bool = Fal
 
 def find_artifacts(variant: Variant, settings: Settings) -> list[Artifact]:
     """Return a variant's valid artifacts on this machine: the bundled one, then those in the cache, sorted by name."""
+    from mfcli.hub.cache import list_artifacts
+
     bundled = variant.pretraining is Pretraining.BUNDLED
     paths = [bundled_file(f"{variant.name}.onnx")] if bundled else []
     with contextlib.suppress(UsageError):  # no cache directory

@@ -169,9 +169,12 @@ class _ModelRequest:
 
     def load(self, settings: Settings, progress: "StderrProgress") -> "Predictor":
         from mfcli.inference.predictor import load_predictor
-        from mfcli.models.labels import read_labels
 
-        names = read_labels(self.labels) if self.labels else None
+        names = None
+        if self.labels:
+            from mfcli.models.labels import read_labels
+
+            names = read_labels(self.labels)
         return load_predictor(
             self.name,
             weights=self.weights,
