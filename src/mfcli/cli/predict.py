@@ -172,7 +172,7 @@ class _ModelRequest:
 
         names = None
         if self.labels:
-            from mfcli.models.labels import read_labels
+            from mfcli.models.label_files import read_labels
 
             names = read_labels(self.labels)
         return load_predictor(

@@ -98,7 +98,7 @@ TopK = Annotated[
 Labels = Annotated[
     Path | None,
     typer.Option(
-        help="Class names: one per line in head order, or CSV with wnid and name.",
+        help="Class names as text, CSV or JSON.",
         show_default=False,
         readable=False,
         rich_help_panel=_MODEL,

@@ -1,18 +1,11 @@
-"""Class labels: ImageNet's, for artifacts that are built, or the user's from a file.
-
-Predictions take their labels from the artifact, unless a labels file is given.
-"""
+"""Class labels of artifacts that are built: ImageNet's, or numbered ones. label_files.py reads the user's."""
 
 import csv
 import gzip
-import io
-import json
 from pathlib import Path
 
-from mfcli.errors import ModelError, UsageError
+from mfcli.errors import ModelError
 from mfcli.results import Label
-
-_EXPECTED = "expected: one name a line in the head's order, or CSV with the columns wnid and name"
 
 IMAGENET_FILE = Path(__file__).parent / "data" / "imagenet.tsv.gz"
 """WordNet id, name and lists of every ImageNet class, from timm's ImageNetInfo; `scripts/model_data.py` wrote it.
@@ -48,51 +41,3 @@ def _read_imagenet() -> list[list[str]]:
 def make_numbered_labels(num_classes: int) -> tuple[Label, ...]:
     """Return the labels class_0, class_1, ... for a head whose classes have no names."""
     return tuple(Label(None, f"class_{index}") for index in range(num_classes))
-
-
-def read_labels(path: Path) -> tuple[Label, ...]:
-    """Read a labels file: one name a line, or CSV with a header that has `name` and, if known, `wnid`.
-
-    Raises:
-        UsageError: the file cannot be read, is not UTF-8 text, or contains no name or an empty one.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if _is_json(text):
-            raise UsageError(f"labels file {path} is JSON", _EXPECTED)
-        header = [cell.strip().lower() for cell in next(csv.reader(io.StringIO(text)), [])]
-        if "name" in header:
-            labels = _parse_csv(path, header, text)
-        else:
-            labels = tuple(Label(None, line.strip()) for line in text.rstrip().split("\n"))
-    except OSError as error:
-        raise UsageError(f"cannot read labels from {path}: {error.strerror}", _EXPECTED) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"labels file {path} is not UTF-8 text", _EXPECTED) from error
-    if any(not label.name for label in labels):
-        raise UsageError(f"labels file {path} contains an empty name, or none at all", _EXPECTED)
-    return labels
-
-
-def _is_json(text: str) -> bool:
-    """Whether a text is a JSON object or list, whose lines would otherwise be taken for names."""
-    try:
-        return text.lstrip()[:1] in ("{", "[") and isinstance(json.loads(text), dict | list)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _parse_csv(path: Path, header: list[str], text: str) -> tuple[Label, ...]:
-    name_at, wnid_at = header.index("name"), header.index("wnid") if "wnid" in header else None
-    labels = []
-    for row in filter(None, list(csv.reader(io.StringIO(text)))[1:]):
-        if len(row) != len(header):
-            raise UsageError(
-                f"labels file {path}: {len(row)} columns instead of {len(header)} in {','.join(row)!r}",
-                "put a name with a comma in double quotes",
-            )
-        wnid = row[wnid_at].strip() or None if wnid_at is not None else None
-        labels.append(Label(wnid, row[name_at].strip()))
-    if not labels:
-        raise UsageError(f"labels file {path} contains an empty name, or none at all", _EXPECTED)
-    return tuple(labels)
