@@ -1,6 +1,7 @@
 """Checkpoints: every layout loads to the same logits; files that do not fit, or contain code, are refused."""
 
 import argparse
+import collections
 import math
 import os
 import pickle
@@ -400,3 +401,43 @@ def test_a_header_of_unusual_size_is_not_waited_for() -> None:
     beginning = b"\xff" * 8 + b"{"
     assert not prove_beginning("x", beginning, find_variant("bundled"))
     assert prove_beginning("x", beginning + bytes(2**24), find_variant("bundled"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        collections.Counter({30: 1}),
+        {1, 2},
+        torch.int64,
+        torch.device("cpu"),
+        bytearray(b"x"),
+        1 + 2j,
+        torch.zeros(2, dtype=torch.uint16),
+        torch.zeros(2, dtype=torch.float8_e4m3fn),
+    ],
+    ids=str,
+)
+def test_plain_data_that_only_torch_reads(other: object, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": {"a": torch.ones(3)}, "other": other}, path)
+    assert read_tensors(path)["a"].read().tolist() == [1, 1, 1]
+
+
+def test_a_flipped_bit_is_detected_in_what_only_torch_reads(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": make_state("bundled"), "other": torch.int64}, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match="not a checkpoint, or is damaged"):
+        read_checkpoint(path, find_variant("bundled"))
+
+
+def test_a_foreign_safetensors_file_is_refused_by_its_header(tmp_path: Path) -> None:
+    header = b'{"x":{"dtype":"F32","shape":[10000000000],"data_offsets":[0,40000000000]}}'
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 40_000_000_000)  # sparse
+    with pytest.raises(ModelError, match="does not fit"):
+        read_checkpoint(path, find_variant("bundled"))

@@ -425,3 +425,10 @@ def test_two_members_of_one_name(tmp_path: Path) -> None:
 def test_code_says_what_it_names(tmp_path: Path) -> None:
     with pytest.raises(CodeInPthError, match="os.system"):
         read_pth(with_pickle(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.", tmp_path))
+
+
+def test_calls_with_many_arguments_are_refused(tmp_path: Path) -> None:
+    many = b"(" + b"K\x01" * 1000 + b"tq\x01"  # a memoized tuple
+    data = b"\x80\x02" + many + b"ccollections\nOrderedDict\nh\x01R."
+    with pytest.raises(DamagedPthError, match="with 1000 arguments"):
+        read_pth(with_pickle(data, tmp_path))

@@ -6,16 +6,18 @@ with the first names that differ and the models that it would fit.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import math
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,6 +177,7 @@ def read_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> 
         EngineError: safetensors cannot be loaded.
         ModelError: the file cannot be read, contains code, has other weights, or has changed.
     """
+    _match_header(path, variant, match_variant)
     tensors = read_tensors(path)
     expected, num_classes = match_variant(str(path), {name: t.shape for name, t in tensors.items()}, variant)
     _check_size(path, expected)
@@ -182,6 +185,16 @@ def read_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> 
     if sha256 is not None and sha256_of(path) != sha256:  # a running training may overwrite it
         raise ModelError(f"{path} changed while it was read", "run the same command again")
     return Checkpoint(weights, num_classes)
+
+
+def _match_header(path: Path, variant: Variant, match: Callable[[str, Mapping[str, Shape], Variant], object]) -> None:
+    """Match the table of a .safetensors file before its numbers are read, which may be any number of gigabytes."""
+    with contextlib.suppress(OSError), path.open("rb") as file:  # read again, with its errors
+        beginning = file.read(8)
+        beginning += file.read(min(int.from_bytes(beginning, "little"), MAX_BEGINNING_BYTES))
+        if (table := read_safetensors_table(beginning)) is not None:
+            parameters = _select_parameters(str(path), table)
+            match(str(path), {name: tensor.shape for name, tensor in parameters.items()}, variant)
 
 
 def _check_size(path: Path, shapes: Mapping[str, Shape]) -> None:
@@ -222,8 +235,11 @@ def prove_checkpoint(path: Path, variant: Variant) -> None:
         EngineError: safetensors cannot be loaded.
         ModelError: it is not, or it cannot be read.
     """
+    _match_header(path, variant, match_published)
     tensors = read_tensors(path)
-    match_published(str(path), {name: tensor.shape for name, tensor in tensors.items()}, variant)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    match_published(str(path), shapes, variant)
+    _check_size(path, shapes)
     for name, tensor in tensors.items():
         _read_float32(path, name, tensor)
 
@@ -348,6 +364,7 @@ def _read_with_torch(path: Path, start: bytes, reason: str) -> object:
     try:
         # Training scripts store an argparse.Namespace beside the weights; it is plain data.
         with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+            _verify_checksums(file)
             return _convert_tensors(torch.load(file, map_location="cpu", weights_only=True), set())
     except pickle.UnpicklingError as error:
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
@@ -355,6 +372,19 @@ def _read_with_torch(path: Path, start: bytes, reason: str) -> object:
         raise not_a_checkpoint from error
     except Exception as error:  # zipfile and pickle raise almost anything for a damaged file
         raise ModelError(f"{path} is not a checkpoint, or is damaged", "get the file again") from error
+
+
+def _verify_checksums(file: BinaryIO) -> None:
+    """Verify the checksums of a zipped checkpoint, which torch does not; it can also write it without, all zero.
+
+    Raises:
+        BadZipFile: one differs.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as parts:
+            if any(part.CRC for part in parts.infolist()) and (damaged := parts.testzip()):
+                raise zipfile.BadZipFile(damaged)
+    file.seek(0)
 
 
 def _convert_tensors(value: Any, converted: set[int], depth: int = 0) -> object:

@@ -268,8 +268,9 @@ _CALLS: dict[str, Callable[..., object]] = {
     "torch.Size": lambda values: values,
     "argparse.Namespace": lambda *_: {},  # training scripts put their options beside the weights
 }
-"""What stands for a call of each function or class that a pickle may name; none copies its arguments, because a pickle
-can call it a million times with the same ones."""
+"""What stands for a call of each function or class that a pickle may name; none copies what its arguments hold, because
+a pickle can call it a million times with the same ones."""
+_MAX_ARGUMENTS = 8
 
 
 def _check_key(key: object) -> object:
@@ -402,12 +403,15 @@ class _Machine:
     def _push_name(self, module: str, attribute: str) -> None:
         text = f"{module}.{attribute}"
         if text not in _CALLS and not (module == "torch" and attribute in _STORAGE_TYPES):
-            raise UnsupportedPthError(text) if text in _TORCH_ONLY else CodeInPthError(text)
+            is_for_torch = text.startswith("torch.") or text in _TORCH_ONLY
+            raise UnsupportedPthError(text) if is_for_torch else CodeInPthError(text)
         self._stack.append(_Name(text))
 
     def _call(self, called: object, arguments: object) -> object:
         if not isinstance(called, _Name) or called.text not in _CALLS or not isinstance(arguments, tuple):
             raise DamagedPthError("its pickle calls something that is not a function")
+        if len(arguments) > _MAX_ARGUMENTS:  # each call copies them
+            raise DamagedPthError(f"its pickle calls {called.text} with {len(arguments)} arguments")
         return _CALLS[called.text](*arguments)
 
     def _load_storage(self, identity: object) -> _Storage:
@@ -421,16 +425,11 @@ class _Machine:
 
 _TORCH_ONLY = frozenset(
     [
-        *(
-            "torch._utils._rebuild_sparse_tensor",
-            "torch._utils._rebuild_qtensor",
-            "torch._utils._rebuild_meta_tensor_no_storage",
-        ),
-        *("torch.ComplexFloatStorage", "torch.ComplexDoubleStorage", "torch.storage.UntypedStorage"),
-        *("torch.serialization._get_layout", "torch.device", "torch.float32", "torch.float16", "torch.bfloat16"),
+        *("collections.Counter", "builtins.set", "__builtin__.set", "builtins.bytearray", "__builtin__.bytearray"),
+        *("builtins.complex", "__builtin__.complex"),
     ]
 )
-"""Data that torch's own safe reader knows and this one does not."""
+"""Plain data that torch's own safe reader accepts, as it does some names of torch itself, and this one does not."""
 
 _LITERALS = frozenset(
     [
