@@ -25,6 +25,12 @@ def test_parameters_become_flags(message: str, shown: str) -> None:
     assert name_flags(message) == shown
 
 
+def test_what_was_typed_is_not_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["mf", "predict", "--weights", "model=best.pth"])
+    assert name_flags("model=best.pth contains no state dict") == "model=best.pth contains no state dict"
+    assert name_flags("model=other") == "--model other"
+
+
 def test_every_flag_is_an_option() -> None:
     commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
     options = {name for command in commands for parameter in command.params for name in parameter.opts}

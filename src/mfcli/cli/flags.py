@@ -4,6 +4,7 @@ Errors and notes of the library speak of its parameters (`top_k=0`); a person wh
 """
 
 import re
+import sys
 
 FLAGS = {
     "batch_size": "--batch-size",
@@ -56,6 +57,8 @@ def name_flags(text: str) -> str:
 
 def _name_flag(match: re.Match[str]) -> str:
     parameter, value = match.groups()
+    if any(match[0] in argument for argument in sys.argv):  # the name of a file
+        return match[0]
     if switch := SWITCHES.get((parameter, value)):
         return switch
     return f"{FLAGS[parameter]} {value}" if parameter in FLAGS else match[0]
