@@ -254,7 +254,7 @@ def resolve_sources(variant: Variant, settings: Settings, fetch: FetchOptions) -
 def carry_out(plan: Plan, progress: Progress) -> StoredWeights:
     """Do what a plan says and return the checkpoint.
 
-    Concurrent processes wait for the first one; what it left to do is then resolved again.
+    Processes that have something to copy or fetch wait for the first one, and resolve again what it left to do.
 
     Args:
         plan: from `resolve`.

@@ -5,7 +5,7 @@ from typing import Any
 
 from mfcli.artifact.file import Artifact, find_artifacts
 from mfcli.errors import MfError
-from mfcli.hub.acquire import Copy, Fetch, Missing, Use, resolve
+from mfcli.hub.acquire import Copy, Fetch, FetchOptions, Missing, Use, resolve
 from mfcli.hub.bundled import is_bundled
 from mfcli.hub.cache import ModelCache, StoredWeights
 from mfcli.models.registry import Variant
@@ -27,7 +27,7 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
         "crop_size": list(variant.input_size[1:]),
         "weights": _describe_weights(have),
         "place_by_hand": str(cache.manual_path) if cache else None,
-        "plan": _describe_plan(variant, settings) if cache else None,
+        "plan": _describe_plan(variant, settings, has_artifact=bool(own)) if cache else None,
         "artifacts": [_describe_artifact(artifact) for artifact in own],
         "other_artifacts": [_describe_artifact(artifact) for artifact in artifacts if artifact not in own],
     }
@@ -41,12 +41,12 @@ def _describe_weights(have: StoredWeights | None) -> dict[str, Any] | None:
     return fields
 
 
-def _describe_plan(variant: Variant, settings: Settings) -> str:
-    """Return what the next prediction does for the checkpoint."""
+def _describe_plan(variant: Variant, settings: Settings, has_artifact: bool) -> str:
+    """Return what the next prediction does for the checkpoint, whose record is enough where its artifact is there."""
     from mfcli.http import redact_url
 
     try:
-        step = resolve(variant, settings).step
+        step = resolve(variant, settings, FetchOptions(keep=not has_artifact)).step
     except MfError as error:
         return f"missing: {error.message}"
     match step:
