@@ -14,6 +14,8 @@ from conftest import CHECKOUT, Ran
 from mfcli.models.checkpoint import write_random
 from mfcli.models.registry import find_variant
 
+pytestmark = pytest.mark.slow
+
 Mf = Callable[..., Ran]
 NAME = "poolformerv2_s12"
 NOT_INSTALLED = "error: torch and timm are not installed\nhint: pip install torch timm\n"

@@ -60,6 +60,7 @@ def test_the_suffix_names_the_format(suffix: str, mf: Mf, many: list[Path], tmp_
     assert found == [(str(p), "error" if number % 10 == 5 else "ok") for number, p in enumerate(many)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wishes", [["-b", "1"], ["-b", "3", "-j", "1"], ["-b", "16", "-j", "5"], ["--threads", "1"]])
 def test_answers_do_not_depend_on_batches_and_threads(wishes: list[str], mf: Mf, many: list[Path]) -> None:
     plain = mf("predict", *many, "--format", "jsonl", "-q")
@@ -443,6 +444,7 @@ def test_the_maker_of_the_engine_is_told_nothing(mf_process: Mf, many: list[Path
     assert list(tmp_path.iterdir()) == []  # onnxruntime keeps what it wants to send, and an identity, in the home
 
 
+@pytest.mark.slow
 def test_a_list_on_a_pipe_that_does_not_wait_is_waited_for(many: list[Path]) -> None:
     read, write = os.pipe()
     os.set_blocking(read, False)

@@ -239,6 +239,7 @@ def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     assert (ready[0]["status"], len(hub.gets)) == ("ready", gets)
 
 
+@pytest.mark.slow
 def test_a_head_of_other_classes_is_for_weights_alone(mf: Mf, own_cache: Path, tmp_path: Path, coffee: Path) -> None:
     ten = tmp_path / "ten.pth"
     torch.save(fill(create_model(NAME, num_classes=10)).state_dict(), ten)

@@ -181,6 +181,7 @@ def test_a_server_that_changes_the_file_in_mid_download(
     assert_arrived(get(hub, tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behaviour", "options", "message"),
     [

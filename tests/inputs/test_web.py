@@ -179,6 +179,7 @@ def drip_head(handler: BaseHTTPRequestHandler) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [
@@ -409,6 +410,7 @@ def test_behind_a_proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None
     assert [path for path, _ in server.asked][2:] == ["http://public.example/r"] * 4
 
 
+@pytest.mark.slow
 def test_many_threads(server: Server) -> None:
     for number in range(8):
         server.says(f"/{number}", body=str(number).encode() * 1000)

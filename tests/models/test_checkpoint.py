@@ -79,6 +79,7 @@ def test_both_layouts_load_to_the_same_logits(name: str, tmp_path: Path) -> None
     assert logits[0].std() > 0.1
 
 
+@pytest.mark.slow
 def test_the_first_poolformers_layout_loads(tmp_path: Path) -> None:
     state = make_state("poolformer_s12")
     torch.save(convert_to_first_poolformer_layout(state), tmp_path / "old.pth.tar")
@@ -110,6 +111,7 @@ def wrap(wrapper: str, state: State) -> Any:
     }[wrapper]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrapper",
     [

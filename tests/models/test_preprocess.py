@@ -37,6 +37,7 @@ def test_the_registry_has_five_configurations() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 @given(
     width=st.integers(1, 700),
@@ -58,6 +59,7 @@ def test_a_plan_equals_timms_transform_bit_for_bit(
     assert np.array_equal(found, transform(rgb).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (224, 224), (225, 224), (64, 63), (500, 375)])
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 def test_extreme_sizes(size: tuple[int, int], configuration: tuple[tuple[int, int, int], float, str]) -> None:

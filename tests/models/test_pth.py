@@ -316,6 +316,7 @@ LONG = b"\x8b" + struct.pack("<i", 500_000) + b"\x7f" * 500_000
 """An integer of a million digits."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [

@@ -150,6 +150,7 @@ def test_engines_open_no_connection(name: str) -> None:
     assert done.stdout == "\n\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "code", "message"),
     [

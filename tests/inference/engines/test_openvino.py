@@ -84,6 +84,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 def test_engines_that_are_gone_leave_signals_alone() -> None:
     done = subprocess.run([sys.executable, "-c", SIGNAL_AFTER_TWO_ENGINES], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "interrupted\n")
