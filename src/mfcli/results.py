@@ -52,6 +52,11 @@ class Failure:
     message: str
 
 
+def join_member(archive: str, member: str | None) -> str:
+    """Return the argument that names a member of an archive (`photos.zip/a.jpg`); without a member, the input itself."""
+    return archive if member is None else f"{archive}/{member}"
+
+
 @dataclass(frozen=True, slots=True)
 class PictureResult:
     """The result of one picture: predictions or an error.
@@ -73,6 +78,11 @@ class PictureResult:
     height: int | None
     predictions: tuple[Prediction, ...]
     error: Failure | None
+
+    @property
+    def shown_name(self) -> str:
+        """The name for people, which is an argument of `mf predict` for this picture."""
+        return join_member(self.input, self.member)
 
     @property
     def status(self) -> str:

@@ -348,8 +348,10 @@ def test_a_folder_an_archive_and_a_glob(mf: Mf, many: list[Path], tmp_path: Path
         (f"{folder}/b9.png", "", "ok"),
         (f"{folder}/b10.png", "", "ok"),
     ]
-    lines = mf("predict", tmp_path / "photos.zip", "-q", "-k", "1").out.splitlines()
-    assert lines[0].startswith(f"{tmp_path}/photos.zip:inner/z.png  ")
+    line = mf("predict", tmp_path / "photos.zip", "-q", "-k", "1").out.splitlines()[0]
+    name = line.split("  ")[0]
+    assert name == f"{tmp_path}/photos.zip/inner/z.png"
+    assert mf("predict", name, "-q").out.startswith(f"{name}  ")  # it can be pasted back
 
 
 def test_a_folder_without_pictures(mf: Mf, tmp_path: Path) -> None:

@@ -204,11 +204,11 @@ class Predictor:
             if not np.isfinite(row).all():
                 if self._engine.precision is Precision.FP16:  # overflows above 65504
                     raise EngineError(
-                        f"{self.artifact.variant} overflows fp16 on {picture.source.input}",
+                        f"{self.artifact.variant} overflows fp16 on {picture.source.shown_name}",
                         f"precision={Precision.BF16}, or precision={Precision.FP32}",
                     )
                 raise EngineError(
-                    f"{self.artifact.variant} produced NaN or infinite logits for {picture.source.input}: "
+                    f"{self.artifact.variant} produced NaN or infinite logits for {picture.source.shown_name}: "
                     "its artifact may be damaged",
                     self.artifact.remedy,
                 )

@@ -31,7 +31,7 @@ from mfcli.inputs.walk import (
     walk_folder,
     walk_glob,
 )
-from mfcli.results import Failure
+from mfcli.results import Failure, join_member
 
 if TYPE_CHECKING:
     from mfcli.inputs.archives import LastArchive
@@ -87,6 +87,11 @@ class Source:
     def input_b64(self) -> str | None:
         """The argument's exact bytes in base64 where it is not UTF-8, else None."""
         return None if self.raw == self.input.encode() else base64.b64encode(self.raw).decode()
+
+    @property
+    def shown_name(self) -> str:
+        """The name for people, as in `PictureResult`."""
+        return join_member(self.input, self.member)
 
     def open(self) -> BinaryIO:
         """Open the bytes for reading, seekable; several threads may open different sources at once.

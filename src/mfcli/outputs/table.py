@@ -48,7 +48,7 @@ class TableWriter:
 
     def write(self, result: PictureResult) -> None:
         """Write the picture's name with its table or its error."""
-        name = Text(_format_name(result), style="bold", overflow="fold")
+        name = Text(escape_control_characters(result.shown_name), style="bold", overflow="fold")
         if result.error:
             self._console.print(name + Text(f": {escape_control_characters(result.error.message)}", style="red"))
         else:
@@ -93,7 +93,7 @@ class LineWriter:
         for p in result.predictions:
             label, prob = f"  {escape_control_characters(p.label)}", f" {p.prob:.1%}"
             parts.append(Text(label, "" if p.rank == 1 else "dim") + Text(prob, "cyan" if p.rank == 1 else "dim"))
-        name = Text(_format_name(result), "bold")
+        name = Text(escape_control_characters(result.shown_name), "bold")
         if self._console.is_terminal:
             room = self._console.width - sum(part.cell_len for part in parts[:1]) - len(parts[1:2])  # 1 for an ellipsis
             line = Text.assemble(_truncate_start(name, max(room, self._console.width // 2)), *parts)
@@ -114,11 +114,6 @@ def _truncate_start(name: Text, width: int) -> Text:
     while cell_len(kept) > width - 1:
         kept = kept[1:]
     return Text(f"…{kept}", name.style)
-
-
-def _format_name(result: PictureResult) -> str:
-    """Return the printable name of a picture: the input, and for a member of an archive `input:member`."""
-    return escape_control_characters(result.input if result.member is None else f"{result.input}:{result.member}")
 
 
 def _draw_bar(prob: float) -> str:

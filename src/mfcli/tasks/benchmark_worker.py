@@ -154,7 +154,7 @@ class Bench:
         done = 0
         for result in self._predictor.predict(sources, batch_size=batch_size, workers=self._config.workers):
             if result.error is not None:
-                raise UsageError(f"{result.input}: {result.error.message}", "benchmark with readable pictures")
+                raise UsageError(f"{result.shown_name}: {result.error.message}", "benchmark with readable pictures")
             done += 1
         return done / (time.perf_counter() - started)
 
