@@ -53,7 +53,7 @@ class Failure:
 
 
 def join_member(archive: str, member: str | None) -> str:
-    """Return the argument that names a member of an archive (`photos.zip/a.jpg`); without a member, the input itself."""
+    """Return the argument that names a member of an archive (`photos.zip/a.jpg`), or the input where there is none."""
     return archive if member is None else f"{archive}/{member}"
 
 
