@@ -121,7 +121,7 @@ def measure(folder: Path, model: str, engine: str, precision: str, rounds: int) 
     seconds = []
     for _ in range(rounds):
         started = time.perf_counter()
-        results = list(predictor.predict(Source(str(path)) for path, _ in pictures))
+        results = list(predictor.stream(Source(str(path)) for path, _ in pictures))
         seconds.append(time.perf_counter() - started)
     if failed := [result for result in results if result.error]:
         reason = failed[0].error.message if failed[0].error else ""

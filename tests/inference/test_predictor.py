@@ -100,7 +100,7 @@ def test_equal_logits_rank_in_head_order(coffee: Path, tmp_path: Path) -> None:
 def test_a_failure_is_a_row_in_place(coffee: Path, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     sources = [Source(str(p)) for p in (coffee, tmp_path / "text.jpg", tmp_path / "none.jpg", coffee)]
-    results = list(mfcli.load_predictor().predict(sources))
+    results = list(mfcli.load_predictor().stream(sources))
     assert [r.status for r in results] == ["ok", "error", "error", "ok"]
     assert [r.error.code for r in results if r.error] == [FailureCode.UNSUPPORTED, FailureCode.NOT_FOUND]
     assert results[0].predictions == results[3].predictions
@@ -166,7 +166,7 @@ def test_trial_photos(trial_photos: Path) -> None:
 
     with (trial_photos / "labels.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["in_tiny_imagenet_200"] == "yes"]
-    results = mfcli.load_predictor().predict(Source(str(trial_photos / row["path"])) for row in rows)
+    results = mfcli.load_predictor().stream(Source(str(trial_photos / row["path"])) for row in rows)
     first = [result.predictions[0].wnid == row["wnid"] for result, row in zip(results, rows, strict=True)]
     assert len(first) == 24
     assert sum(first) >= 13

@@ -154,7 +154,7 @@ class Predictor:
             top_k=top_k,
         )
 
-    def predict(
+    def stream(
         self, sources: Iterable[Source], *, batch_size: int | None = None, workers: int | None = None
     ) -> Iterator[PictureResult]:
         """Yield one result per source, in order; a picture that fails has an error instead of predictions.
@@ -172,7 +172,7 @@ class Predictor:
         return run_pipeline(sources, self._prepare, self._compute, self.pipeline_config(batch_size, workers))
 
     def pipeline_config(self, batch_size: int | None = None, workers: int | None = None) -> PipelineConfig:
-        """Return the sizes of the pipeline that `predict` runs with these arguments."""
+        """Return the sizes of the pipeline that `stream` runs with these arguments."""
         return PipelineConfig(workers or usable_cores(), self._engine.streams, batch_size or self._engine.batch_size)
 
     def predict_file(self, path: str | Path) -> PictureResult:

@@ -152,7 +152,7 @@ class Bench:
         sources = itertools.islice(itertools.cycle(self._sources), batches * batch_size)
         started = time.perf_counter()
         done = 0
-        for result in self._predictor.predict(sources, batch_size=batch_size, workers=self._config.workers):
+        for result in self._predictor.stream(sources, batch_size=batch_size, workers=self._config.workers):
             if result.error is not None:
                 raise UsageError(f"{result.shown_name}: {result.error.message}", "benchmark with readable pictures")
             done += 1

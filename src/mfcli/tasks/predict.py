@@ -95,7 +95,7 @@ def predict(
     """
     run = _RunState(predictor, writer, journal, retry_writer)
     try:
-        for result in predictor.predict(run.select_unfinished(sources), batch_size=batch_size, workers=workers):
+        for result in predictor.stream(run.select_unfinished(sources), batch_size=batch_size, workers=workers):
             with defer_signals():
                 run.write(result)
             progress(Tally(run.inputs, run.failed, run.finished_before))
