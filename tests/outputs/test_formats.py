@@ -25,8 +25,9 @@ OK = PictureResult(
     480,
     (Prediction(1, 281, "n02123045", "tabby, tabby cat", 0.1 + 0.2), Prediction(2, 0, None, "\u00e9t\u00e9", 1e-20)),
     None,
+    RUN,
 )
-BAD = PictureResult("caf\ufffd", "Y2Fm6Q==", None, None, None, (), Failure(FailureCode.DECODE, 'broken "here"'))
+BAD = PictureResult("caf\ufffd", "Y2Fm6Q==", None, None, None, (), Failure(FailureCode.DECODE, 'broken "here"'), RUN)
 
 
 def write_run(name: FormatName, *results: PictureResult) -> str:
@@ -138,7 +139,7 @@ def test_csv_and_tsv_round_trip(name: FormatName, separator: str) -> None:
 
 
 def test_csv_quotes_only_where_necessary() -> None:
-    plain = PictureResult("a.jpg", None, None, 1, 2, (Prediction(1, 5, "n1", "cat", 0.5),), None)
+    plain = PictureResult("a.jpg", None, None, 1, 2, (Prediction(1, 5, "n1", "cat", 0.5),), None, RUN)
     row = write_run(FormatName.CSV, plain).splitlines()[1]
     assert row == "a.jpg,,ok,caformer_s18,1,2,cat,n1,5,0.5,,,,,,"
 
@@ -163,12 +164,14 @@ def test_summary_in_singular_and_plural() -> None:
 
 
 def test_control_characters_are_escaped() -> None:
-    evil = PictureResult("\x1b[31mred\x07[bold].jpg", None, None, 1, 1, (), Failure(FailureCode.DECODE, "\x1b]0;x\x07"))
+    evil = PictureResult(
+        "\x1b[31mred\x07[bold].jpg", None, None, 1, 1, (), Failure(FailureCode.DECODE, "\x1b]0;x\x07"), RUN
+    )
     assert write_run(FormatName.TABLE, evil) == "\\x1b[31mred\\x07[bold].jpg: \\x1b]0;x\\x07\n"
 
 
 def test_a_pipe_gets_uncut_rows() -> None:
-    long = PictureResult("x" * 300, None, None, 1, 1, (Prediction(1, 0, None, "y" * 200, 1.0),), None)
+    long = PictureResult("x" * 300, None, None, 1, 1, (Prediction(1, 0, None, "y" * 200, 1.0),), None, RUN)
     text = write_run(FormatName.TABLE, long)
     assert "x" * 300 + "  1x1\n" in text
     assert "y" * 200 + " │ 100.0% │ ████████████████████ │\n" in text
@@ -198,7 +201,9 @@ def test_a_narrow_terminal_folds_labels(columns: int, monkeypatch: pytest.Monkey
     writer.begin(RUN)
     label = "cougar, puma, catamount, mountain lion, painter, panther"
     writer.write(
-        PictureResult("some/long/path/of/a/picture.jpg", None, None, 9, 9, (Prediction(1, 0, None, label, 0.5),), None)
+        PictureResult(
+            "some/long/path/of/a/picture.jpg", None, None, 9, 9, (Prediction(1, 0, None, label, 0.5),), None, RUN
+        )
     )
     lines = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
     assert max(map(len, lines)) <= max(columns, 20)
@@ -213,7 +218,7 @@ def test_compact_lines_are_cut_at_the_edge(columns: int, width: int, monkeypatch
     writer.begin(RUN)
     predictions = tuple(Prediction(rank, rank, None, "bell pepper", 0.25) for rank in range(1, 8))
     for _ in range(2):
-        writer.write(PictureResult("a picture.jpg", None, None, 9, 9, predictions, None))
+        writer.write(PictureResult("a picture.jpg", None, None, 9, 9, predictions, None, RUN))
     lines = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
     name = "a picture.jpg" if width > 30 else "…cture.jpg"
     assert [(len(line), line[: len(name)], line[-1]) for line in lines] == [(width, name, "…")] * 2
@@ -223,7 +228,9 @@ def test_compact_lines_are_cut_at_the_edge(columns: int, width: int, monkeypatch
 def test_a_long_name_leaves_room_for_the_prediction(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = make_terminal(50, monkeypatch)
     writer = open_writer(FormatName.TABLE, stream, compact=True)
-    result = PictureResult(f"{letter * 300}/7.jpg", None, None, 9, 9, (Prediction(1, 0, None, "pear", 0.25),), None)
+    result = PictureResult(
+        f"{letter * 300}/7.jpg", None, None, 9, 9, (Prediction(1, 0, None, "pear", 0.25),), None, RUN
+    )
     writer.write(result)
     writer.write(replace(result, predictions=(*result.predictions, Prediction(2, 1, None, "plum", 0.125))))
     writer.write(replace(result, predictions=(), error=Failure(FailureCode.DECODE, "cannot be decoded")))

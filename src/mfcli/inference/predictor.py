@@ -193,9 +193,11 @@ class Predictor:
         except MemoryError as error:
             if not _has_free_memory():
                 raise EngineError("there is too little memory", "batch_size=1 workers=1 threads=1") from error
-            return Done(_make_result(source, picture, (), Failure(FailureCode.TOO_LARGE, "does not fit into memory")))
+            return Done(
+                self._make_result(source, picture, (), Failure(FailureCode.TOO_LARGE, "does not fit into memory"))
+            )
         except PictureError as error:
-            return Done(_make_result(source, picture, (), Failure(error.code, error.message)))
+            return Done(self._make_result(source, picture, (), Failure(error.code, error.message)))
         return _Picture(source, picture.width, picture.height, pixels)
 
     def _compute(self, pictures: Sequence[_Picture]) -> list[PictureResult]:
@@ -212,7 +214,25 @@ class Predictor:
                     "its artifact may be damaged",
                     self.artifact.remedy,
                 )
-        return [_make_result(p.source, p, self._top_k(row), None) for p, row in zip(pictures, logits, strict=True)]
+        return [self._make_result(p.source, p, self._top_k(row), None) for p, row in zip(pictures, logits, strict=True)]
+
+    def _make_result(
+        self,
+        source: Source,
+        picture: DecodedPicture | _Picture | None,
+        predictions: tuple[Prediction, ...],
+        error: Failure | None,
+    ) -> PictureResult:
+        return PictureResult(
+            input=source.input,
+            input_b64=source.input_b64,
+            member=source.member,
+            width=picture.width if picture else None,
+            height=picture.height if picture else None,
+            predictions=predictions,
+            error=error,
+            run=self.run_info,
+        )
 
     def _top_k(self, logits: NDArray[np.float32]) -> tuple[Prediction, ...]:
         """Rank float32 logits (classes,); equal ones in head order."""
@@ -231,23 +251,6 @@ def _has_free_memory() -> bool:
         return bool(bytearray(_ORDINARY_BYTES))
     except MemoryError:
         return False
-
-
-def _make_result(
-    source: Source,
-    picture: DecodedPicture | _Picture | None,
-    predictions: tuple[Prediction, ...],
-    error: Failure | None,
-) -> PictureResult:
-    return PictureResult(
-        input=source.input,
-        input_b64=source.input_b64,
-        member=source.member,
-        width=picture.width if picture else None,
-        height=picture.height if picture else None,
-        predictions=predictions,
-        error=error,
-    )
 
 
 def load_predictor(
