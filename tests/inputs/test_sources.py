@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import tarfile
 import threading
 import zipfile
@@ -75,6 +76,9 @@ def test_a_name_that_is_not_utf8() -> None:
     assert source.input_b64 == "Y2Fm6S5qcGc="
 
 
+_EMPTY = ["empty = not_found", "p.zip ! *.gif = not_found"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
@@ -83,7 +87,8 @@ def test_a_name_that_is_not_utf8() -> None:
         (["f/notes.txt"], ["f/notes.txt"]),
         (["f/1?.jpg"], ["f/10.jpg"]),
         (["**/3.*"], ["f/g/3.png"]),
-        (["f/*.gif"], ["f/*.gif = not_found"]),
+        (["f/*.gif", "a.jpg"], ["f/*.gif = not_found", "a.jpg"]),
+        (["empty", "p.zip/*.gif", "a.jpg", "empty/"], [*_EMPTY, "a.jpg", "empty/ = not_found"]),
         (["*.zip"], ["p.zip ! 3.jpg", "p.zip ! in/1.jpg", "p.zip ! in/2.jpg"]),
         (["f*"], ["f/1.jpg", "f/2.jpg", "f/10.jpg", "f/g/3.png"]),
         (["p.zip"], ["p.zip ! 3.jpg", "p.zip ! in/1.jpg", "p.zip ! in/2.jpg"]),
@@ -145,14 +150,19 @@ def test_sources_are_lazy(here: Path) -> None:
     assert list(sources)[-1].input == "late/l.jpg"
 
 
+@pytest.mark.parametrize("argument", ["empty", "f/*.gif", "none/*.jpg", "p.zip/*.gif", "p.zip/**/none.*"])
 @pytest.mark.usefixtures("here")
-def test_empty_folders() -> None:
-    with pytest.raises(NoInputsError, match="no pictures in empty$") as caught:
-        list(iter_sources(["empty"], None))
+def test_inputs_without_pictures(argument: str) -> None:
+    with pytest.raises(NoInputsError, match=re.escape(f"no pictures in {argument}") + "$") as caught:
+        list(iter_sources([argument], None))
     assert "hidden" in str(caught.value.hint)
-    notices: list[str] = []
-    assert len(list(iter_sources(["empty", "f", "empty"], None, notice=notices.append))) == 4
-    assert notices == ["no pictures in empty"] * 2
+    with pytest.raises(NoInputsError, match=", empty and 10 others$"):
+        list(iter_sources([argument, *["empty"] * 19], None))
+    assert len(list(iter_sources([argument], io.BytesIO(b"empty\n" * 1000), files_from="-"))) == 1001  # not held
+
+
+@pytest.mark.usefixtures("here")
+def test_inputs_without_selected_pictures() -> None:
     with pytest.raises(NoInputsError, match="no pictures in f, p.zip") as caught:
         list(iter_sources(["f", "p.zip"], None, selection=Selection(exclude=("*",))))
     assert caught.value.hint == "check exclude=*; globs are case-sensitive"
@@ -274,9 +284,9 @@ def test_lists_are_filtered() -> None:
         selection = Selection(offline=True, **options)  # type: ignore[arg-type]
         return [s.input for s in iter_sources([], io.BytesIO(listed), files_from="-", selection=selection)]
 
-    assert found(include=("a.*",)) == ["a.jpg", "http://h/x/a.jpg?b.png"]
-    assert found(exclude=("f", "f/**")) == ["a.jpg", "http://h/x/a.jpg?b.png", "b.png"]
-    assert found(exclude=("*.jpg",)) == ["f/g/3.png", "b.png"]
+    assert found(include=("a.*",)) == ["a.jpg", "f", "empty", "http://h/x/a.jpg?b.png"]
+    assert found(exclude=("f", "f/**")) == ["a.jpg", "empty", "http://h/x/a.jpg?b.png", "b.png"]
+    assert found(exclude=("*.jpg",)) == ["f/g/3.png", "empty", "b.png"]
 
 
 @pytest.mark.usefixtures("here")
@@ -347,8 +357,8 @@ def test_a_glob_matches_the_same_in_archives_and_folders(tmp_path: Path, monkeyp
             (tmp_path / "mac" / name).touch()
     globs = "**/*.jpg ** */* */*.txt trip/*.jpg trip/.* .git/* .*/*.jpg */._a.jpg **/.*.jpg"
     for glob in globs.split():
-        found = {source.member for source in iter_sources([f"mac.zip/{glob}"], None)}
-        wanted = {source.input.removeprefix("mac/") for source in iter_sources([f"mac/{glob}"], None)}
+        found = {source.member or source.input for source in iter_sources([f"mac.zip/{glob}", "x"], None)}
+        wanted = {source.input.removeprefix("mac/") for source in iter_sources([f"mac/{glob}", "x"], None)}
         assert found == wanted, glob
 
 

@@ -138,7 +138,7 @@ class _InputRequest:
         listed = [] if self.files_from is None else [classify_list(self.files_from)]
         return [*map(classify, self.names), *listed]
 
-    def open(self, notice: Callable[[str], None] = lambda _: None) -> "Iterator[Source]":
+    def open(self) -> "Iterator[Source]":
         from mfcli.inputs.sources import iter_sources
 
         return iter_sources(
@@ -147,7 +147,6 @@ class _InputRequest:
             files_from=self.files_from,
             nul=self.nul,
             selection=self.selection,
-            notice=notice,
         )
 
 
@@ -232,7 +231,7 @@ def _run(request: PredictRequest) -> Summary:
     many = len(arguments) > MANY or any(argument.is_many for argument in arguments)
     rows_elsewhere = destination.path is not None or goes_into_a_file(sys.stdout)
     progress = StderrProgress(note, quiet, rows_elsewhere)
-    sources = inputs.open(progress)  # checks the usage before a model is loaded
+    sources = inputs.open()  # checks the usage before a model is loaded
     with StderrProgress(note, quiet) as loading:  # its bars are gone before the first row
         predictor = request.model.load(request.settings, loading)
     with progress, destination.report_interrupt(quiet), destination.open(predictor, compact=many) as sink:

@@ -183,13 +183,13 @@ class MemberMatcher:
     Attributes:
         wanted: the name.
         is_filtered: whether the filters skip a member of this name.
-        exists: whether a member or a folder of this name was seen.
+        exists: whether a member or a folder of this name was seen; True for a glob.
     """
 
     def __init__(
         self, wanted: str, selection: Selection, glob: Callable[[str], bool] | None, *, is_filtered: bool = False
     ) -> None:
-        self.wanted, self.is_filtered, self.exists = wanted, is_filtered, False
+        self.wanted, self.is_filtered, self.exists = wanted, is_filtered, glob is not None
         self._folder, self._selection, self._glob = f"{wanted.rstrip('/')}/", selection, glob
 
     def takes(self, name: str) -> bool:

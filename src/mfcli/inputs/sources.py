@@ -45,7 +45,9 @@ _FROM_STDIN = "mf predict - < PICTURE"
 _LIST_FILES = "list pictures, one per line; for example with: find DIR -name '*.jpg'"
 _SKIPPED = "hidden files and names without a picture's suffix are skipped: name them, or use include=GLOB"
 _MAX_NAMED = 10
-"""Names of empty arguments that are kept for the error message."""
+"""Names in the error message about empty arguments."""
+_MAX_HELD = 1000
+"""Empty arguments that are held back until it is known whether any argument has pictures; more are rows in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,10 @@ def iter_sources(
     files_from: str | None = None,
     nul: bool = False,
     selection: Selection = Selection(),  # noqa: B008 - frozen
-    notice: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Source]:
     """Return the pictures that the arguments name, then those of the list, in order and as lazily as possible.
+
+    An argument without pictures is a source that fails (not_found), unless no argument has any.
 
     Args:
         arguments: files, folders, globs, archives, members of archives (`photos.zip/a.jpg`), URLs, or `-` for the
@@ -124,7 +127,6 @@ def iter_sources(
             that name, and wildcards are plain characters.
         nul: whether the names in the list end with NUL bytes instead of line ends.
         selection: which files of folders, archives and lists are taken, and the limits.
-        notice: called with a message for each argument without pictures, as long as others have some.
 
     Raises:
         NoInputsError: there are no arguments, or, while iterating, none of them has pictures.
@@ -137,7 +139,7 @@ def iter_sources(
         file = stdin if files_from == STDIN else open_list(files_from)
         assert file is not None  # checked above
         expansions = itertools.chain(expansions, _expand_list(file, nul, files_from, selection))
-    return _chain(expansions, notice, files_from, _describe_filters(selection))
+    return _chain(expansions, files_from, _describe_filters(selection))
 
 
 def _check_usage(arguments: list[str], stdin: BinaryIO | None, files_from: str | None, nul: bool) -> None:
@@ -170,35 +172,40 @@ def _describe_filters(selection: Selection) -> str | None:
     return f"check {', '.join(filters)}; globs are case-sensitive" if filters else None
 
 
-_Expansion = tuple[str | None, Iterator[Source]]
-"""The sources that an argument gives, with its name where it is expected to give some."""
+_Expansion = tuple[Source | None, Iterator[Source]]
+"""The sources that an argument gives, after the one that stands for them if there are none."""
 _Expansions = Iterator[_Expansion]
 
 
-def _chain(
-    expansions: _Expansions, notice: Callable[[str], None], files_from: str | None, filters: str | None
-) -> Iterator[Source]:
-    """Chain the sources, and report the arguments without any: in a notice while others have some, else as an error."""
-    empty: list[str] = []
-    is_any_found = False
-    for name, sources in expansions:
+def _chain(expansions: _Expansions, files_from: str | None, filters: str | None) -> Iterator[Source]:
+    """Chain the sources, with one that fails for each argument without any.
+
+    Raises:
+        NoInputsError: there are none but those that fail.
+    """
+    held: list[Source] | None = []  # empty arguments, until the first source
+    for empty, sources in expansions:
         is_empty = True
         for source in sources:
             is_empty = False
-            if not is_any_found:
-                is_any_found = True
-                for earlier in empty:
-                    notice(f"no pictures in {earlier}")
+            if held is not None:
+                yield from held
+                held = None
             yield source
-        if is_empty and name is not None:
-            if is_any_found:
-                notice(f"no pictures in {name}")
-            elif len(empty) < _MAX_NAMED:
-                empty.append(name)
-    if not is_any_found:
+        if is_empty and empty is not None:
+            if held is None:
+                yield empty
+            elif len(held) < _MAX_HELD:
+                held.append(empty)
+            else:
+                yield from [*held, empty]
+                held = None
+    if held is not None:
         listed = "the list on standard input" if files_from == STDIN else files_from
-        hint = filters or (_SKIPPED if empty else _LIST_FILES)
-        raise NoInputsError(f"no pictures in {', '.join(empty) or listed}", hint)
+        named = [source.shown_name for source in held[:_MAX_NAMED]]
+        others = f" and {len(held) - _MAX_NAMED} others" if len(held) > _MAX_NAMED else ""
+        hint = filters or (_SKIPPED if held else _LIST_FILES)
+        raise NoInputsError(f"no pictures in {', '.join(named) or listed}{others}", hint)
 
 
 def _expand(
@@ -223,17 +230,26 @@ def _expand(
         case ArgumentKind.URL:
             return None, iter([_make_url_source(name, selection)])
         case ArgumentKind.FOLDER:
-            return Source(name).input, map(_make_file_source, walk_folder(name, selection))
+            return _make_empty(name, None, selection), map(_make_file_source, walk_folder(name, selection))
         case ArgumentKind.ARCHIVE:
-            return Source(argument.archive).input, _expand_archive(argument.archive, selection.takes_member, selection)
+            sources = _expand_archive(argument.archive, selection.takes_member, selection)
+            return _make_empty(argument.archive, None, selection), sources
         case ArgumentKind.MEMBER:
             if get_last_archive is None:
-                return Source(name).input, _expand_member(argument.archive, argument.member, selection)
+                empty = _make_empty(argument.archive, argument.member, selection)
+                return empty, _expand_member(argument.archive, argument.member, selection)
             return None, _expand_listed_member(argument.archive, argument.member, selection, get_last_archive())
         case ArgumentKind.GLOB:
-            return None, _expand_glob(name, selection)
+            message = "no such file, and as a glob it matches no picture"
+            return Source(name, failure=Failure(FailureCode.NOT_FOUND, message)), _expand_glob(name, selection)
         case _:
             return None, iter([Source(name)])
+
+
+def _make_empty(name: str, member: str | None, selection: Selection) -> Source:
+    """Return what stands for a folder, an archive or a part of one without pictures."""
+    matching = "matching " if _describe_filters(selection) else ""
+    return Source(name, member, Failure(FailureCode.NOT_FOUND, f"contains no {matching}pictures"))
 
 
 def _read_stdin(stdin: BinaryIO, max_bytes: int) -> BinaryIO:
@@ -248,15 +264,9 @@ def _make_file_source(found: FoundPath) -> Source:
 
 
 def _expand_glob(pattern: str, selection: Selection) -> Iterator[Source]:
-    is_empty = True
     for found in walk_glob(pattern, selection):
-        is_empty = False
         for source in _expand_match(found, selection):
             yield replace(source, whole=(pattern, None))
-    if is_empty:
-        yield Source(
-            pattern, failure=Failure(FailureCode.NOT_FOUND, "no such file, and as a glob it matches no picture")
-        )
 
 
 def _expand_match(found: FoundPath, selection: Selection) -> Iterator[Source]:
