@@ -5,6 +5,7 @@ Plain frozen dataclasses: inference/ creates them, outputs/ writes them.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from mfcli.errors import FailureCode
@@ -18,6 +19,17 @@ _HTML_ROW = (
     '<div style="width:{percent:.1f}%;height:.8em;background:currentColor;opacity:.5"></div></td>'
     "<td>{percent:.1f} %</td></tr>"
 )
+
+
+class Output(StrEnum):
+    """What a model computes on the way to the logits.
+
+    FEATURES are pooled and normalised, as the head gets them: float32 (N, dim). MAP is what is pooled: float32
+    (N, dim, H, W).
+    """
+
+    FEATURES = "features"
+    MAP = "map"
 
 
 @dataclass(frozen=True, slots=True)

@@ -373,11 +373,15 @@ class MetaFormer(nn.Module):
         self.head = head_fn(dims[-1], num_classes, head_dropout=head_dropout)
         self.apply(_init_weights)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return the pooled and normalised features, float (N, dims[-1])."""
+    def forward_map(self, x: Tensor) -> Tensor:
+        """Return the last stage's feature map, float (N, H, W, dims[-1])."""
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(downsample(x))
-        return self.norm(x.mean((1, 2)))
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the pooled and normalised features, float (N, dims[-1])."""
+        return self.norm(self.forward_map(x).mean((1, 2)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, float (N, num_classes), for normalised pictures, float (N, in_chans, H, W)."""

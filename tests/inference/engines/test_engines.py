@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from conftest import Ran, only_threads
 from deterministic import pixels
@@ -21,6 +22,7 @@ from mfcli.hub.bundled import bundled_file
 from mfcli.inference.engines import choose_engine, load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size, pictures_per_run
 from mfcli.models.registry import find_variant
+from mfcli.results import Output
 from mfcli.settings import Settings
 
 AUTO, ONNXRUNTIME, OPENVINO, TORCH = EngineName
@@ -128,6 +130,7 @@ import numpy
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions
+from mfcli.results import Output
 from mfcli.settings import Settings
 from mfcli.models.registry import find_variant
 artifact = ensure_artifact(find_variant("bundled"), None, Settings.from_environ())
@@ -251,3 +254,18 @@ def test_a_limit_on_threads_met_while_computing(bundled: Artifact, monkeypatch: 
         engine.logits(pixels(60, 64).numpy())
     assert caught.value.hint == "threads=1 workers=1"
     assert load_engine(ONNXRUNTIME, bundled, EngineOptions(threads=1)).logits(pixels(60, 64).numpy()).shape == (60, 200)
+
+
+@pytest.mark.parametrize("name", [ONNXRUNTIME, pytest.param(OPENVINO, marks=pytest.mark.slow), TORCH])
+def test_features_and_map_beside_the_same_logits(name: EngineName, bundled: Artifact) -> None:
+    batch = pixels(30, 64).numpy()
+    logits = load_engine(name, bundled).logits(batch)
+    engine = load_engine(name, bundled, EngineOptions(extra=(Output.FEATURES, Output.MAP)))
+    computed, features, last_map = engine.compute(batch)
+    assert np.array_equal(computed, logits)
+    assert (features.shape, features.dtype.name, last_map.shape) == ((30, 320), "float32", (30, 320, 4, 4))
+    weights = load_file(bundled_file("convformer_t8_64.safetensors"))
+    assert np.allclose(features @ weights["head.weight"].T + weights["head.bias"], logits, atol=1e-3)
+    pooled = last_map.mean((2, 3))
+    normed = (pooled - pooled.mean(1, keepdims=True)) / np.sqrt(pooled.var(1, keepdims=True) + 1e-6)
+    assert np.allclose(normed * weights["norm.weight"] + weights["norm.bias"], features, atol=1e-3)

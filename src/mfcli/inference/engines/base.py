@@ -6,8 +6,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from mfcli.errors import EngineError
+from mfcli.results import Output
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -41,11 +44,13 @@ class EngineOptions:
         device: auto, cpu, cuda, cuda:N or mps; auto is the CPU, except for the torch engine, which prefers a GPU.
         precision: the data type of the computation.
         threads: number of CPU threads; None for every core that this process may use.
+        extra: what is computed besides the logits.
     """
 
     device: str = "auto"
     precision: Precision = Precision.FP32
     threads: int | None = None
+    extra: tuple[Output, ...] = ()
 
 
 class Engine(Protocol):
@@ -73,6 +78,14 @@ class Engine(Protocol):
         """
         ...
 
+    def compute(self, batch: "NDArray[np.float32]") -> "tuple[NDArray[np.float32], ...]":
+        """Map normalised pictures, float32 (N, 3, H, W), to the logits and what the options ask for besides them.
+
+        Raises:
+            EngineError: the runtime fails.
+        """
+        ...
+
 
 _PIXELS_PER_RUN = 2 * 224 * 224
 _RUNS_PER_THREAD = 4
@@ -91,6 +104,13 @@ def pictures_per_run(size: tuple[int, int]) -> int:
 def cpu_batch_size(size: tuple[int, int], threads: int) -> int:
     """Return the batch size that gives each thread several runs, so that none idles long before the batch ends."""
     return min(_RUNS_PER_THREAD * threads * pictures_per_run(size), _MAX_BATCH_SIZE)
+
+
+def concatenate_outputs(parts: "Iterable[tuple[NDArray[np.float32], ...]]") -> "tuple[NDArray[np.float32], ...]":
+    """Return each output of several parts of a batch as one array."""
+    import numpy as np
+
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 def check_threads(number: int) -> None:

@@ -24,9 +24,11 @@ from mfcli.inference.engines.base import (
     EngineOptions,
     Precision,
     check_threads,
+    concatenate_outputs,
     cpu_batch_size,
     pictures_per_run,
 )
+from mfcli.results import Output
 from mfcli.settings import usable_cores
 
 if TYPE_CHECKING:
@@ -53,9 +55,11 @@ class OnnxRuntimeEngine:
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._free_threads = threading.BoundedSemaphore(self._threads)  # all streams together keep to `threads`
         check_threads(self._threads - 1)  # the session starts as many
+        self._outputs = ["logits", *options.extra]
+        model = _model_source(artifact.path, options.extra)
         try:
             self._session = onnxruntime.InferenceSession(
-                _model_source(artifact.path), session_options, providers=["CPUExecutionProvider"], enable_fallback=0
+                model, session_options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions share no base class
             if "bad_alloc" in str(error):
@@ -68,24 +72,27 @@ class OnnxRuntimeEngine:
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map float32 (N, 3, H, W) to float32 (N, classes)."""
+        return self.compute(batch)[0]
+
+    def compute(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Map float32 (N, 3, H, W) to the logits and what else was asked for."""
         size = min(self._pictures_per_run, -(-len(batch) // self._threads))
         if len(batch) <= size:
             return self._run(batch)
         parts = (batch[start : start + size] for start in range(0, len(batch), size))
         if self._threads == 1:
-            return np.concatenate(list(map(self._run, parts)))
+            return concatenate_outputs(map(self._run, parts))
         try:
-            return np.concatenate(list(self._pool.map(self._run, parts)))
+            return concatenate_outputs(self._pool.map(self._run, parts))
         except RuntimeError as error:  # the pool starts its threads here
             raise EngineError(f"ONNX Runtime failed: {first_line(error)}", "threads=1 workers=1") from error
 
-    def _run(self, part: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(self, part: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         try:
             with self._free_threads:
-                (logits,) = self._session.run(["logits"], {"input": part})
+                return tuple(self._session.run(self._outputs, {"input": part}))
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
-        return np.asarray(logits, np.float32)
 
     @cached_property
     def _pool(self) -> "ThreadPoolExecutor":
@@ -94,8 +101,12 @@ class OnnxRuntimeEngine:
         return ThreadPoolExecutor(self._threads, "onnxruntime")
 
 
-def _model_source(path: Path) -> Path | bytes:
-    """Return the path, or the file's content if the path is not UTF-8, which the runtime requires."""
+def _model_source(path: Path, extra: tuple[Output, ...]) -> Path | bytes:
+    """Return the path, or the model if it has more outputs or a path that is not UTF-8, as the runtime requires."""
+    if extra:
+        from mfcli.artifact.outputs import read_with_outputs
+
+        return read_with_outputs(path, extra)
     try:
         str(path).encode()
     except UnicodeEncodeError:

@@ -14,6 +14,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 
 from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError, first_line
-from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size
+from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, concatenate_outputs, cpu_batch_size
+from mfcli.results import Output
 from mfcli.settings import usable_cores
 
 _TOOLS = "openvino.tools.ovc"
@@ -78,7 +80,7 @@ class OpenVinoEngine:
         if self.precision is Precision.BF16 and "BF16" not in capabilities:
             raise EngineError("this CPU does not support bfloat16", "precision=fp32")
         try:
-            model = core.read_model(artifact.path)
+            model = core.read_model(_model_source(artifact.path, options.extra))
             model.reshape([1, 3, *artifact.plan.crop_size])
             compiled = core.compile_model(
                 model,
@@ -98,21 +100,36 @@ class OpenVinoEngine:
                 f"OpenVINO cannot load {artifact.path}: {first_line(error)}", "engine=onnxruntime"
             ) from error
         self._thread_state = threading.local()
+        self._num_outputs = 1 + len(options.extra)
         self._pool = ThreadPoolExecutor(threads, "openvino")
         self.batch_size = cpu_batch_size(artifact.plan.crop_size, threads)
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map float32 (N, 3, H, W) to float32 (N, classes)."""
+        return self.compute(batch)[0]
+
+    def compute(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Map float32 (N, 3, H, W) to the logits and what else was asked for."""
         try:
-            return np.concatenate(list(self._pool.map(self._run, np.split(batch, len(batch)))))
+            return concatenate_outputs(self._pool.map(self._run, np.split(batch, len(batch))))
         except RuntimeError as error:  # the pool starts its threads here
             raise EngineError(f"OpenVINO failed: {first_line(error)}", "threads=1 workers=1") from error
 
-    def _run(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(self, picture: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         try:
             if not hasattr(self._thread_state, "request"):
                 self._thread_state.request = self._model.create_infer_request()
-            self._thread_state.request.infer({0: picture})
-            return np.array(self._thread_state.request.get_output_tensor(0).data, np.float32)
+            request = self._thread_state.request
+            request.infer({0: picture})
+            return tuple(np.array(request.get_output_tensor(n).data, np.float32) for n in range(self._num_outputs))
         except Exception as error:
             raise EngineError(f"OpenVINO failed: {first_line(error)}", "engine=onnxruntime") from error
+
+
+def _model_source(path: Path, extra: tuple[Output, ...]) -> Path | bytes:
+    """Return the path, or the model where it has more outputs."""
+    if not extra:
+        return path
+    from mfcli.artifact.outputs import read_with_outputs
+
+    return read_with_outputs(path, extra)

@@ -13,6 +13,7 @@ from mfcli.errors import EngineError, ModelError, first_line
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size
 from mfcli.models.checkpoint import load_checkpoint
 from mfcli.models.registry import find_variant
+from mfcli.results import Output
 from mfcli.settings import usable_cores
 
 _DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
@@ -28,6 +29,7 @@ class TorchEngine:
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         self.precision = options.precision
+        self._extra = options.extra
         device = _find_device(options.device)
         self.device = str(device)
         if artifact.checkpoint is None:
@@ -57,12 +59,16 @@ class TorchEngine:
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map float32 (N, 3, H, W) to float32 (N, classes)."""
+        return self.compute(batch)[0]
+
+    def compute(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Map float32 (N, 3, H, W) to the logits and what else was asked for."""
         try:
             with torch.inference_mode():
                 pixels = torch.from_numpy(batch).to(
                     self.device, _DTYPES[self.precision], memory_format=torch.channels_last
                 )
-                logits = self._model(pixels).float().cpu().numpy()
+                return tuple(output.float().cpu().numpy() for output in self._forward(pixels))
         except torch.OutOfMemoryError as error:
             smaller = max(1, len(batch) // 2)
             raise EngineError(
@@ -70,7 +76,14 @@ class TorchEngine:
             ) from error
         except RuntimeError as error:
             raise EngineError(f"torch failed: {first_line(error)}") from error
-        return np.asarray(logits, np.float32)
+
+    def _forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if not self._extra:
+            return (self._model(pixels),)
+        last_map = self._model.forward_map(pixels)
+        features = self._model.norm(last_map.mean((1, 2)))
+        computed = {Output.FEATURES: features, Output.MAP: last_map.permute(0, 3, 1, 2)}
+        return self._model.head(features), *(computed[output] for output in self._extra)
 
 
 def _find_device(name: str) -> torch.device:
