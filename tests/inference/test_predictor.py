@@ -1,24 +1,28 @@
 """The predictor: right answers on a real photo, stable runs, and rows for what fails."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 import mfcli
 from conftest import CHECKOUT
 from mfcli.errors import EngineError, FailureCode, MfError, UsageError
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inference.predictor import Predictor
+from mfcli.inputs.pictures import Picture
 from mfcli.inputs.sources import Source
 from mfcli.results import Label
 
 
 def test_a_real_photo_is_named(coffee: Path) -> None:
-    result = mfcli.load_predictor().predict_file(coffee)
+    result = mfcli.load_predictor().predict(coffee)
     best = result.predictions[0]
     assert (best.rank, best.wnid, best.label) == (1, "n07920052", "espresso")
     assert best.prob > 0.5
@@ -30,11 +34,11 @@ def test_a_real_photo_is_named(coffee: Path) -> None:
 )
 def test_the_examples_are_named(file: str, label: str) -> None:
     path = CHECKOUT / "examples" / file
-    assert mfcli.load_predictor().predict_file(path).predictions[0].label == label
+    assert mfcli.load_predictor().predict(path).predictions[0].label == label
 
 
 def test_probabilities_are_a_softmax_in_order(coffee: Path) -> None:
-    predictions = mfcli.load_predictor(top_k=200).predict_file(coffee).predictions
+    predictions = mfcli.load_predictor(top_k=200).predict(coffee).predictions
     probs = [p.prob for p in predictions]
     assert probs == sorted(probs, reverse=True)
     assert math.isclose(sum(probs), 1, rel_tol=1e-12)
@@ -43,7 +47,7 @@ def test_probabilities_are_a_softmax_in_order(coffee: Path) -> None:
 
 
 def test_both_engines_agree(coffee: Path) -> None:
-    found = [mfcli.load_predictor(engine=engine).predict_file(coffee) for engine in ("onnxruntime", "torch")]
+    found = [mfcli.load_predictor(engine=engine).predict(coffee) for engine in ("onnxruntime", "torch")]
     assert [p.class_index for p in found[0].predictions] == [p.class_index for p in found[1].predictions]
     for a, b in zip(found[0].predictions, found[1].predictions, strict=True):
         assert a.prob == pytest.approx(b.prob, abs=1e-5)
@@ -55,12 +59,12 @@ def test_no_picture_is_too_large_where_memory_is_short(coffee: Path, monkeypatch
 
     predictor = mfcli.load_predictor()
     monkeypatch.setattr("mfcli.inference.predictor.decode", fail)
-    result = predictor.predict_file(coffee)
+    result = predictor.predict(coffee)
     assert result.error is not None
     assert (result.error.code, result.error.message) == (FailureCode.TOO_LARGE, "does not fit into memory")
     monkeypatch.setattr("mfcli.inference.predictor._has_free_memory", lambda: False)
     with pytest.raises(EngineError, match="too little memory"):
-        predictor.predict_file(coffee)
+        predictor.predict(coffee)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def test_nan_logits_are_an_error(precision: Precision, message: str, hint: str, 
     engine.precision = precision  # type: ignore[attr-defined]
     predictor = Predictor(mfcli.load_predictor().artifact, engine, top_k=1)  # type: ignore[arg-type]
     with pytest.raises(EngineError, match=message) as caught:
-        predictor.predict_file(coffee)
+        predictor.predict(coffee)
     assert str(caught.value.hint).startswith(hint)
 
 
@@ -90,9 +94,7 @@ def test_equal_logits_rank_in_head_order(coffee: Path, tmp_path: Path) -> None:
     torch.nn.init.zeros_(model.get_parameter("head.weight"))
     model.head.bias.data = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
     torch.save(model.state_dict(), tmp_path / "equal.pth")
-    predictions = (
-        mfcli.load_predictor("bundled", weights=tmp_path / "equal.pth", top_k=6).predict_file(coffee).predictions
-    )
+    predictions = mfcli.load_predictor("bundled", weights=tmp_path / "equal.pth", top_k=6).predict(coffee).predictions
     assert [p.class_index for p in predictions] == [1, 3, 5, 0, 2, 4]
     assert [p.label for p in predictions] == [f"class_{i}" for i in (1, 3, 5, 0, 2, 4)]
 
@@ -107,11 +109,65 @@ def test_a_failure_is_a_row_in_place(coffee: Path, tmp_path: Path) -> None:
     assert results[1].predictions == ()
 
 
+def test_one_picture_gives_one_result_and_many_give_a_list(coffee: Path) -> None:
+    predictor = mfcli.load_predictor()
+    with Image.open(coffee) as image:
+        pictures: list[Picture] = [
+            str(coffee),
+            coffee,
+            coffee.read_bytes(),
+            image,
+            np.asarray(image),
+            Source(str(coffee)),
+        ]
+        results = predictor.predict(pictures)
+        one_by_one = [predictor.predict(picture) for picture in pictures]
+    assert results == one_by_one == predictor.predict(iter(pictures[:1])) + results[1:]
+    assert len({result.predictions for result in results}) == 1
+    assert {(result.width, result.height, result.label) for result in results} == {(600, 400, "espresso")}
+    assert predictor.predict([]) == predictor.predict(()) == []
+
+
+def test_nothing_is_computed_where_one_is_no_picture(coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = mfcli.load_predictor()
+    monkeypatch.setattr(predictor, "_compute", pytest.fail)
+    with pytest.raises(TypeError, match=r"pictures\[1\] is None"):
+        predictor.predict([coffee, None])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="picture is an array of shape"):
+        predictor.predict(np.zeros((3, 8, 8), np.uint8))
+    with pytest.raises(TypeError, match="stream takes an iterable of pictures, not PosixPath; predict takes one"):
+        predictor.stream(coffee)  # type: ignore[arg-type]
+
+
+def test_a_stream_is_lazy_and_raises_in_place(coffee: Path) -> None:
+    seen = 0
+
+    def endless() -> Iterator[Path | None]:
+        nonlocal seen
+        while seen < 1000:
+            seen += 1
+            yield None if seen == 30 else coffee
+
+    results = mfcli.load_predictor().stream(endless(), batch_size=2, workers=1)  # type: ignore[arg-type]
+    assert next(results).label == "espresso"
+    assert seen < 30
+    assert [result.status for result in itertools.islice(results, 28)] == ["ok"] * 28
+    with pytest.raises(TypeError, match="picture is None"):
+        next(results)
+
+
+def test_the_environment_keeps_pictures_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MF_OFFLINE", "1")
+    result = mfcli.load_predictor().predict("http://127.0.0.1:9/a.jpg")
+    assert result.error is not None
+    assert result.error.message.startswith("not fetched while offline")
+
+
 def test_a_strip_has_its_size_and_an_error(tmp_path: Path) -> None:
     from deterministic import picture
 
     picture(1, 50_000).save(tmp_path / "strip.png")
-    result = mfcli.load_predictor().predict_file(tmp_path / "strip.png")
+    result = mfcli.load_predictor().predict(tmp_path / "strip.png")
     assert result.error is not None
     assert result.error.code is FailureCode.TOO_LARGE
     assert (result.width, result.height) == (1, 50_000)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Prec
 from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
 from mfcli.inputs.codecs import formats_with
 from mfcli.inputs.decode import DecodedPicture, decode
+from mfcli.inputs.pictures import Picture, check_picture, is_many, make_source
+from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source
 from mfcli.models.registry import default_variant, find_variant
 from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, Progress, RunInfo, RunSettings
@@ -109,6 +111,7 @@ class Predictor:
         exif: bool = True,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         formats: Iterable[str] = (),
+        offline: bool = False,
     ) -> None:
         """Bind a model to the settings of a run.
 
@@ -120,6 +123,7 @@ class Predictor:
             exif: whether pictures are turned upright by their EXIF orientation.
             max_pixels: the largest picture that is decoded or resized to, in pixels.
             formats: optional picture formats to decode as well (`inputs.codecs.OPTIONAL_FORMATS`).
+            offline: whether pictures may not be fetched from URLs.
 
         Raises:
             UsageError: top_k, or the number of labels, does not fit the head; a format is unknown.
@@ -143,6 +147,7 @@ class Predictor:
         self._exif = exif
         self._max_pixels = max_pixels
         self._formats = formats_with(formats)
+        self._selection = Selection(offline=offline)
         fingerprint = RunFingerprint(artifact, self.labels, engine.name, engine.precision, top_k, exif)
         self.settings = fingerprint.settings
         self.run_info = RunInfo(
@@ -154,41 +159,83 @@ class Predictor:
             top_k=top_k,
         )
 
-    def stream(
-        self, sources: Iterable[Source], *, batch_size: int | None = None, workers: int | None = None
-    ) -> Iterator[PictureResult]:
-        """Yield one result per source, in order; a picture that fails has an error instead of predictions.
+    @overload  # a str is one picture, though it is an iterable, too
+    def predict(  # type: ignore[overload-overlap]
+        self, pictures: Picture, *, batch_size: int | None = None, workers: int | None = None
+    ) -> PictureResult: ...
+
+    @overload
+    def predict(
+        self, pictures: Iterable[Picture], *, batch_size: int | None = None, workers: int | None = None
+    ) -> list[PictureResult]: ...
+
+    def predict(
+        self, pictures: Picture | Iterable[Picture], *, batch_size: int | None = None, workers: int | None = None
+    ) -> PictureResult | list[PictureResult]:
+        """Return the result of one picture, or the results of several in their order.
+
+        A picture that cannot be classified has an error instead of predictions.
 
         Args:
-            sources: read as the work goes on, a few batches ahead of the results.
+            pictures: one `Picture`, which is computed in the calling thread, or an iterable of them.
+            batch_size: see `stream`.
+            workers: see `stream`.
+
+        Raises:
+            TypeError: one of them is not a picture, or is an array of another dtype than uint8; nothing was computed.
+            ValueError: an array has another shape than (H, W), (H, W, 3) or (H, W, 4); nothing was computed.
+            EngineError: the engine fails.
+        """
+        if not is_many(pictures):
+            return self._predict_one(self._make_source(pictures))  # type: ignore[arg-type]  # or raises
+        pictures = list(pictures)
+        for index, picture in enumerate(pictures):
+            check_picture(picture, f"pictures[{index}]")
+        return list(self.stream(pictures, batch_size=batch_size, workers=workers))
+
+    def stream(
+        self, pictures: Iterable[Picture], *, batch_size: int | None = None, workers: int | None = None
+    ) -> Iterator[PictureResult]:
+        """Yield one result per picture, in order; a picture that fails has an error instead of predictions.
+
+        Args:
+            pictures: read as the work goes on, a few batches ahead of the results, in another thread.
             batch_size: pictures per batch; None for what suits the engine and the machine.
             workers: threads that decode; None for one per core, 0 for no thread at all, which suits a single picture.
 
         Raises:
+            TypeError: see `predict`; raised in place of the picture's result.
+            ValueError: likewise.
             EngineError: the engine fails.
         """
+        if not is_many(pictures):
+            raise TypeError(f"stream takes an iterable of pictures, not {type(pictures).__name__}; predict takes one")
+        sources = map(self._make_source, pictures)
         if workers == 0:
-            return map(self.predict_one, sources)
+            return map(self._predict_one, sources)
         return run_pipeline(sources, self._prepare, self._compute, self.pipeline_config(batch_size, workers))
 
     def pipeline_config(self, batch_size: int | None = None, workers: int | None = None) -> PipelineConfig:
         """Return the sizes of the pipeline that `stream` runs with these arguments."""
         return PipelineConfig(workers or usable_cores(), self._engine.streams, batch_size or self._engine.batch_size)
 
-    def predict_file(self, path: str | Path) -> PictureResult:
-        """Return the result of one picture file."""
-        return self.predict_one(Source(str(path)))
+    def _make_source(self, picture: Picture) -> Source:
+        return make_source(picture, exif=self._exif, max_pixels=self._max_pixels, selection=self._selection)
 
-    def predict_one(self, source: Source) -> PictureResult:
-        """Return the result of one source, in the calling thread."""
+    def _predict_one(self, source: Source) -> PictureResult:
         made = self._prepare(source)
         return made.result if isinstance(made, Done) else self._compute([made])[0]
+
+    def _decode(self, source: Source) -> DecodedPicture:
+        if source.decoded is not None:
+            return source.decoded
+        with source.open() as file:
+            return decode(file, exif=self._exif, max_pixels=self._max_pixels, formats=self._formats)
 
     def _prepare(self, source: Source) -> "_Picture | Done[PictureResult]":
         picture: DecodedPicture | None = None
         try:
-            with source.open() as file:
-                picture = decode(file, exif=self._exif, max_pixels=self._max_pixels, formats=self._formats)
+            picture = self._decode(source)
             pixels = self.artifact.plan.apply(picture.rgb, self._max_pixels)
         except MemoryError as error:
             if not _has_free_memory():
@@ -300,7 +347,16 @@ def load_predictor(
     options = EngineOptions(device, _parse_choice(Precision, precision, "precision"), threads)
     artifact = ensure_artifact(variant, Path(weights) if weights else None, settings, progress)
     loaded = load_engine(engine, artifact, options)
-    return Predictor(artifact, loaded, labels=labels, top_k=top_k, exif=exif, max_pixels=max_pixels, formats=formats)
+    return Predictor(
+        artifact,
+        loaded,
+        labels=labels,
+        top_k=top_k,
+        exif=exif,
+        max_pixels=max_pixels,
+        formats=formats,
+        offline=settings.offline,
+    )
 
 
 def _parse_choice(kind: type[Name], value: str, what: str) -> Name:

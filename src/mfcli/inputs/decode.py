@@ -108,28 +108,65 @@ def decode(
             return _decode(file, exif, max_pixels, formats)
 
 
+def decode_image(image: Image.Image, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedPicture:
+    """Turn a picture that Pillow opened or made into what `decode` makes of its file; the result shares no memory.
+
+    Args:
+        image: any mode; the current frame of an animation. It is loaded, if it is not yet.
+        exif: whether to apply the EXIF orientation.
+        max_pixels: the largest width x height that is accepted.
+
+    Raises:
+        PictureError: decode, truncated, too_large or unsupported.
+        MemoryError: the picture does not fit into memory.
+    """
+    with _translate_pillow_errors(None, max_pixels), _guard_pillow_globals(max_pixels):
+        _check_size(image, max_pixels)
+        return _finish(image, _load(image), exif)
+
+
 def _decode(file: BinaryIO, exif: bool, max_pixels: int, formats: Sequence[str]) -> DecodedPicture:
     with Image.open(file, formats=_list_available(formats, file.read(_PREFIX_BYTES))) as picture:
-        if picture.width * picture.height > max_pixels:
-            raise PictureError(
-                FailureCode.TOO_LARGE, f"{picture.width}x{picture.height} is over max_pixels={max_pixels}"
-            )
+        _check_size(picture, max_pixels)
         if picture.format == "PNG":
             _check_png(file)
-            _scale_transparent_level(picture)
-        tags = getattr(picture, "tag_v2", {})  # those of a TIFF
-        if _is_misread_by_pillow(tags):
-            raise PictureError(
-                FailureCode.UNSUPPORTED,
-                "is an uncompressed TIFF with 16-bit channels in separate planes, which is not decoded here",
-            )
-        orientation = _read_orientation(picture)
-        picture.load()
+        orientation = _load(picture)
         if picture.format in ("JPEG", "MPO") and _is_cut_jpeg(file, picture):
             raise PictureError(FailureCode.TRUNCATED, "is truncated: its data ends before its last row")
-        upright = _turn_upright(picture, orientation, exif)
-        rgb = _to_rgb(_normalize_tiff_grey(upright, tags) if tags else upright)
-        return DecodedPicture(rgb, rgb.width, rgb.height)
+        return _finish(picture, orientation, exif)
+
+
+def _check_size(picture: Image.Image, max_pixels: int) -> None:
+    pixels = picture.width * picture.height
+    if not pixels:
+        raise PictureError(FailureCode.DECODE, f"has no pixels ({picture.width}x{picture.height})")
+    if pixels > max_pixels:
+        raise PictureError(FailureCode.TOO_LARGE, f"{picture.width}x{picture.height} is over max_pixels={max_pixels}")
+
+
+def _load(picture: Image.Image) -> int:
+    """Load the pixels, and return the EXIF orientation that they had before: a TIFF is turned by loading it."""
+    if picture.format == "PNG":
+        _scale_transparent_level(picture)
+    if _is_misread_by_pillow(_tiff_tags(picture)):
+        raise PictureError(
+            FailureCode.UNSUPPORTED,
+            "is an uncompressed TIFF with 16-bit channels in separate planes, which is not decoded here",
+        )
+    orientation = _read_orientation(picture)
+    picture.load()
+    return orientation
+
+
+def _finish(picture: Image.Image, orientation: int, exif: bool) -> DecodedPicture:
+    upright = _turn_upright(picture, orientation, exif)
+    tags = _tiff_tags(picture)
+    rgb = _to_rgb(_normalize_tiff_grey(upright, tags) if tags else upright)
+    return DecodedPicture(rgb, rgb.width, rgb.height)
+
+
+def _tiff_tags(picture: Image.Image) -> Mapping[int, Any]:
+    return getattr(picture, "tag_v2", {})
 
 
 def _list_available(formats: Sequence[str], prefix: bytes) -> list[str]:
@@ -269,7 +306,7 @@ def _turn_upright(picture: Image.Image, orientation: int, exif: bool) -> Image.I
 
 
 @contextlib.contextmanager
-def _translate_pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
+def _translate_pillow_errors(file: BinaryIO | None, max_pixels: int) -> Iterator[None]:
     """Turn whatever a decoder raises into a PictureError; plugins raise almost anything on hostile bytes."""
     try:
         yield
@@ -280,9 +317,9 @@ def _translate_pillow_errors(file: BinaryIO, max_pixels: int) -> Iterator[None]:
         pixels = f"{found[0]} pixels are" if found else "is"
         raise PictureError(FailureCode.TOO_LARGE, f"{pixels} over max_pixels={max_pixels}") from error
     except Exception as error:
-        if is_truncated(file):
+        if file is not None and is_truncated(file):
             code, message = FailureCode.TRUNCATED, "is truncated: it is shorter than its headers say"
-        elif isinstance(error, UnidentifiedImageError):
+        elif file is not None and isinstance(error, UnidentifiedImageError):
             code, message = _explain_unidentified(file)
         else:
             code, message = _explain_decoder_error(error)

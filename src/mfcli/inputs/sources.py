@@ -35,6 +35,7 @@ from mfcli.results import Failure, join_member
 
 if TYPE_CHECKING:
     from mfcli.inputs.archives import LastArchive
+    from mfcli.inputs.decode import DecodedPicture
     from mfcli.inputs.members import Member
 
     _GetLastArchive = Callable[[], LastArchive]
@@ -62,6 +63,7 @@ class Source:
         opener: returns the bytes; None where `argument` is the path of a file.
         whole: argument and member of the glob, the archive or the part of an archive that was searched for it; None
             for a picture that was named itself or found in a folder.
+        decoded: the pixels, where they are in memory and nothing is opened.
     """
 
     argument: str
@@ -69,6 +71,7 @@ class Source:
     failure: Failure | None = None
     opener: Callable[[], BinaryIO] | None = None
     whole: tuple[str, str | None] | None = None
+    decoded: "DecodedPicture | None" = None
 
     @property
     def is_stdin(self) -> bool:
@@ -109,7 +112,7 @@ class Source:
 
 def iter_sources(
     arguments: Iterable[str],
-    stdin: BinaryIO | None,
+    stdin: BinaryIO | None = None,
     *,
     files_from: str | None = None,
     nul: bool = False,
@@ -228,7 +231,7 @@ def _expand(
             assert stdin is not None  # checked before
             return None, iter([Source(STDIN, opener=partial(_read_stdin, stdin, selection.max_bytes))])
         case ArgumentKind.URL:
-            return None, iter([_make_url_source(name, selection)])
+            return None, iter([make_url_source(name, selection)])
         case ArgumentKind.FOLDER:
             return _make_empty(name, None, selection), map(_make_file_source, walk_folder(name, selection))
         case ArgumentKind.ARCHIVE:
@@ -339,7 +342,8 @@ def _search_member(path: str, matcher: MemberMatcher, selection: Selection) -> I
 # -------------------------------------------------------------------------------------------------------------- URLs
 
 
-def _make_url_source(url: str, selection: Selection) -> Source:
+def make_url_source(url: str, selection: Selection) -> Source:
+    """Return the picture of a URL, with the selection's limits; nothing is requested yet."""
     scheme = url_scheme(url)
     if scheme == "file":
         return _make_file_url_source(url)
