@@ -13,7 +13,8 @@ from rich.cells import cell_len
 from mfcli.errors import FailureCode
 from mfcli.outputs import open_writer
 from mfcli.outputs.records import write_records
-from mfcli.outputs.writer import FormatName
+from mfcli.outputs.table import write_table
+from mfcli.outputs.writer import FormatName, LabelType
 from mfcli.results import Failure, PictureResult, Prediction, RunInfo, Summary
 
 RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 2)
@@ -147,12 +148,12 @@ def test_csv_quotes_only_where_necessary() -> None:
 def test_table() -> None:
     assert write_run(FormatName.TABLE, OK, BAD) == (
         'a "b",\\tc\\n\\r.jpg  640x480\n'
-        "╭───┬──────────────────┬───────┬──────────────────────╮\n"
-        "│ # │ label            │  prob │                      │\n"
-        "├───┼──────────────────┼───────┼──────────────────────┤\n"
-        "│ 1 │ tabby, tabby cat │ 30.0% │ ██████               │\n"
-        "│ 2 │ été              │  0.0% │                      │\n"
-        "╰───┴──────────────────┴───────┴──────────────────────╯\n"
+        "╭───┬───────┬───────┬──────────────────────╮\n"
+        "│ # │ label │  prob │                      │\n"
+        "├───┼───────┼───────┼──────────────────────┤\n"
+        "│ 1 │ tabby │ 30.0% │ ██████               │\n"
+        "│ 2 │ été   │  0.0% │                      │\n"
+        "╰───┴───────┴───────┴──────────────────────╯\n"
         'caf\ufffd: broken "here"\n'
         "2 pictures: 1 classified, 1 failed\n"
     )
@@ -205,41 +206,71 @@ def test_a_narrow_terminal_folds_labels(columns: int, monkeypatch: pytest.Monkey
             "some/long/path/of/a/picture.jpg", None, None, 9, 9, (Prediction(1, 0, None, label, 0.5),), None, RUN
         )
     )
-    lines = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
+    lines = without_styles(stream)
     assert max(map(len, lines)) <= max(columns, 20)
     shown = "".join(line.split("│")[2].strip().replace(" ", "") for line in lines if line.count("│") >= 4)
     assert label.replace(" ", "") in shown
 
 
-@pytest.mark.parametrize(("columns", "width"), [(20, 20), (50, 50), (0, 80)])
-def test_compact_lines_are_cut_at_the_edge(columns: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def write_lines(columns: int, monkeypatch: pytest.MonkeyPatch, *results: PictureResult) -> list[str]:
+    """Return what a terminal of that width shows, one line per picture."""
     stream = make_terminal(columns, monkeypatch)
     writer = open_writer(FormatName.TABLE, stream, compact=True)
     writer.begin(RUN)
+    for result in results:
+        writer.write(result)
+    return without_styles(stream)
+
+
+def without_styles(stream: io.StringIO) -> list[str]:
+    return re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (80, "a picture.jpg  bell pepper 25.0%  bell pepper 25.0%  bell pepper 25.0%"),
+        (0, "a picture.jpg  bell pepper 25.0%  bell pepper 25.0%  bell pepper 25.0%"),
+        (50, "a picture.jpg  bell pepper 25.0%"),
+        (30, "a picture.jpg  bell pep… 25.0%"),
+        (20, "…cture.jpg  b… 25.0%"),
+    ],
+)
+def test_lines_show_the_predictions_that_fit_whole(
+    columns: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictions = tuple(Prediction(rank, rank, None, "bell pepper", 0.25) for rank in range(1, 8))
-    for _ in range(2):
-        writer.write(PictureResult("a picture.jpg", None, None, 9, 9, predictions, None, RUN))
-    lines = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
-    name = "a picture.jpg" if width > 30 else "…cture.jpg"
-    assert [(len(line), line[: len(name)], line[-1]) for line in lines] == [(width, name, "…")] * 2
+    result = PictureResult("a picture.jpg", None, None, 9, 9, predictions, None, RUN)
+    assert write_lines(columns, monkeypatch, result) == [expected]
 
 
-@pytest.mark.parametrize("letter", ["x", "写"])
-def test_a_long_name_leaves_room_for_the_prediction(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = make_terminal(50, monkeypatch)
-    writer = open_writer(FormatName.TABLE, stream, compact=True)
-    result = PictureResult(
-        f"{letter * 300}/7.jpg", None, None, 9, 9, (Prediction(1, 0, None, "pear", 0.25),), None, RUN
-    )
-    writer.write(result)
-    writer.write(replace(result, predictions=(*result.predictions, Prediction(2, 1, None, "plum", 0.125))))
-    writer.write(replace(result, predictions=(), error=Failure(FailureCode.DECODE, "cannot be decoded")))
-    ok, two, failed = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()
-    assert ok.startswith(f"…{letter}")
-    assert ok.endswith(f"{letter}/7.jpg  pear 25.0%")
-    assert two.endswith(f"{letter}/7.jpg  pear 25.0%…")
-    assert failed.endswith("/7.jpg  cannot be decoded")
-    assert {cell_len(line) for line in (ok, two, failed)} <= {49, 50}
+@pytest.mark.parametrize("columns", [20, 40, 60, 80])
+@pytest.mark.parametrize("letter", ["x", "写", "🍋", "é", "👩\u200d🚀"])
+def test_the_first_probability_is_whole(columns: int, letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = PictureResult(f"{letter * 300}/7.jpg", None, None, 9, 9, (Prediction(1, 0, None, "pear", 1.0),), None, RUN)
+    wordy = replace(long, predictions=(replace(long.predictions[0], label=letter * 300),))
+    failed = replace(long, predictions=(), error=Failure(FailureCode.DECODE, "cannot be decoded"))
+    lines = write_lines(columns, monkeypatch, long, wordy, failed)
+    assert all(line.startswith("…") and "7.jpg  " in line for line in lines)
+    assert [line.endswith(" 100.0%") for line in lines] == [True, True, False]
+    assert max(map(cell_len, lines)) <= columns
+    assert lines[2].endswith("…" if columns == 20 else "  cannot be decoded")
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize(
+    ("label_type", "wordnet", "own"),
+    [
+        (LabelType.NAME, "tabby", "red, round"),
+        (LabelType.WNID, "n02123045", "red, round"),
+        (LabelType.INDEX, "281", "1"),
+    ],
+)
+def test_what_tables_show_of_a_class(label_type: LabelType, wordnet: str, own: str, compact: bool) -> None:
+    result = replace(OK, predictions=(OK.predictions[0], Prediction(2, 1, None, "red, round", 0.25)))
+    stream = io.StringIO()
+    open_writer(FormatName.TABLE, stream, compact=compact, label_type=label_type).write(result)
+    assert re.findall(r"(?:  |│ [12] │ )(\S[^│]*?) +(?:│ )?[\d.]+%", stream.getvalue()) == [wordnet, own]
 
 
 def test_records_keep_their_types_in_json() -> None:
@@ -268,3 +299,53 @@ def test_records_in_every_format() -> None:
         ["a", "1.5"],
         ["[b],c"],
     ]
+
+
+RECORD = {
+    "name": "caformer_s18_384",
+    "size_bytes": "105",
+    "top1": "83.6",
+    "path": "/cache/写真写真/caformer.pth",
+    "note": "",
+}
+NARROW = {
+    80: [
+        " name              size_bytes  top1  path                          note",
+        " caformer_s18_384         105  83.6  /cache/写真写真/caformer.pth",
+    ],
+    60: [
+        "                  size",
+        "name             bytes top1 path                        note",
+        "caformer_s18_384   105 83.6 /cache/写真写真/caformer.pt",
+        "                            h",
+    ],
+    50: [
+        "name             top1 path                    note",
+        "caformer_s18_384 83.6 /cache/写真写真/caforme",
+        "                      r.pth",
+    ],
+    40: [
+        "name        caformer_s18_384",
+        "size_bytes  105",
+        "top1        83.6",
+        "path        /cache/写真写真/caformer.pth",
+    ],
+    20: [
+        "name        caformer",
+        "            _s18_384",
+        "size_bytes  105",
+        "top1        83.6",
+        "path        /cache/",
+        "            写真写真",
+        "            /caforme",
+        "            r.pth",
+    ],
+}
+
+
+@pytest.mark.parametrize("columns", NARROW)
+def test_records_fit_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = make_terminal(columns, monkeypatch)
+    write_table(stream, [RECORD], optional=("size_bytes",))
+    assert without_styles(stream) == NARROW[columns]
+    assert max(map(cell_len, NARROW[columns])) <= columns

@@ -10,7 +10,7 @@ from mfcli.cli.streams import note, standard_output
 from mfcli.errors import OutputError, UsageError
 from mfcli.files import exists, is_file
 from mfcli.inputs.arguments import is_input_name
-from mfcli.outputs.writer import FormatName, Writer
+from mfcli.outputs.writer import FormatName, LabelType, Writer
 
 if TYPE_CHECKING:
     from mfcli.inference.predictor import Predictor
@@ -45,6 +45,7 @@ class Destination:
         overwrite: whether a file that is there is replaced.
         resume: whether a journal that is there is continued.
         retry_failed: whether its failed inputs are classified again.
+        label_type: what a table shows of a class.
     """
 
     path: Path | None
@@ -52,10 +53,18 @@ class Destination:
     overwrite: bool = False
     resume: bool = False
     retry_failed: bool = False
+    label_type: LabelType = LabelType.NAME
 
     @classmethod
     def parse(
-        cls, output: Path | None, format: FormatName | None, *, overwrite: bool, resume: bool, retry_failed: bool
+        cls,
+        output: Path | None,
+        format: FormatName | None,
+        *,
+        overwrite: bool,
+        resume: bool,
+        retry_failed: bool,
+        label_type: LabelType | None,
     ) -> "Destination":
         """Read the output options.
 
@@ -65,6 +74,7 @@ class Destination:
             overwrite: --overwrite.
             resume: --resume.
             retry_failed: --retry-failed, which implies --resume.
+            label_type: --label-type, which is about tables.
 
         Raises:
             UsageError: they contradict one another, or the suffix names no format.
@@ -79,7 +89,9 @@ class Destination:
             format = FormatName.TABLE if path is None else _format_of_suffix(path)
         if resume and format is not FormatName.JSONL:
             raise UsageError(f"only jsonl can be resumed, not {format}", "-o results.jsonl")
-        return cls(path, format, overwrite, resume, retry_failed)
+        if label_type is not None and format is not FormatName.TABLE:
+            raise UsageError(f"--label-type is about tables: {format} has names, wnids and indices", "leave it out")
+        return cls(path, format, overwrite, resume, retry_failed, label_type or LabelType.NAME)
 
     def check(self, names: list[str]) -> None:
         """Check before any work that the file may be written.
@@ -119,10 +131,10 @@ class Destination:
 
         if self.path is None:
             with standard_output() as stream:
-                yield Sink(open_writer(self.format, stream, compact=compact))
+                yield Sink(open_writer(self.format, stream, compact=compact, label_type=self.label_type))
         elif self.format is not FormatName.JSONL or (exists(self.path) and not is_file(self.path)):
             with atomic_output(self.path, replace=self.overwrite) as stream:
-                yield Sink(open_writer(self.format, stream, compact=True))
+                yield Sink(open_writer(self.format, stream, compact=True, label_type=self.label_type))
         else:
             with self._open_journal(predictor) as sink:
                 yield sink

@@ -1,5 +1,7 @@
 """The command `mf doctor`."""
 
+import shutil
+import textwrap
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from mfcli.tasks.doctor import Finding
 
 SCHEMA = "mf.doctor/1"
+_INDENT = " " * 22
+_MIN_WIDTH = 40
+_NO_BREAK = "\xa0"
 
 
 def doctor(
@@ -36,7 +41,7 @@ def doctor(
             if format is InfoFormat.TABLE:
                 if not findings or findings[-1].group is not finding.group:
                     stream.write(f"{finding.group}\n")
-                stream.write(_format_finding(finding))
+                stream.write(_format_finding(finding, shutil.get_terminal_size().columns if stream.isatty() else None))
                 stream.flush()
             findings.append(finding)
         works = task.is_working(findings)
@@ -46,10 +51,19 @@ def doctor(
         raise CheckError("the bundled model or the default engine does not work here", "see their lines above")
 
 
-def _format_finding(finding: "Finding") -> str:
+def _format_finding(finding: "Finding", width: int | None) -> str:
+    """Return the lines of a finding, wrapped between words to the width of a terminal."""
     status = "" if finding.status == "fact" else finding.status
-    line = f"  {finding.name:<20}{status:<8}{_format_value(finding.value)}".rstrip() + "\n"
-    return line + (f"  {'':<20}hint: {finding.hint}\n" if finding.hint else "")
+    lines = [f"  {finding.name:<20}{status:<8}{_format_value(finding.value)}".rstrip()]
+    if finding.hint:
+        lines.append(f"{_INDENT}hint: {finding.hint}")
+    if width is not None:
+        lines = [part for line in lines for part in _wrap(line, max(width, _MIN_WIDTH))]
+    return "".join(f"{line}\n" for line in lines).replace(_NO_BREAK, " ")
+
+
+def _wrap(line: str, width: int) -> list[str]:
+    return textwrap.wrap(line, width, subsequent_indent=_INDENT, break_on_hyphens=False)
 
 
 def _format_value(value: Any) -> str:
@@ -59,7 +73,7 @@ def _format_value(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case dict():
-            return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
+            return ", ".join(f"{key}{_NO_BREAK}{item}" for key, item in value.items() if item is not None)
         case list():
             return " ".join(map(str, value))
     return str(value)

@@ -35,7 +35,8 @@ def list_models(
     """List the models, with their published figures and which are on this machine.
 
     params_m: millions of parameters; macs_g: billions of multiply-adds; top1: ImageNet-1k accuracy in percent as
-    published; here_mb: megabytes on this machine, checkpoint and artifact together.
+    published; here_mb: megabytes on this machine, checkpoint and artifact together. Narrow terminals show fewer
+    columns.
     """
     from mfcli.outputs.records import write_records
     from mfcli.tasks import list_models as task
@@ -44,7 +45,8 @@ def list_models(
     listed = task.list_models(wanted, Settings.from_environ())
     make_record = _make_table_record if format is FormatName.TABLE else _make_record
     with standard_output() as stream:
-        write_records(format, stream, [make_record(model) for model in listed])
+        records = [make_record(model) for model in listed]
+        write_records(format, stream, records, optional=("macs_g", "classes", "pretraining", "params_m", "here_mb"))
 
 
 def _make_table_record(listed: "ListedModel") -> dict[str, Any]:

@@ -53,6 +53,7 @@ def predict(
     top_k: option.TopK = None,
     labels: option.Labels = None,
     format: option.Format = None,
+    label_type: option.ShownLabel = None,
     output: option.Output = None,
     overwrite: option.Overwrite = False,
     resume: option.Resume = False,
@@ -75,7 +76,9 @@ def predict(
     """
     from mfcli.tasks.predict import ANY_FAILURES, MaxFailures
 
-    destination = Destination.parse(output, format, overwrite=overwrite, resume=resume, retry_failed=retry_failed)
+    destination = Destination.parse(
+        output, format, overwrite=overwrite, resume=resume, retry_failed=retry_failed, label_type=label_type
+    )
     failures = ANY_FAILURES if max_failures is None else MaxFailures.parse(max_failures)
     size = parse_batch_size(batch_size)
     extra_formats = tuple(formats.split(",")) if formats is not None else ()

@@ -8,7 +8,7 @@ import typer
 from mfcli.cli.options import MAX_WORKERS, complete_device, complete_model
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.codecs import OPTIONAL_FORMATS
-from mfcli.outputs.writer import FormatName
+from mfcli.outputs.writer import FormatName, LabelType
 from mfcli.settings import DEFAULT_TOP_K
 
 _INPUTS, _MODEL, _OUTPUT, _RUNNING, _FAILING = "Inputs", "Model", "Output", "Running", "Failures"
@@ -110,6 +110,16 @@ Format = Annotated[
         "--format",
         help="How results are written.",
         show_default="from the suffix of -o, else table",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+ShownLabel = Annotated[
+    LabelType | None,
+    typer.Option(
+        "--label-type",
+        metavar="TYPE",
+        help="What tables show of a class: name, wnid or index.",
+        show_default="name",
         rich_help_panel=_OUTPUT,
     ),
 ]

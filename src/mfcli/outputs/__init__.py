@@ -6,22 +6,25 @@ case in `open_writer` and in `records.write_records`. The journal of resumable r
 
 from typing import TextIO, assert_never
 
-from mfcli.outputs.writer import FormatName, Writer
+from mfcli.outputs.writer import FormatName, LabelType, Writer
 
 
-def open_writer(name: FormatName, stream: TextIO, *, compact: bool = False) -> Writer:
+def open_writer(
+    name: FormatName, stream: TextIO, *, compact: bool = False, label_type: LabelType = LabelType.NAME
+) -> Writer:
     """Return the writer of a format on a text stream.
 
     Args:
         name: the format.
         stream: a text stream that does not translate newlines, except for tables.
         compact: whether the table format writes one line per picture instead of a small table each.
+        label_type: what tables show of a class.
     """
     match name:
         case FormatName.TABLE:
             from mfcli.outputs.table import LineWriter, TableWriter
 
-            return LineWriter(stream) if compact else TableWriter(stream)
+            return LineWriter(stream, label_type) if compact else TableWriter(stream, label_type)
         case FormatName.JSON:
             from mfcli.outputs.json import JsonWriter
 

@@ -11,7 +11,13 @@ Record = Mapping[str, Any]
 """Keys to strings, numbers, None, or lists or dicts of these."""
 
 
-def write_records(name: FormatName, stream: TextIO, records: Sequence[Record], columns: Sequence[str] = ()) -> None:
+def write_records(
+    name: FormatName,
+    stream: TextIO,
+    records: Sequence[Record],
+    columns: Sequence[str] = (),
+    optional: Sequence[str] = (),
+) -> None:
     """Write records that have the same keys; JSON keeps their types, the other formats join lists with spaces.
 
     Args:
@@ -19,12 +25,14 @@ def write_records(name: FormatName, stream: TextIO, records: Sequence[Record], c
         stream: a text stream that does not translate newlines.
         records: the records.
         columns: the header of CSV and TSV if there are no records.
+        optional: columns that a table does without in a narrow terminal, the most dispensable first.
     """
     match name:
         case FormatName.TABLE:
             from mfcli.outputs.table import write_table
 
-            write_table(stream, [{key: _format_cell(value) for key, value in record.items()} for record in records])
+            rows = [{key: _format_cell(value) for key, value in record.items()} for record in records]
+            write_table(stream, rows, optional)
         case FormatName.JSON:
             stream.write(format_document(list(records)))
         case FormatName.JSONL:

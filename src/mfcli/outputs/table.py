@@ -1,23 +1,28 @@
 """Tables for people, drawn with rich: fitted to the width of a terminal, never cut in a pipe."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from rich.box import ROUNDED
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 from mfcli.errors import escape_control_characters
-from mfcli.results import PictureResult, RunInfo, Summary
+from mfcli.outputs.writer import LabelType
+from mfcli.results import PictureResult, Prediction, RunInfo, Summary
 
 _PIPE_WIDTH = 100_000  # wider than any row, so that nothing is folded
 _MIN_WIDTH = 20
 _DEFAULT_WIDTH = 80
 _BAR_CELLS = 20
 _MIN_WIDTH_WITH_BAR = 64
+_PADDING = 2  # cells beside each column of a table that has room
+_FOLDED_CELLS = 20  # the narrowest column that long cells are folded in
+_HEADERS = {LabelType.NAME: "label", LabelType.WNID: "wnid", LabelType.INDEX: "index"}
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -27,9 +32,9 @@ class _Console(Console):
         raise
 
 
-def _make_console(stream: TextIO, *, fold: bool) -> Console:
-    """Return a console as wide as the terminal if rows are folded in one, else wider than any row."""
-    width = None if fold and stream.isatty() else _PIPE_WIDTH
+def _make_console(stream: TextIO) -> Console:
+    """Return a console as wide as the terminal, without one wider than any row."""
+    width = None if stream.isatty() else _PIPE_WIDTH
     console = _Console(file=stream, width=width, highlight=False, emoji=False)
     if console.width < 1:  # COLUMNS=0, which some terminals set
         console.width = _DEFAULT_WIDTH
@@ -40,8 +45,9 @@ def _make_console(stream: TextIO, *, fold: bool) -> Console:
 class TableWriter:
     """One small table per picture: rank, label, probability, and a bar if the terminal is wide enough."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._console = _make_console(stream, fold=True)
+    def __init__(self, stream: TextIO, label_type: LabelType = LabelType.NAME) -> None:
+        self._console = _make_console(stream)
+        self._label_type = label_type
 
     def begin(self, run: RunInfo) -> None:
         """Write nothing."""
@@ -59,13 +65,13 @@ class TableWriter:
     def _make_table(self, result: PictureResult) -> Table:
         table = Table(box=ROUNDED)
         table.add_column("#", justify="right")
-        table.add_column("label", overflow="fold")
+        table.add_column(_HEADERS[self._label_type], overflow="fold")
         table.add_column("prob", justify="right", no_wrap=True)
         with_bar = self._console.width >= _MIN_WIDTH_WITH_BAR
         if with_bar:
             table.add_column("", no_wrap=True, width=_BAR_CELLS)
         for p in result.predictions:
-            row = [Text(str(p.rank)), Text(escape_control_characters(p.label)), Text(f"{p.prob:.1%}")]
+            row = [Text(str(p.rank)), Text(_format_label(p, self._label_type)), Text(f"{p.prob:.1%}")]
             table.add_row(*row, *([Text(_draw_bar(p.prob), style="cyan")] if with_bar else []))
         return table
 
@@ -76,35 +82,52 @@ class TableWriter:
 
 
 class LineWriter:
-    """One line per picture, for many pictures: its name and predictions, cut at the terminal's edge.
+    """One line per picture, for many pictures: its name and as many predictions as the terminal's width has room for.
 
-    A name that leaves no room for the first prediction is cut at its start, which the names in a folder share.
+    The first prediction's probability is always whole. Too long a name is cut at its start, which the names in a folder
+    share, to half of the width; then too long a label is cut at its end.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._console = _make_console(stream, fold=True)
+    def __init__(self, stream: TextIO, label_type: LabelType = LabelType.NAME) -> None:
+        self._console = _make_console(stream)
+        self._label_type = label_type
 
     def begin(self, run: RunInfo) -> None:
         """Write nothing."""
 
     def write(self, result: PictureResult) -> None:
         """Write one line, flushed."""
-        parts = [Text(f"  {escape_control_characters(result.error.message)}", "red")] if result.error else []
-        for p in result.predictions:
-            label, prob = f"  {escape_control_characters(p.label)}", f" {p.prob:.1%}"
-            parts.append(Text(label, "" if p.rank == 1 else "dim") + Text(prob, "cyan" if p.rank == 1 else "dim"))
         name = Text(escape_control_characters(result.shown_name), "bold")
-        if self._console.is_terminal:
-            room = self._console.width - sum(part.cell_len for part in parts[:1]) - len(parts[1:2])  # 1 for an ellipsis
-            line = Text.assemble(_truncate_start(name, max(room, self._console.width // 2)), *parts)
-            self._console.print(line, no_wrap=True, overflow="ellipsis")
+        if result.error:
+            parts = [(Text(f"  {escape_control_characters(result.error.message)}", "red"), Text(""))]
         else:
-            self._console.file.write(f"{Text.assemble(name, *parts).plain}\n")
+            parts = [self._format_prediction(p) for p in result.predictions]
+        if self._console.is_terminal:
+            self._console.print(_fit_line(name, parts, self._console.width), no_wrap=True)
+        else:
+            self._console.file.write(f"{Text.assemble(name, *itertools.chain(*parts)).plain}\n")
         self._console.file.flush()
+
+    def _format_prediction(self, p: Prediction) -> tuple[Text, Text]:
+        label, prob = f"  {_format_label(p, self._label_type)}", f" {p.prob:.1%}"
+        return Text(label, "" if p.rank == 1 else "dim"), Text(prob, "cyan" if p.rank == 1 else "dim")
 
     def end(self, summary: Summary) -> None:
         """Write the counts."""
         self._console.print(Text(summary.in_words(), style="dim"))
+
+
+def _fit_line(name: Text, parts: Sequence[tuple[Text, Text]], width: int) -> Text:
+    """Return a line of at most `width` cells; of `parts`, texts and probabilities, the first text may be cut."""
+    (label, prob), *others = parts
+    name = _truncate_start(name, max(width - label.cell_len - prob.cell_len, width // 2))
+    label.truncate(width - name.cell_len - prob.cell_len, overflow="ellipsis")
+    line = Text.assemble(name, label, prob)
+    for part in itertools.starmap(Text.__add__, others):
+        if line.cell_len + part.cell_len > width:
+            break
+        line += part
+    return line
 
 
 def _truncate_start(name: Text, width: int) -> Text:
@@ -116,27 +139,78 @@ def _truncate_start(name: Text, width: int) -> Text:
     return Text(f"…{kept}", name.style)
 
 
+def _format_label(p: Prediction, label_type: LabelType) -> str:
+    """Return what a table shows of a class; WordNet's names are lists of synonyms, the first of which is shown."""
+    match label_type:
+        case LabelType.INDEX:
+            return str(p.class_index)
+        case LabelType.WNID if p.wnid:
+            return p.wnid
+    return escape_control_characters(p.label.partition(",")[0] if p.wnid else p.label)
+
+
 def _draw_bar(prob: float) -> str:
     eighths = round(prob * _BAR_CELLS * 8)
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def write_table(stream: TextIO, records: Sequence[Mapping[str, str]]) -> None:
+def write_table(stream: TextIO, records: Sequence[Mapping[str, str]], optional: Sequence[str] = ()) -> None:
     """Write records with the same keys as one table; columns of numbers are right-aligned.
 
-    Rows are never folded and have no trailing spaces, so that names and paths can be copied from a narrow terminal.
+    In a terminal that is too narrow, long cells such as paths are folded; if that is not enough, optional columns are
+    left out, or each record becomes a list of its cells. Everything else stays whole, and rows have no trailing spaces.
+
+    Args:
+        stream: a text stream.
+        records: cells by column.
+        optional: columns that a narrow terminal does without, the most dispensable first.
     """
     if not records:
         return
-    table = Table(box=None, header_style="bold")
-    for column in records[0]:
-        cells = [record[column] for record in records]
-        table.add_column(column, justify="right" if all(map(_is_number, cells)) else "left", overflow="fold")
-    for record in records:
-        table.add_row(*(Text(escape_control_characters(cell)) for cell in record.values()))
-    console = _make_console(stream, fold=False)
-    for line in console.render_lines(table, pad=False):
-        console.print(Segments([*_strip_padding(line), Segment.line()]))
+    console = _make_console(stream)
+    columns, left_out = list(records[0]), list(optional)
+    while (table := _lay_out(records, columns, console.width)) is None and left_out:
+        columns.remove(left_out.pop(0))
+    for i, shown in enumerate([table] if table else (_lay_out_list(record) for record in records)):
+        if i:
+            console.line()
+        for line in console.render_lines(shown, pad=False):
+            console.print(Segments([*_strip_padding(line), Segment.line()]))
+
+
+def _lay_out(records: Sequence[Mapping[str, str]], columns: Sequence[str], width: int) -> Table | None:
+    """Return the table of some columns; None if it is wider than `width`."""
+    cells = {column: [escape_control_characters(record[column]) for record in records] for column in columns}
+    natural = {column: max(map(cell_len, [column, *cells[column]])) for column in columns}
+    is_roomy = sum(natural.values()) + _PADDING * len(columns) <= width
+    padding = (0, 1) if is_roomy else (0, 1, 0, 0)
+    table = Table(box=None, header_style="bold", pad_edge=is_roomy, padding=padding)
+    needed = len(columns)  # with the padding
+    for column in columns:
+        header, least = column, natural[column]
+        if not is_roomy:
+            header = column.replace("_", " ")
+            least = max(map(cell_len, [*header.split(), *cells[column]]))
+        if is_folded := not is_roomy and least > _FOLDED_CELLS and column != columns[0]:
+            least = _FOLDED_CELLS
+        needed += least
+        justify: JustifyMethod = "right" if all(map(_is_number, cells[column])) else "left"
+        table.add_column(
+            header, justify=justify, overflow="fold", min_width=least, max_width=None if is_folded else least
+        )
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(Text, row))
+    return table if is_roomy or needed <= width else None
+
+
+def _lay_out_list(record: Mapping[str, str]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for column, cell in record.items():
+        if cell:
+            table.add_row(column, Text(escape_control_characters(cell)))
+    return table
 
 
 def _strip_padding(line: list[Segment]) -> list[Segment]:

@@ -17,6 +17,14 @@ class FormatName(StrEnum):
     TSV = "tsv"
 
 
+class LabelType(StrEnum):
+    """What tables show of a class; the other formats have all of it."""
+
+    NAME = "name"
+    WNID = "wnid"
+    INDEX = "index"
+
+
 class Writer(Protocol):
     """Writes the results of one run to a text stream; `open_writer` returns one."""
 
