@@ -3,8 +3,8 @@
 Plain frozen dataclasses: inference/ creates them, outputs/ writes them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -200,11 +200,19 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts over a run."""
+    """Counts over a run.
+
+    Attributes:
+        inputs: rows, those of earlier runs included.
+        ok: pictures that were classified.
+        failed: the other rows.
+        left_out: files of folders and archives that were not taken, by suffix.
+    """
 
     inputs: int
     ok: int
     failed: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def in_words(self) -> str:
         """Return the counts as text."""

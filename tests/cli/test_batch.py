@@ -49,7 +49,7 @@ def test_the_suffix_names_the_format(suffix: str, mf: Mf, many: list[Path], tmp_
             found = [(row["input"], row["status"]) for row in rows(path)]
         case "json":
             document = json.loads(text)
-            assert document["summary"] == {"inputs": 60, "ok": 54, "failed": 6}
+            assert document["summary"] == {"inputs": 60, "ok": 54, "failed": 6, "left_out": {}}
             found = [(row["input"], row["status"]) for row in document["results"]]
         case "csv" | "tsv":
             reader = csv.DictReader(text.splitlines(), delimiter="," if suffix == "csv" else "\t")
@@ -354,6 +354,17 @@ def test_a_folder_an_archive_and_a_glob(mf: Mf, many: list[Path], tmp_path: Path
     name = line.split("  ")[0]
     assert name == f"{tmp_path}/photos.zip/inner/z.png"
     assert mf("predict", name, "-q").out.startswith(f"{name}  ")  # it can be pasted back
+
+
+def test_a_folder_of_a_phone(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.MP4", "c.dng"):
+        (tmp_path / name).touch()
+    (tmp_path / "a.png").write_bytes(many[0].read_bytes())
+    ran = mf("predict", tmp_path, "--format", "json")
+    assert ran.code == 0
+    assert json.loads(ran.out)["summary"] == {"inputs": 1, "ok": 1, "failed": 0, "left_out": {".mp4": 2, ".dng": 1}}
+    assert ran.err.splitlines()[-1] == "note: left out: 2 .mp4, 1 .dng"
+    assert mf("predict", tmp_path, "--format", "json", "-q").err == ""
 
 
 def test_a_folder_without_pictures(mf: Mf, many: list[Path], tmp_path: Path) -> None:

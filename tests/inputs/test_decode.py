@@ -452,7 +452,7 @@ def test_heif_without_its_decoder_names_the_package(brand: bytes, monkeypatch: p
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     error = failure_of((16).to_bytes(4) + b"ftyp" + brand + bytes(4) + (8).to_bytes(4) + b"meta")
-    assert (error.code, "pip install pillow-heif" in error.message) == (FailureCode.UNSUPPORTED, True)
+    assert (error.code, "pip install 'metaformer-cli[heif]'" in error.message) == (FailureCode.UNSUPPORTED, True)
 
 
 def test_heif_is_decoded() -> None:

@@ -102,7 +102,7 @@ def test_json() -> None:
         "precision": "fp32",
         "top_k": 2,
     }
-    assert document["summary"] == {"inputs": 2, "ok": 1, "failed": 1}
+    assert document["summary"] == {"inputs": 2, "ok": 1, "failed": 1, "left_out": {}}
     assert json.loads(write_run(FormatName.JSON))["results"] == []
 
 

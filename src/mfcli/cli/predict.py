@@ -6,7 +6,7 @@ import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from mfcli.errors import ExitCode, MfError, UsageError
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.arguments import Argument, classify, classify_list
 from mfcli.inputs.codecs import formats_with, suffixes_of
+from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
 from mfcli.models.registry import Pretraining, find_variant
 from mfcli.outputs.writer import NotifyingWriter
@@ -141,7 +142,7 @@ class _InputRequest:
         listed = [] if self.files_from is None else [classify_list(self.files_from)]
         return [*map(classify, self.names), *listed]
 
-    def open(self) -> "Iterator[Source]":
+    def open(self, left_out: LeftOut | None = None) -> "Iterator[Source]":
         from mfcli.inputs.sources import iter_sources
 
         return iter_sources(
@@ -149,7 +150,7 @@ class _InputRequest:
             standard_input(),
             files_from=self.files_from,
             nul=self.nul,
-            selection=self.selection,
+            selection=replace(self.selection, left_out=left_out),
         )
 
 
@@ -234,7 +235,8 @@ def _run(request: PredictRequest) -> Summary:
     many = len(arguments) > MANY or any(argument.is_many for argument in arguments)
     rows_elsewhere = destination.path is not None or goes_into_a_file(sys.stdout)
     progress = StderrProgress(note, quiet, rows_elsewhere)
-    sources = inputs.open()  # checks the usage before a model is loaded
+    left_out = LeftOut()
+    sources = inputs.open(left_out)  # checks the usage before a model is loaded
     with StderrProgress(note, quiet) as loading:  # its bars are gone before the first row
         predictor = request.model.load(request.settings, loading)
     with progress, destination.report_interrupt(quiet), destination.open(predictor, compact=many) as sink:
@@ -242,7 +244,11 @@ def _run(request: PredictRequest) -> Summary:
             _count(progress, inputs.open)
         if not quiet and (limits := request.model.describe_limits(predictor)):
             sink = _notify_before_first_answer(sink, partial(progress, limits))
-        return _classify(request, predictor, sources, sink, progress, is_one=len(arguments) == 1 and not many)
+        is_one = len(arguments) == 1 and not many
+        summary = _classify(request, predictor, sources, sink, left_out, progress, is_one=is_one)
+    if words := left_out.in_words():
+        progress(words)
+    return summary
 
 
 def _classify(
@@ -250,6 +256,7 @@ def _classify(
     predictor: "Predictor",
     sources: "Iterator[Source]",
     sink: Sink,
+    left_out: LeftOut,
     progress: "StderrProgress",
     *,
     is_one: bool,
@@ -265,6 +272,7 @@ def _classify(
         max_failures=request.max_failures,
         journal=sink.journal,
         retry_writer=sink.retry_writer,
+        left_out=left_out,
         progress=progress,
     )
 

@@ -339,7 +339,7 @@ def _explain_unidentified(file: BinaryIO) -> tuple[FailureCode, str]:
     if prefix.startswith(_PNG_SIGNATURE):  # Pillow does not recognise some damaged ones
         return FailureCode.DECODE, "cannot be decoded: it is damaged after its first bytes"
     if _is_heif(prefix):
-        return FailureCode.UNSUPPORTED, "is HEIF, which needs pillow-heif: pip install pillow-heif"
+        return FailureCode.UNSUPPORTED, "is HEIF, which needs pillow-heif: pip install 'metaformer-cli[heif]'"
     for name in OPTIONAL_FORMATS:
         accept = Image.OPEN[name][1] if name in Image.OPEN else None  # checks the first bytes only
         if accept is not None and accept(prefix):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mfcli.inputs.codecs import DEFAULT_SUFFIXES
+from mfcli.inputs.left_out import LeftOut
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_BYTES = 256 * 2**20
@@ -130,6 +131,7 @@ class Selection:
         offline: whether URLs fail without being fetched.
         max_bytes: the largest body of a URL, and the largest member of an archive.
         suffixes: suffixes of pictures, in lower case and with their dot.
+        left_out: counts the files that are not taken because of their suffix alone.
     """
 
     recursive: bool = True
@@ -139,23 +141,34 @@ class Selection:
     offline: bool = False
     max_bytes: int = DEFAULT_MAX_BYTES
     suffixes: frozenset[str] = DEFAULT_SUFFIXES
+    left_out: LeftOut | None = None
 
-    def takes(self, relative: str) -> bool:
+    def takes(self, relative: str, folder: str | None = None) -> bool:
         """Whether a file is taken, by its path inside the folder or archive.
 
         As in a shell, a hidden file is taken only by an include glob whose name begins with a dot.
+
+        Args:
+            relative: the path.
+            folder: the folder; None for an archive.
         """
         name = relative.rpartition("/")[2]
         include = self.include
         if not include and not self.exclude:  # the usual case, and the fast one
-            return name[:1] != "." and name[name.rfind(".") :].lower() in self.suffixes
+            return name[:1] != "." and self._has_suffix(name, relative, folder)
         if is_hidden(name):
             include = tuple(glob for glob in include if is_hidden(glob.rpartition("/")[2]))
             if not include:
                 return False
         if include:
             return _matches_any(include, relative) and not _matches_any(self.exclude, relative)
-        return name[name.rfind(".") :].lower() in self.suffixes and not _matches_any(self.exclude, relative)
+        return not _matches_any(self.exclude, relative) and self._has_suffix(name, relative, folder)
+
+    def _has_suffix(self, name: str, relative: str, folder: str | None) -> bool:
+        has_suffix = name[name.rfind(".") :].lower() in self.suffixes
+        if not has_suffix and self.left_out is not None:
+            self.left_out.add(relative, folder)
+        return has_suffix
 
     def enters(self, relative: str) -> bool:
         """Whether a subfolder is entered, by its path inside the folder or archive."""
@@ -166,7 +179,7 @@ class Selection:
         cuts = [at for at, character in enumerate(relative) if character == "/" and at]
         if cuts and not self.recursive:
             return False
-        return self.takes(relative) and all(self.enters(relative[:cut]) for cut in cuts if cut <= MAX_NAME)
+        return all(self.enters(relative[:cut]) for cut in cuts if cut <= MAX_NAME) and self.takes(relative)
 
     def passes(self, path: str) -> bool:
         """Whether the filters let a path of a list or of a glob through, whatever its suffix."""

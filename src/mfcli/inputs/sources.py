@@ -142,7 +142,7 @@ def iter_sources(
         file = stdin if files_from == STDIN else open_list(files_from)
         assert file is not None  # checked above
         expansions = itertools.chain(expansions, _expand_list(file, nul, files_from, selection))
-    return _chain(expansions, files_from, _describe_filters(selection))
+    return _chain(expansions, files_from, selection)
 
 
 def _check_usage(arguments: list[str], stdin: BinaryIO | None, files_from: str | None, nul: bool) -> None:
@@ -180,7 +180,7 @@ _Expansion = tuple[Source | None, Iterator[Source]]
 _Expansions = Iterator[_Expansion]
 
 
-def _chain(expansions: _Expansions, files_from: str | None, filters: str | None) -> Iterator[Source]:
+def _chain(expansions: _Expansions, files_from: str | None, selection: Selection) -> Iterator[Source]:
     """Chain the sources, with one that fails for each argument without any.
 
     Raises:
@@ -207,8 +207,10 @@ def _chain(expansions: _Expansions, files_from: str | None, filters: str | None)
         listed = "the list on standard input" if files_from == STDIN else files_from
         named = [source.shown_name for source in held[:_MAX_NAMED]]
         others = f" and {len(held) - _MAX_NAMED} others" if len(held) > _MAX_NAMED else ""
-        hint = filters or (_SKIPPED if held else _LIST_FILES)
-        raise NoInputsError(f"no pictures in {', '.join(named) or listed}{others}", hint)
+        left_out = selection.left_out.in_words() if selection.left_out else None
+        hint = _describe_filters(selection) or (_SKIPPED if held else _LIST_FILES)
+        message = f"no pictures in {', '.join(named) or listed}{others}"
+        raise NoInputsError(f"{message}; {left_out}" if left_out else message, hint)
 
 
 def _expand(

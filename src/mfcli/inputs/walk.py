@@ -110,7 +110,11 @@ def walk_folder(folder: str, selection: Selection) -> Iterator[FoundPath]:
     Hidden files and folders are skipped. Symbolic links are followed, except back up to a folder that is being walked.
     Archives in a folder are not opened. A folder that cannot be read gives a failure.
     """
-    walk = _Walk(folder, selection.takes, lambda relative: selection.recursive and selection.enters(relative))
+    walk = _Walk(
+        folder,
+        lambda relative: selection.takes(relative, folder),
+        lambda relative: selection.recursive and selection.enters(relative),
+    )
     return walk.run()
 
 
@@ -130,10 +134,10 @@ def walk_glob(pattern: str, selection: Selection) -> Iterator[FoundPath]:
     def takes(relative: str) -> bool:
         names = relative.split("/")
         if not any_depth and len(names) > depth:
-            return selection.takes("/".join(names[depth:]))
+            return selection.takes("/".join(names[depth:]), top + "/".join(names[:depth]))
         if rest.endswith("/") or not glob.matches(names) or _is_unmatched_hidden(names[-1], texts[-1]):
             return False
-        return selection.takes(relative) if pictures_only else selection.passes(top + relative)
+        return selection.takes(relative, top) if pictures_only else selection.passes(top + relative)
 
     def enters(relative: str) -> bool:
         names = relative.split("/")
@@ -240,7 +244,7 @@ def _list_folder(path: str, relative: str, takes: Callable[[str], bool], enters:
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_symlink():  # followed when its turn comes
-                if not takes(prefix + entry.name) and not enters(prefix + entry.name):
+                if not enters(prefix + entry.name) and not takes(prefix + entry.name):
                     continue
                 folder.links.add(entry.name)
             elif entry.is_dir(follow_symlinks=False):

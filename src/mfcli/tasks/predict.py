@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mfcli.errors import MfError, TooManyFailuresError, UsageError
 from mfcli.files import is_url
 from mfcli.inference.predictor import Predictor
+from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.sources import Source
 from mfcli.outputs.journal import Journal, RowStatus, digest_input
 from mfcli.outputs.writer import Writer
@@ -71,6 +72,7 @@ def predict(
     max_failures: MaxFailures = ANY_FAILURES,
     journal: Journal | None = None,
     retry_writer: Writer | None = None,
+    left_out: LeftOut | None = None,
     progress: Progress = lambda _: None,
 ) -> Summary:
     """Write a row for every source, in order, and return the counts.
@@ -86,6 +88,7 @@ def predict(
         max_failures: when to stop early.
         journal: knows which sources are finished; they are skipped, and counted in the summary.
         retry_writer: gets the results of sources that had failed; None to skip those as well.
+        left_out: what the sources leave out, for the summary.
         progress: told the counts after each result.
 
     Raises:
@@ -93,7 +96,7 @@ def predict(
         TooManyFailuresError: the failures exceed `max_failures`.
         OSError: the writer's stream fails.
     """
-    run = _RunState(predictor, writer, journal, retry_writer)
+    run = _RunState(predictor, writer, journal, retry_writer, left_out or LeftOut())
     try:
         for result in predictor.stream(run.select_unfinished(sources), batch_size=batch_size, workers=workers):
             with defer_signals():
@@ -122,7 +125,12 @@ class _RunState:
     """
 
     def __init__(
-        self, predictor: Predictor, writer: Writer, journal: Journal | None, retry_writer: Writer | None
+        self,
+        predictor: Predictor,
+        writer: Writer,
+        journal: Journal | None,
+        retry_writer: Writer | None,
+        left_out: LeftOut,
     ) -> None:
         self.inputs = 0
         self.failed = 0
@@ -132,6 +140,7 @@ class _RunState:
         self._writer = writer
         self._journal = journal
         self._retry_writer = retry_writer
+        self._left_out = left_out
         self._waiting: deque[tuple[Source, Writer]] = deque()  # in order
         self._containers: set[int] = set()
 
@@ -196,7 +205,7 @@ class _RunState:
     @property
     def _summary(self) -> Summary:
         inputs, failed = self.inputs + self.finished_before, self.failed + self._failed_before
-        return Summary(inputs, inputs - failed, failed)
+        return Summary(inputs, inputs - failed, failed, self._left_out.counts)
 
     def _note_containers(self, source: Source) -> None:
         """Note where a classified picture was found: an earlier failed row of such a container is obsolete.
