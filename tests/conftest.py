@@ -129,9 +129,12 @@ def mf_process() -> Callable[..., Ran]:
 
 @pytest.fixture
 def mf_terminal(tmp_path: Path) -> Callable[..., Ran]:
-    """Return a function that runs a command line with a terminal of 100 columns as stderr and a file as stdout."""
+    """Return a function that runs a command line with a terminal of 100 columns as stderr.
 
-    def run(*arguments: str | Path, meanwhile: Callable[[], object] = lambda: None) -> Ran:
+    Its stdout goes into a file, directly or through a pipe, or to the terminal as well.
+    """
+
+    def run(*arguments: str | Path, to: str = "file", meanwhile: Callable[[], object] = lambda: None) -> Ran:
         import pty
 
         controller, terminal = pty.openpty()
@@ -139,14 +142,16 @@ def mf_terminal(tmp_path: Path) -> Callable[..., Ran]:
         shown = b""
         with (
             out.open("wb") as file,
+            subprocess.Popen("cat", stdin=subprocess.PIPE, stdout=file) as reader,
             subprocess.Popen(
                 [sys.executable, "-m", "mfcli", *arguments],
-                stdout=file,
+                stdout={"file": file, "pipe": reader.stdin, "terminal": terminal}[to],
                 stderr=terminal,
                 env=os.environ | {"COLUMNS": "100", "TERM": "xterm"},
             ) as process,
         ):
             os.close(terminal)
+            reader.stdin.close()  # type: ignore[union-attr]  # it is a pipe
             meanwhile()
             with contextlib.suppress(OSError):  # at its end
                 while read := os.read(controller, 65536):

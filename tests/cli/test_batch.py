@@ -533,17 +533,11 @@ def test_a_pipe_that_does_not_wait_gets_every_row(many: list[Path]) -> None:
         assert process.wait(60) == 5
 
 
-def test_a_bar_is_drawn_only_where_rows_are_not_on_the_terminal(tmp_path: Path) -> None:
-    from mfcli.cli.streams import goes_into_a_file
-
-    reader, writer = os.pipe()
-    with (
-        os.fdopen(reader),
-        os.fdopen(writer, "w") as pipe,
-        (tmp_path / "x").open("w") as file,
-        Path(os.devnull).open("w") as null,
-    ):
-        assert [goes_into_a_file(stream) for stream in (pipe, file, null, None)] == [False, True, True, False]
+@pytest.mark.parametrize(("to", "has_bar"), [("file", True), ("pipe", True), ("terminal", False)])
+def test_a_bar_is_drawn_where_rows_are_not_on_the_terminal(
+    to: str, has_bar: bool, mf_terminal: Mf, many: list[Path]
+) -> None:
+    assert ("60/60" in mf_terminal("predict", many[0].parent, "--format", "jsonl", to=to).err) is has_bar
 
 
 def test_an_address_with_a_query_is_one_picture(mf: Mf) -> None:

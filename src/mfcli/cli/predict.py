@@ -16,7 +16,7 @@ import typer
 from mfcli.cli import predict_options as option
 from mfcli.cli.destination import Destination, Sink
 from mfcli.cli.options import Offline, Quiet, parse_batch_size
-from mfcli.cli.streams import goes_into_a_file, note, standard_input
+from mfcli.cli.streams import is_terminal, note, standard_input
 from mfcli.errors import ExitCode, MfError, UsageError
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.arguments import Argument, classify, classify_list
@@ -233,14 +233,14 @@ def _run(request: PredictRequest) -> Summary:
     destination.check([*inputs.names, *([inputs.files_from] if inputs.files_from else [])])
     arguments = inputs.arguments
     many = len(arguments) > MANY or any(argument.is_many for argument in arguments)
-    rows_elsewhere = destination.path is not None or goes_into_a_file(sys.stdout)
-    progress = StderrProgress(note, quiet, rows_elsewhere)
+    rows_elsewhere = destination.path is not None or not is_terminal(sys.stdout)
+    progress = StderrProgress(note, quiet, with_bar=many and rows_elsewhere)
     left_out = LeftOut()
     sources = inputs.open(left_out)  # checks the usage before a model is loaded
     with StderrProgress(note, quiet) as loading:  # its bars are gone before the first row
         predictor = request.model.load(request.settings, loading)
     with progress, destination.report_interrupt(quiet), destination.open(predictor, compact=many) as sink:
-        if progress.draws_runs and many and all(argument.is_countable for argument in arguments):
+        if progress.draws_runs and all(argument.is_countable for argument in arguments):
             _count(progress, inputs.open)
         if not quiet and (limits := request.model.describe_limits(predictor)):
             sink = _notify_before_first_answer(sink, partial(progress, limits))

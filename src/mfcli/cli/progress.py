@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from mfcli.cli.flags import name_flags
+from mfcli.cli.streams import is_terminal
 from mfcli.errors import escape_control_characters
 from mfcli.results import Tally, Transfer
 
@@ -22,16 +23,16 @@ class StderrProgress:
     Args:
         note: writes one line.
         quiet: whether to draw and write nothing.
-        rows_elsewhere: whether results are not written to this terminal, so that a bar does not disturb them.
+        with_bar: whether to show a run as a bar; rows that are written to the same terminal would disturb it.
 
     Attributes:
         total: number of pictures, once it is known.
     """
 
-    def __init__(self, note: "Callable[[str], None]", quiet: bool = False, rows_elsewhere: bool = False) -> None:
+    def __init__(self, note: "Callable[[str], None]", quiet: bool = False, with_bar: bool = False) -> None:
         self._note = note
         self._quiet = quiet
-        self._rows_elsewhere = rows_elsewhere
+        self._with_bar = with_bar
         self.total: int | None = None
         self._run: _RunBar | None = None
         self._bars: Bars | None = None
@@ -53,7 +54,7 @@ class StderrProgress:
     @property
     def draws_runs(self) -> bool:
         """Whether the progress of a run is shown as a bar."""
-        return not self._quiet and self._rows_elsewhere and sys.stderr is not None and sys.stderr.isatty()
+        return not self._quiet and self._with_bar and is_terminal(sys.stderr)
 
     def __call__(self, event: str | Transfer | Tally) -> None:
         """Show a note, or the progress of a download or a run."""
@@ -73,7 +74,7 @@ class StderrProgress:
                 _print_note(self._bars, event)
             else:
                 self._note(event)
-        elif sys.stderr is not None and sys.stderr.isatty():
+        elif is_terminal(sys.stderr):
             self._draw_transfer(event)
         elif event.name not in self._announced:
             self._announced.add(event.name)

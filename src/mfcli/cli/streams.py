@@ -3,11 +3,9 @@
 import errno
 import io
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO
 
 from mfcli.cli.flags import name_flags
@@ -79,13 +77,9 @@ def standard_input() -> BinaryIO | None:
     return sys.stdin.buffer
 
 
-def goes_into_a_file(stream: TextIO | None) -> bool:
-    """Return whether a stream is a file or the null device; the reader of a pipe may itself write to the terminal."""
-    with suppress(OSError, ValueError):
-        if stream is not None:
-            status = os.fstat(stream.fileno())
-            return stat.S_ISREG(status.st_mode) or os.path.samestat(status, Path(os.devnull).stat())
-    return False
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is open and a terminal."""
+    return stream is not None and stream.isatty()
 
 
 def _make_blocking(stream: IO[Any]) -> None:
