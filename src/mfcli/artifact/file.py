@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mfcli.artifact.metadata import read_metadata
-from mfcli.errors import ModelError, OutputError, UsageError
+from mfcli.errors import ModelError, OutputError, UsageError, first_line
 from mfcli.files import is_file, sha256_of, write_atomically
 from mfcli.hub.bundled import REINSTALL, bundled_file, is_bundled
 from mfcli.models.preprocess import PreprocessPlan
@@ -120,7 +120,7 @@ def bundled_is_intact(variant: Variant) -> bool:
     try:
         return bool(sha256_of(path) == json.loads(path.with_suffix(".json").read_bytes())["sha256"])
     except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
-        raise ModelError(f"{path} or its .json file cannot be read: {error}", REINSTALL) from error
+        raise ModelError(f"{path} or its .json file cannot be read: {first_line(error)}", REINSTALL) from error
 
 
 def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Path | None) -> Artifact:
