@@ -18,7 +18,6 @@ from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.pictures import Picture
 from mfcli.inputs.sources import Source
-from mfcli.results import Label
 
 
 def test_a_real_photo_is_named(coffee: Path) -> None:
@@ -185,7 +184,7 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
         run(top_k=3),
         run(exif=False),
         run(engine="torch"),
-        run(labels=tuple(Label(None, str(i)) for i in range(200))),
+        run(labels=map(str, range(200))),
         run(model="bundled", weights=small_weights),
     ]
     assert len({base, *others}) == 6
@@ -196,7 +195,8 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
     [
         ({"top_k": 0}, "top_k=0 is less than 1"),
         ({"top_k": 201}, "top_k=201 is not between 1 and the 200 classes of convformer_t8_64"),
-        ({"labels": (Label(None, "a"),)}, "1 labels for the 200 classes of convformer_t8_64"),
+        ({"labels": ()}, "0 labels for the 200 classes of convformer_t8_64"),
+        ({"labels": ["a"]}, "1 labels for the 200 classes of convformer_t8_64"),
         ({"engine": "abacus"}, "unknown engine 'abacus'"),
     ],
 )
