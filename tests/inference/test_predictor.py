@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import pickle
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,21 @@ def test_a_stream_is_lazy_and_raises_in_place(coffee: Path) -> None:
     assert [result.status for result in itertools.islice(results, 28)] == ["ok"] * 28
     with pytest.raises(TypeError, match="picture is None"):
         next(results)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+def test_threads_may_share_a_predictor(engine: str) -> None:
+    predictor = mfcli.load_predictor(engine=engine)
+    pictures = [CHECKOUT / "examples" / f"{name}.jpg" for name in ("orange", "lemon", "espresso")] * 4
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(predictor.predict, pictures)) == list(map(predictor.predict, pictures))
+
+
+def test_a_predictor_is_not_pickled() -> None:
+    predictor = mfcli.load_predictor()
+    assert repr(predictor) == "<Predictor convformer_t8_64: 200 classes, onnxruntime, fp32, cpu>"
+    with pytest.raises(TypeError, match="cannot be pickled; load one in each process"):
+        pickle.dumps(predictor)
 
 
 def test_the_environment_keeps_pictures_offline(monkeypatch: pytest.MonkeyPatch) -> None:

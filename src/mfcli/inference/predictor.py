@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,6 +159,15 @@ class Predictor:
             precision=engine.precision,
             top_k=top_k,
         )
+
+    def __repr__(self) -> str:
+        run = self.run_info
+        return (
+            f"<Predictor {run.model}: {len(self.labels)} classes, {run.engine}, {run.precision}, {self._engine.device}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Predictor cannot be pickled; load one in each process: load_predictor(...)")
 
     @overload  # a str is one picture, though it is an iterable, too
     def predict(  # type: ignore[overload-overlap]
