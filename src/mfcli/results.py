@@ -65,6 +65,23 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Concept:
+    """A concept of WordNet over a head's classes that holds most of a picture's probability.
+
+    Attributes:
+        wnid: WordNet id.
+        label: its name, the first of WordNet's.
+        prob: the sum over its classes, 0 to 1.
+        classes: how many of the head's classes are below it.
+    """
+
+    wnid: str
+    label: str
+    prob: float
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why a picture has no predictions."""
 

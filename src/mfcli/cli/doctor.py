@@ -3,10 +3,12 @@
 import shutil
 import textwrap
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from mfcli.cli.flags import name_flags
-from mfcli.cli.options import InfoFormat, OneFormat
+from mfcli.cli.options import InfoFormat
 from mfcli.cli.streams import standard_output
 from mfcli.errors import CheckError
 from mfcli.settings import Settings
@@ -21,7 +23,7 @@ _NO_BREAK = "\xa0"
 
 
 def doctor(
-    format: OneFormat = InfoFormat.TABLE,
+    format: Annotated[InfoFormat, typer.Option("--format", help="How it is written.")] = InfoFormat.TABLE,
 ) -> None:
     """Find out what is installed and what really works here.
 

@@ -27,6 +27,11 @@ def load_imagenet_labels(num_classes: int) -> tuple[Label, ...]:
     return tuple(Label(wnid, name) for wnid, name, lists in _read_imagenet() if wanted in lists.split())
 
 
+def load_all_imagenet_labels() -> tuple[Label, ...]:
+    """Return the 21,842 classes of both lists, sorted by WordNet id."""
+    return tuple(Label(wnid, name) for wnid, name, _ in _read_imagenet())
+
+
 def look_up_wnids(wnids: list[str]) -> tuple[Label, ...]:
     """Return the labels of WordNet ids, in the given order."""
     names = {wnid: name for wnid, name, _ in _read_imagenet()}

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from mfcli.artifact.file import Artifact, runtime_source
+from mfcli.artifact.file import Artifact
 from mfcli.errors import EngineError, first_line
 from mfcli.hub.bundled import is_bundled
 from mfcli.inference.engines.base import (
@@ -102,9 +102,13 @@ class OnnxRuntimeEngine:
 
 
 def _model_source(path: Path, extra: tuple[Output, ...]) -> Path | bytes:
-    """Return what the runtime opens: the file, or the model with more outputs."""
+    """Return the path, or the model if it has more outputs or a path that is not UTF-8, as the runtime requires."""
     if extra:
         from mfcli.artifact.outputs import read_with_outputs
 
         return read_with_outputs(path, extra)
-    return runtime_source(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return path
