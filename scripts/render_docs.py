@@ -73,6 +73,7 @@ def _render_command(name: str, command: Any) -> str:
         if len(panels) > 1:
             lines += [f"### {name}: {panel or 'General'}", ""]
         lines += _render_table(("option", "meaning", "default"), rows)
+    lines += ["```sh", *command.epilog.splitlines()[1:], "```", ""]
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """What a command may import: no torch where there is an artifact, nothing heavy for help."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +80,10 @@ def test_importing_the_package_costs_nothing() -> None:
 def test_public_names() -> None:
     import mfcli
 
-    assert {"concepts", "create_model", "load_predictor", "list_variants", "__version__"} <= set(dir(mfcli))
+    assert dir(mfcli) == sorted(mfcli.__all__)
     assert all(getattr(mfcli, name) for name in mfcli.__all__)
+    program = Path(mfcli.__file__).read_text().partition("if TYPE_CHECKING:")[2].partition("\n\n")[0]
+    imported = re.findall(r"from (\S+) import (.+)", program)
+    assert {module: names.replace(",", "") for module, names in imported} == mfcli._MODULES
     with pytest.raises(AttributeError):
         _ = mfcli.nothing

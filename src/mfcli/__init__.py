@@ -1,8 +1,12 @@
 """mfcli classifies pictures with the MetaFormer family, from the shell (`mf`) and from Python.
 
-Public names are loaded on first use, so that importing the package costs nothing: `create_model` (the backbone in
-torch), `load_predictor` (an object that classifies pictures, without torch), `list_variants` (the registry) and
-`concepts` (a module: WordNet's concepts over the classes).
+    import mfcli
+
+    predictor = mfcli.load_predictor("bundled")
+    print(predictor.predict("cat.jpg").label)
+
+Public names are loaded on first use, so that importing the package costs nothing. `load_predictor` needs no torch;
+`create_model`, the backbone as a torch module, does. `concepts` is a module: WordNet's concepts over the classes.
 """
 
 import os
@@ -11,37 +15,68 @@ from typing import TYPE_CHECKING
 from mfcli.version import __version__
 
 if TYPE_CHECKING:
-    from mfcli.inference.predictor import load_predictor
+    from mfcli.errors import EngineError, FailureCode, MfError, ModelError, NoInputsError, OutputError, UsageError
+    from mfcli.inference.predictor import Predictor, load_predictor
+    from mfcli.inputs.pictures import Picture
+    from mfcli.inputs.sources import Source, iter_sources
     from mfcli.models import concepts
     from mfcli.models.metaformer import create_model
-    from mfcli.models.registry import list_variants
+    from mfcli.models.registry import Variant, list_variants
+    from mfcli.results import Failure, Label, PictureResult, Prediction, RunInfo
 
 # ONNX Runtime 1.29 and later report to their maker, on Linux too and from their import on, unless told not to before.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["__version__", "concepts", "create_model", "list_variants", "load_predictor"]
+__all__ = [
+    "EngineError",
+    "Failure",
+    "FailureCode",
+    "Label",
+    "MfError",
+    "ModelError",
+    "NoInputsError",
+    "OutputError",
+    "Picture",
+    "PictureResult",
+    "Prediction",
+    "Predictor",
+    "RunInfo",
+    "Source",
+    "UsageError",
+    "Variant",
+    "__version__",
+    "concepts",
+    "create_model",
+    "iter_sources",
+    "list_variants",
+    "load_predictor",
+]
+
+_MODULES = {
+    "mfcli.errors": "EngineError FailureCode MfError ModelError NoInputsError OutputError UsageError",
+    "mfcli.inference.predictor": "Predictor load_predictor",
+    "mfcli.inputs.pictures": "Picture",
+    "mfcli.inputs.sources": "Source iter_sources",
+    "mfcli.models": "concepts",
+    "mfcli.models.metaformer": "create_model",
+    "mfcli.models.registry": "Variant list_variants",
+    "mfcli.results": "Failure Label PictureResult Prediction RunInfo",
+}
+"""Where the public names are, as imported above."""
 
 
 def __getattr__(name: str) -> object:
-    if name == "concepts":
-        from mfcli.models import concepts
+    for module, names in _MODULES.items():
+        if name in names.split():
+            from importlib import import_module
 
-        return concepts
-    if name == "create_model":
-        from mfcli.models.checkpoint import require_packages
+            if name == "create_model":
+                from mfcli.models.checkpoint import require_packages
 
-        require_packages("torch", "timm")
-        from mfcli.models.metaformer import create_model
-
-        return create_model
-    if name == "load_predictor":
-        from mfcli.inference.predictor import load_predictor
-
-        return load_predictor
-    if name == "list_variants":
-        from mfcli.models.registry import list_variants
-
-        return list_variants
+                require_packages("torch", "timm")
+            if name == "concepts":  # makes it an attribute of its package
+                import_module("mfcli.models.concepts")
+            return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

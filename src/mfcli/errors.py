@@ -40,6 +40,9 @@ class MfError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
 
 class UsageError(MfError):
     """A parameter, or a combination of them, is not valid."""
@@ -103,6 +106,7 @@ class PictureError(MfError):
 
     def __init__(self, code: FailureCode, message: str) -> None:
         super().__init__(message)
+        self.args = (code, message)  # what pickle passes
         self.code = code
 
 

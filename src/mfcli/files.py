@@ -14,6 +14,7 @@ import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from mfcli.errors import ModelError, OutputError
 from mfcli.results import Progress
@@ -77,11 +78,22 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    with open_atomically(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside its target for writing, which takes the target's place when the block ends without an error.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with partial.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -112,7 +124,7 @@ def cached_sha256(path: Path, index_dir: Path) -> str:
     Raises:
         ModelError: the file cannot be read.
     """
-    path, *identity = _identify_version(path)
+    path, *identity = version = _identify_version(path)
     entry = index_dir / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     try:
         known = json.loads(entry.read_bytes())
@@ -120,7 +132,7 @@ def cached_sha256(path: Path, index_dir: Path) -> str:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no entry, or a damaged one
-    digest = sha256_of(path)
+    digest = _hash_version(*version)
     with contextlib.suppress(OSError):  # in a read-only cache it is computed each time
         write_atomically(entry, json.dumps({"path": str(path), "identity": identity, "sha256": digest}).encode())
     return digest

@@ -32,7 +32,8 @@ def small_model(family: Family) -> tuple[MetaFormer, int]:
 
 def export(model: MetaFormer, architecture: Architecture, size: int, half_weights: bool = False) -> onnx.ModelProto:
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    return write_graph(architecture, weights, (3, size, size), half_weights=half_weights)
+    parts = write_graph(architecture, weights, (3, size, size), half_weights=half_weights)
+    return onnx.load_from_string(b"".join(parts))
 
 
 def session(proto: onnx.ModelProto, threads: int = 1) -> onnxruntime.InferenceSession:

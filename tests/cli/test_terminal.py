@@ -1,18 +1,24 @@
 """What a terminal shows: every command at 80 and 60 columns."""
 
 import contextlib
+import itertools
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
+from typer.main import get_command
 
 from conftest import Ran
+from documents import check_options, mf_commands
+from mfcli.cli import app
 from mfcli.models.registry import list_variants
 
 Screen = Callable[..., Ran]
@@ -78,3 +84,48 @@ def test_doctor_and_benchmark_fit(screen: Screen, columns: int, coffee: Path) ->
         ran = screen(columns, *arguments)
         assert ran.code == 0
         assert_fits(ran.out, columns)
+
+
+ROOT: Any = get_command(app)
+COMMANDS = {
+    "": ROOT,
+    **ROOT.commands,
+    **{f"cache {name}": command for name, command in ROOT.commands["cache"].commands.items()},
+}
+QUICK = {"list-models", "info", "cache", "completion"}
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_breaks_lines_between_words(
+    mf: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, name: str, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = mf(*name.split(), "--help").out
+    assert_fits(shown, columns)
+    command = COMMANDS[name]
+    texts = [command.help, command.epilog]
+    for parameter in command.params:
+        texts += [parameter.help, parameter.metavar, *(opt for opt in parameter.opts if opt.startswith("-"))]
+    assert set(" ".join(filter(None, texts)).split()) <= set(shown.split())
+    description = shown.partition("╭")[0].splitlines()
+    for paragraph in "\n".join(line.strip() for line in description).split("\n\n"):  # no line ends before it must
+        lines = paragraph.strip().splitlines()
+        for line, following in itertools.pairwise(lines):
+            assert cell_len(f" {line} {following.split()[0]} ") > columns
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_three_examples(mf: Callable[..., Ran], name: str) -> None:
+    head, *examples = COMMANDS[name].epilog.splitlines()
+    commands = [*mf_commands("```sh\n{}\n```".format("\n".join(examples)))]
+    assert (head, len(examples), len(commands)) == ("Examples:", 3, 3)
+    assert mf(*name.split(), "--help").out.split()[-len(" ".join(examples).split()) :] == " ".join(examples).split()
+    for example in commands:
+        assert name in example
+        check_options(example)
+        words = shlex.split(example)
+        if words[0] in QUICK and "--against-torch" not in words:
+            assert mf(*words).code == 0, example
+        else:  # only read
+            COMMANDS[words[0]].make_context(words[0], words[1:])

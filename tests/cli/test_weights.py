@@ -20,7 +20,8 @@ from conftest import AFTER_CTRL_C, Ran
 from deterministic import fill
 from hub_server import Behaviour, Hub
 from mfcli import create_model
-from mfcli.artifact.file import write_artifact
+from mfcli.artifact.file import write_sidecar
+from mfcli.files import sha256_of
 
 Mf = Callable[..., Ran]
 NAME = "poolformerv2_s12"
@@ -127,7 +128,8 @@ def change_one_weight(path: Path) -> None:
     model = onnx.load(path)
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
-    write_artifact(model.SerializeToString(), path)
+    path.write_bytes(model.SerializeToString())
+    write_sidecar(path, sha256_of(path))
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import pickle
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,6 @@ from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.pictures import Picture
 from mfcli.inputs.sources import Source
-from mfcli.results import Label
 
 
 def test_a_real_photo_is_named(coffee: Path) -> None:
@@ -156,6 +157,21 @@ def test_a_stream_is_lazy_and_raises_in_place(coffee: Path) -> None:
         next(results)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+def test_threads_may_share_a_predictor(engine: str) -> None:
+    predictor = mfcli.load_predictor(engine=engine)
+    pictures = [CHECKOUT / "examples" / f"{name}.jpg" for name in ("orange", "lemon", "espresso")] * 4
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(predictor.predict, pictures)) == list(map(predictor.predict, pictures))
+
+
+def test_a_predictor_is_not_pickled() -> None:
+    predictor = mfcli.load_predictor()
+    assert repr(predictor) == "<Predictor convformer_t8_64: 200 classes, onnxruntime, fp32, cpu>"
+    with pytest.raises(TypeError, match="cannot be pickled; load one in each process"):
+        pickle.dumps(predictor)
+
+
 def test_the_environment_keeps_pictures_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MF_OFFLINE", "1")
     result = mfcli.load_predictor().predict("http://127.0.0.1:9/a.jpg")
@@ -185,7 +201,7 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
         run(top_k=3),
         run(exif=False),
         run(engine="torch"),
-        run(labels=tuple(Label(None, str(i)) for i in range(200))),
+        run(labels=map(str, range(200))),
         run(model="bundled", weights=small_weights),
     ]
     assert len({base, *others}) == 6
@@ -196,7 +212,8 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
     [
         ({"top_k": 0}, "top_k=0 is less than 1"),
         ({"top_k": 201}, "top_k=201 is not between 1 and the 200 classes of convformer_t8_64"),
-        ({"labels": (Label(None, "a"),)}, "1 labels for the 200 classes of convformer_t8_64"),
+        ({"labels": ()}, "0 labels for the 200 classes of convformer_t8_64"),
+        ({"labels": ["a"]}, "1 labels for the 200 classes of convformer_t8_64"),
         ({"engine": "abacus"}, "unknown engine 'abacus'"),
     ],
 )

@@ -399,10 +399,17 @@ def test_the_beginning_of_another_kind_of_file_proves_nothing(beginning: bytes) 
     assert prove_beginning("x", beginning, find_variant("bundled"))
 
 
-def test_a_header_of_unusual_size_is_not_waited_for() -> None:
-    beginning = b"\xff" * 8 + b"{"
-    assert not prove_beginning("x", beginning, find_variant("bundled"))
-    assert prove_beginning("x", beginning + bytes(2**24), find_variant("bundled"))
+@pytest.mark.parametrize(
+    ("beginning", "reason"),
+    [
+        (b"\xff" * 8 + b"{", "its header has 18446744073709551615 bytes"),
+        (b"\x02" + bytes(7) + b"{x", "its header is not a table of tensors"),
+        (b"\x09" + bytes(7) + b'{"a": []}', "its header is not a table of tensors"),
+    ],
+)
+def test_a_damaged_header_is_refused_at_once(beginning: bytes, reason: str) -> None:
+    with pytest.raises(ModelError, match=f"^x is a damaged safetensors file: {reason}"):
+        prove_beginning("x", beginning, find_variant("bundled"))
 
 
 @pytest.mark.parametrize(

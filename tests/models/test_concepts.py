@@ -56,7 +56,11 @@ def test_the_smallest_concept_that_holds_the_probability(
     probs: dict[str, float], expected: tuple[str, str, float, int] | None
 ) -> None:
     found = name(probs)
-    assert (found and (found.wnid, found.label, pytest.approx(found.prob), found.classes)) == expected
+    if expected is None or found is None:
+        assert found is expected
+    else:
+        assert (found.wnid, found.label, found.classes) == (expected[0], expected[1], expected[3])
+        assert found.prob == pytest.approx(expected[2])
 
 
 def test_the_confidence_is_reached_by_equality() -> None:

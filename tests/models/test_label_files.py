@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mfcli.errors import UsageError
-from mfcli.models.label_files import read_labels
+from mfcli.models.label_files import make_labels, read_labels
 from mfcli.results import Label
 
 
@@ -107,3 +107,25 @@ def test_json_files_with_wordnet_ids(tmp_path: Path) -> None:
     ):
         (tmp_path / "x.json").write_text(json.dumps(value))
         assert read_labels(tmp_path / "x.json") == expected
+
+
+def test_labels_are_names_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    expected = (Label(None, "cat"), Label(None, "dog"))
+    for labels in (["cat", "dog"], ("cat", Label(None, "dog")), iter(["cat", "dog"]), tmp_path / "labels.txt"):
+        assert make_labels(labels) == expected
+    assert make_labels(str(tmp_path / "labels.txt")) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"cat": 0}, "labels is a dict instead of the path of a file, or a list of names"),
+        ({"cat"}, "labels is a set instead"),
+        (7, "labels is a int instead"),
+        (["cat", 1], r"labels\[1\] is of type int instead of str or Label"),
+    ],
+)
+def test_other_labels_say_so(labels: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make_labels(labels)

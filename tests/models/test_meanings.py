@@ -36,7 +36,7 @@ def test_words(words: list[str], wnid: str, classes: int) -> None:
 def test_an_ambiguous_word_lists_its_meanings() -> None:
     with pytest.raises(AmbiguousWordError) as caught:
         look_up("cranes")
-    assert str(caught.value) == "'cranes' has 2 meanings"
+    assert caught.value.message == "'cranes' has 2 meanings"
     assert caught.value.hint == "name one: crane#1 or crane#2, or its WordNet id"
     assert [(m.choice, m.wnid, m.names, m.gloss) for m in caught.value.meanings] == [
         (

@@ -209,7 +209,7 @@ def test_the_settings_of_another_run_are_named(values: dict[str, Any], message: 
     journal.begin()
     journal.rows.write(row("a", **OTHER))
     journal.close()
-    with pytest.raises(OutputError, match=f"belongs to a different run: {re.escape(message)}$"):
+    with pytest.raises(OutputError, match=f"(?m)belongs to a different run: {re.escape(message)}$"):
         Journal(path, RunSettings(RUN, theirs | values))
 
 
@@ -223,7 +223,7 @@ def test_without_its_settings_a_run_is_told_by_its_rows(kept: str | None, tmp_pa
         ({"model": "n", "weights_sha256": "w"}, "model=m instead of model=n"),
         ({"model": "m", "weights_sha256": "w", "top_k": 3}, "other settings, or another version of mf"),
     ):
-        with pytest.raises(OutputError, match=f"belongs to a different run: {message}$"):
+        with pytest.raises(OutputError, match=f"(?m)belongs to a different run: {message}$"):
             Journal(path, RunSettings(RUN, values))
 
 

@@ -4,8 +4,9 @@ A checkpoint is accepted by its table of parameters and by finite logits. Where 
 be compared with those of the backbone in torch, and the artifact then says how far they are apart.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.artifact.file import FORMAT_VERSION, METADATA_PREFIX, Artifact, artifact_key, open_artifact, write_artifact
+from mfcli.artifact.file import (
+    FORMAT_VERSION,
+    METADATA_PREFIX,
+    Artifact,
+    artifact_key,
+    open_artifact,
+    runtime_source,
+    write_sidecar,
+)
 from mfcli.errors import ModelError
-from mfcli.files import cache_write_error
+from mfcli.files import cache_write_error, open_atomically
 from mfcli.hub.bundled import bundled_file
 from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Label
 from mfcli.version import __version__
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
     from onnxruntime import InferenceSession
 
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -69,7 +77,7 @@ def build_artifact(
     weights = checkpoint.weights
     if half_weights:
         weights = {name: array.astype(np.float16).astype(np.float32) for name, array in weights.items()}
-    proto = write_graph(variant.architecture, weights, variant.input_size, half_weights=half_weights)
+    graph = write_graph(variant.architecture, weights, variant.input_size, half_weights=half_weights)
     fields: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "variant": variant.name,
@@ -81,22 +89,35 @@ def build_artifact(
         "check": {},
         "preprocess": asdict(make_preprocess_plan(variant)),
     }
-    data = _serialize(proto, fields)
-    session = _open_session(data)
-    _check_finite(session, variant)
-    if compare:
-        data = _serialize(proto, fields | {"check": compare_with_torch(session, weights, variant)})
     try:
-        write_artifact(data, path)
+        with open_atomically(path) as file:
+            file.writelines(graph)
+            file.flush()
+            session = _open_session(Path(file.name))
+            _check_finite(session, variant)
+            if compare:
+                fields["check"] = compare_with_torch(session, weights, variant)
+            metadata = _serialize_metadata(fields)
+            file.write(metadata)
+        write_sidecar(path, _hash([*graph, metadata]))
     except OSError as error:
         raise cache_write_error(path.parent, error) from error
 
 
-def _serialize(proto: "ModelProto", fields: Mapping[str, object]) -> bytes:
-    del proto.metadata_props[:]
+def _serialize_metadata(fields: Mapping[str, object]) -> bytes:
+    from onnx import ModelProto
+
+    proto = ModelProto()
     for name, value in fields.items():
         proto.metadata_props.add(key=METADATA_PREFIX + name, value=json.dumps(value, sort_keys=True))
     return bytes(proto.SerializeToString())
+
+
+def _hash(parts: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _choose_labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:
@@ -116,10 +137,13 @@ def _read_versions(compare: bool) -> dict[str, str]:
     return {"mfcli": __version__} | {name: version(name) for name in names}
 
 
-def _open_session(model: bytes) -> "InferenceSession":
+def _open_session(path: Path) -> "InferenceSession":
     import onnxruntime
 
-    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_prepacking", "1")  # it costs more than it saves on one picture
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(runtime_source(path), options, providers=["CPUExecutionProvider"])
 
 
 def _check_finite(session: "InferenceSession", variant: Variant) -> None:
@@ -158,7 +182,7 @@ def compare_artifact(artifact: Artifact, checkpoint: Path, variant: Variant) -> 
     from mfcli.models.checkpoint import read_checkpoint
 
     weights = read_checkpoint(checkpoint, variant, artifact.weights_sha256).weights
-    return compare_with_torch(_open_session(artifact.path.read_bytes()), weights, variant)
+    return compare_with_torch(_open_session(artifact.path), weights, variant)
 
 
 def compare_with_torch(

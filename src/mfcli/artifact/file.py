@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mfcli.artifact.metadata import read_metadata
-from mfcli.errors import ModelError, OutputError, UsageError
+from mfcli.errors import ModelError, UsageError, first_line
 from mfcli.files import is_file, sha256_of, write_atomically
 from mfcli.hub.bundled import REINSTALL, bundled_file, is_bundled
 from mfcli.models.preprocess import PreprocessPlan
@@ -120,7 +120,7 @@ def bundled_is_intact(variant: Variant) -> bool:
     try:
         return bool(sha256_of(path) == json.loads(path.with_suffix(".json").read_bytes())["sha256"])
     except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
-        raise ModelError(f"{path} or its .json file cannot be read: {error}", REINSTALL) from error
+        raise ModelError(f"{path} or its .json file cannot be read: {first_line(error)}", REINSTALL) from error
 
 
 def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Path | None) -> Artifact:
@@ -198,24 +198,23 @@ def record_mtime(artifact: Artifact) -> None:
             write_atomically(path, json.dumps(sidecar | {"mtime_ns": artifact.mtime_ns}).encode())
 
 
-def _holds(path: Path, data: bytes) -> bool:
-    """Whether a file holds these bytes, compared in parts, which is faster than its digest."""
-    step = 2**20
-    with path.open("rb") as file:
-        return all(file.read(step) == data[at : at + step] for at in range(0, len(data) + 1, step))
-
-
-def write_artifact(data: bytes, path: Path) -> None:
-    """Write an ONNX file and its sidecar atomically, the sidecar last: without one, an artifact counts as damaged.
+def write_sidecar(path: Path, sha256: str) -> None:
+    """Write an artifact's sidecar, after the artifact: without one, it counts as damaged.
 
     Raises:
-        OSError: one cannot be written.
-        OutputError: the disk returns other bytes than were written.
+        OSError: it cannot be written.
     """
-    sidecar: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-    write_atomically(path, data)
-    if not _holds(path, data):
-        raise OutputError(f"{path} does not read back as it was written", "check the disk")
+    status = path.stat()
+    sidecar: dict[str, Any] = {"sha256": sha256, "size_bytes": status.st_size}
     if not is_bundled(path):
-        sidecar["mtime_ns"] = path.stat().st_mtime_ns
+        sidecar["mtime_ns"] = status.st_mtime_ns
     write_atomically(path.with_suffix(".json"), json.dumps(sidecar).encode())
+
+
+def runtime_source(path: Path) -> Path | bytes:
+    """Return what ONNX Runtime opens: a path, or the file's content if the path is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return path

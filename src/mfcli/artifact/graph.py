@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from mfcli.models.parameters import HEAD_DIM
 from mfcli.models.registry import Architecture, Family
@@ -33,6 +33,7 @@ IR_VERSION = 9
 """The IR version of this opset."""
 
 Array = NDArray[np.float32]
+Part = bytes | memoryview
 
 _NORM_EPS, _V1_NORM_EPS, _HEAD_NORM_EPS = 1e-6, 1e-5, 1e-5
 """Added to the variance: in the backbone, in the blocks of PoolFormer v1, and in a two-layer head."""
@@ -67,8 +68,11 @@ def write_graph(
     input_size: tuple[int, int, int],
     *,
     half_weights: bool = False,
-) -> ModelProto:
+) -> list[Part]:
     """Return the graph of a backbone: `input` float32 (N, C, H, W) to `logits` float32 (N, classes), N dynamic.
+
+    The parts, one after the other, are an ONNX file; most of them are the arrays themselves, which protobuf's own
+    serialisation would copy three times.
 
     Args:
         architecture: the backbone.
@@ -80,58 +84,70 @@ def write_graph(
     num_classes = len(weights["head.fc2.weight" if architecture.mlp_head else "head.weight"])
     picture = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *input_size])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", num_classes])
-    graph = helper.make_graph([], "metaformer", [picture], [logits])
-    proto = helper.make_model(graph, producer_name="mfcli", opset_imports=[helper.make_opsetid("", OPSET)])
-    proto.ir_version = IR_VERSION
-    writer = _Writer(architecture, weights, half_weights, proto.graph)
+    writer = _Writer(architecture, weights, half_weights)
     writer.write_backbone(input_size)
-    return proto
+    graph: list[Part] = [GraphProto(node=writer.nodes, name="metaformer").SerializeToString()]
+    for name, values in writer.constants.items():
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor = TensorProto(dims=values.shape, data_type=kind, name=name).SerializeToString()
+        tensor += _start_field(TensorProto, "raw_data", values.nbytes)
+        graph += [_start_field(GraphProto, "initializer", len(tensor) + values.nbytes) + tensor, values.data]
+    graph.append(GraphProto(input=[picture], output=[logits]).SerializeToString())
+    size_bytes = sum(memoryview(part).nbytes for part in graph)
+    head = ModelProto(ir_version=IR_VERSION, producer_name="mfcli").SerializeToString()
+    tail = ModelProto(opset_import=[helper.make_opsetid("", OPSET)]).SerializeToString()
+    return [head + _start_field(ModelProto, "graph", size_bytes), *graph, tail]
+
+
+def _start_field(message: Any, name: str, size_bytes: int) -> bytes:
+    """Return what protobuf writes before a field of bytes, or of another message: its number, wire type and size."""
+    tag = message.DESCRIPTOR.fields_by_name[name].number << 3 | 2
+    encoded = bytearray()
+    for number in (tag, size_bytes):
+        while number > 0x7F:
+            encoded.append(number & 0x7F | 0x80)
+            number >>= 7
+        encoded.append(number)
+    return bytes(encoded)
 
 
 class _Writer:
     """Writes the nodes and constants of a graph, one layer after another; layers are named as their parameters."""
 
-    def __init__(
-        self, architecture: Architecture, weights: Mapping[str, Array], half_weights: bool, graph: GraphProto
-    ) -> None:
-        self._graph = graph  # written in place, which copies each weight only once
+    def __init__(self, architecture: Architecture, weights: Mapping[str, Array], half_weights: bool) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, NDArray[Any]] = {}
         self._architecture = architecture
         self._weights = weights
         self._half_weights = half_weights
-        self._known: set[str] = set()
 
     def add_node(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Add a node with one output; return the output's name."""
-        name = name or f"{op}_{len(self._graph.node)}"
-        self._graph.node.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        name = name or f"{op}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
     def add_constant(self, name: str, values: NDArray[Any]) -> str:
         """Add a constant, unless there is one of this name; return its name."""
-        if name not in self._known:
-            self._known.add(name)
-            kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-            self._graph.initializer.add(name=name, dims=values.shape, data_type=kind, raw_data=values.tobytes())
+        if name not in self.constants:
+            self.constants[name] = np.ascontiguousarray(values)
         return name
 
     def add_integers(self, *values: int) -> str:
         """Add a constant of integers, such as a shape."""
         return self.add_constant(f"numbers_{'_'.join(map(str, values))}", np.array(values, np.int64))
 
-    def add_weight(self, name: str, values: Array, *factors: Array) -> str:
-        """Add a weight multiplied by factors that broadcast to it.
+    def add_weight(self, name: str, values: Array, factor: Array | None = None) -> str:
+        """Add a weight multiplied by a factor that broadcasts to it.
 
         If it is stored as float16, the graph holds the multiplication, and the runtime folds it on loading.
         """
         if not (self._half_weights and np.array_equal(values.astype(np.float16).astype(np.float32), values)):
-            product: NDArray[Any] = values
-            for factor in factors:
-                product = product.astype(np.float64, copy=False) * factor
-            return self.add_constant(name, product.astype(np.float32, copy=False))
+            return self.add_constant(name, values if factor is None else np.multiply(values, factor, order="C"))
         stored = self.add_constant(f"{name}.half", values.astype(np.float16))
         result = self.add_node("Cast", stored, name=f"{name}.float", to=TensorProto.FLOAT)
-        for index, factor in enumerate(factors):
-            result = self.add_node("Mul", result, self.add_constant(f"{name}.factor{index}", factor))
+        if factor is not None:
+            result = self.add_node("Mul", result, self.add_constant(f"{name}.factor0", factor))
         return result
 
     def convert_layout(self, x: Feature, channels_last: bool) -> Feature:
@@ -169,13 +185,13 @@ class _Writer:
         if x.shift is not None:
             bias += weight.astype(np.float64) @ _broadcast(x.shift, x.channels)
         if x.channels_last:
-            factors = () if x.gain is None else (x.gain[:, np.newaxis],)
-            out = self.add_node("MatMul", x.name, self.add_weight(f"{name}.weight", weight.T, *factors))
+            gain = None if x.gain is None else x.gain[:, np.newaxis]
+            out = self.add_node("MatMul", x.name, self.add_weight(f"{name}.weight", weight.T, gain))
             if bias.any():
                 out = self.add_node("Add", out, self.add_constant(f"{name}.bias", bias.astype(np.float32)))
         else:
-            factors = () if x.gain is None else (x.gain[:, np.newaxis, np.newaxis],)
-            inputs = [self.add_weight(f"{name}.weight", weight[:, :, np.newaxis, np.newaxis], *factors)]
+            gain = None if x.gain is None else x.gain[:, np.newaxis, np.newaxis]
+            inputs = [self.add_weight(f"{name}.weight", weight[:, :, np.newaxis, np.newaxis], gain)]
             if bias.any():
                 inputs.append(self.add_constant(f"{name}.bias", bias.astype(np.float32)))
             out = self.add_node("Conv", x.name, *inputs, kernel_shape=[1, 1])

@@ -19,6 +19,7 @@ from mfcli.cli import cache, models
 from mfcli.cli.benchmark import benchmark
 from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
 from mfcli.cli.doctor import doctor
+from mfcli.cli.help import add_command, list_examples
 from mfcli.cli.predict import predict
 from mfcli.cli.streams import ReaderGoneError, fail, keep_descriptors, say, standard_output
 from mfcli.errors import EngineError, ExitCode, MfError
@@ -32,15 +33,58 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Classify pictures with the MetaFormer family: IdentityFormer, RandFormer, PoolFormer, ConvFormer, CAFormer.",
+    epilog=list_examples(("mf predict cat.jpg", "mf predict photos -m caformer_s18 -o answers.csv", "mf list-models")),
 )
-app.command()(predict)
-app.command()(models.list_models)
-app.command()(models.info)
-app.command()(models.download)
+add_command(
+    app,
+    predict,
+    "mf predict cat.jpg",
+    "mf predict photos -o answers.csv",
+    "mf predict photos -m caformer_s18 -o answers.jsonl",
+)
+add_command(
+    app,
+    models.list_models,
+    "mf list-models",
+    "mf list-models 'caformer_*_384'",
+    "mf list-models --family convformer --pretraining in1k",
+)
+add_command(
+    app,
+    models.info,
+    "mf info bundled",
+    "mf info caformer_s18",
+    "mf info caformer_s18.sail_in1k --format json",
+)
+add_command(
+    app,
+    models.download,
+    "mf download caformer_s18",
+    "mf download 'caformer_*_384' --dry-run",
+    "mf download caformer_s18 --from caformer_s18.pth",
+)
 app.add_typer(cache.app)
-app.command()(benchmark)
-app.command()(doctor)
-app.command()(completion)
+add_command(
+    app,
+    benchmark,
+    "mf benchmark bundled",
+    "mf benchmark caformer_s18 --random-weights",
+    "mf benchmark bundled -b 1 -b 16 --format json",
+)
+add_command(
+    app,
+    doctor,
+    "mf doctor",
+    "mf doctor --format json",
+    "MF_CACHE_DIR=/data/mf mf doctor",
+)
+add_command(
+    app,
+    completion,
+    'eval "$(mf completion bash)"',
+    'eval "$(mf completion zsh)"',
+    "mf completion fish > ~/.config/fish/completions/mf.fish",
+)
 
 
 def _version(wanted: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mfcli.cli.flags import name_flags
+from mfcli.cli.help import list_choices
 from mfcli.cli.options import MAX_WORKERS, Format, Offline, Quiet, complete_device, complete_model, parse_batch_size
 from mfcli.cli.streams import fail, note, require_standard_output, standard_output
 from mfcli.errors import ExitCode, UsageError
@@ -30,9 +31,15 @@ def benchmark(
         ),
     ] = None,
     engine: Annotated[
-        list[EngineName] | None, typer.Option(help="What computes the logits.", show_default="auto")
+        list[EngineName] | None,
+        typer.Option(
+            metavar="ENGINE", help=f"What computes the logits: {list_choices(EngineName)}.", show_default="auto"
+        ),
     ] = None,
-    precision: Annotated[list[Precision] | None, typer.Option(help="The arithmetic.", show_default="fp32")] = None,
+    precision: Annotated[
+        list[Precision] | None,
+        typer.Option(metavar="TYPE", help=f"The arithmetic: {list_choices(Precision)}.", show_default="fp32"),
+    ] = None,
     batch_size: Annotated[
         list[str] | None,
         typer.Option("--batch-size", "-b", metavar="N|auto", help="Pictures in a batch.", show_default="auto"),
@@ -40,16 +47,29 @@ def benchmark(
     device: Annotated[
         str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=complete_device)
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Cores for the engine.", show_default="all")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Cores for the engine.", show_default="all")
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", "-j", min=1, max=MAX_WORKERS, help="Threads that read and decode.", show_default="one per core"
+            "--workers",
+            "-j",
+            min=1,
+            max=MAX_WORKERS,
+            metavar="N",
+            help="Threads that read and decode.",
+            show_default="one per core",
         ),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="A checkpoint of the only MODEL: .pth or .safetensors.", show_default=False, readable=False),
+        typer.Option(
+            metavar="FILE",
+            help="A checkpoint of the only MODEL: .pth or .safetensors.",
+            show_default=False,
+            readable=False,
+        ),
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Use random weights: just as fast, and nothing is downloaded.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mfcli.cli.help import add_command, list_examples
 from mfcli.cli.options import DryRun, Format, Models, Quiet
 from mfcli.cli.streams import note, standard_output
 from mfcli.errors import CheckError
@@ -19,6 +20,7 @@ app = typer.Typer(
     name="cache",
     no_args_is_help=True,
     help="Look after downloaded checkpoints and prepared artifacts.",
+    epilog=list_examples(("mf cache ls", "mf cache verify", "mf cache prune --dry-run")),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -46,7 +48,6 @@ def _write(
         write_records(format, stream, records, columns)
 
 
-@app.command()
 def ls(format: Format = FormatName.TABLE) -> None:
     """List what is in the cache, with sizes in bytes."""
     from mfcli.tasks import cache as task
@@ -57,14 +58,12 @@ def ls(format: Format = FormatName.TABLE) -> None:
         note(f"{len(entries)} files, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB")
 
 
-@app.command()
 def path() -> None:
     """Print the cache folder."""
     with standard_output() as stream:
         stream.write(f"{Settings.from_environ().cache_dir}\n")
 
 
-@app.command()
 def verify(
     against_torch: Annotated[
         bool,
@@ -109,7 +108,6 @@ def _suggest_repair(damaged: "Sequence[CacheEntry]") -> str:
     return "; ".join(step for step, files in steps.items() if files)
 
 
-@app.command()
 def rm(
     models: Models,
     dry_run: DryRun = False,
@@ -128,7 +126,6 @@ def rm(
         raise error
 
 
-@app.command()
 def prune(
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Also checkpoints whose artifact is intact.")
@@ -156,3 +153,10 @@ def _report(entries: "Sequence[CacheEntry]", dry_run: bool, format: FormatName, 
     if not quiet:
         verb = "would be deleted" if dry_run else "deleted"
         note(f"{len(entries)} files {verb}, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB")
+
+
+add_command(app, ls, "mf cache ls", "mf cache ls --format csv", "mf cache ls --format json")
+add_command(app, path, "mf cache path", 'du -sh "$(mf cache path)"', "MF_CACHE_DIR=/data/mf mf cache path")
+add_command(app, verify, "mf cache verify", "mf cache verify --against-torch", "mf cache verify --format json")
+add_command(app, rm, "mf cache rm caformer_s18", "mf cache rm 'caformer_*' --dry-run", "mf cache rm '*'")
+add_command(app, prune, "mf cache prune --dry-run", "mf cache prune", "mf cache prune --checkpoints")

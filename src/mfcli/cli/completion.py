@@ -32,8 +32,7 @@ def completion(
 ) -> None:
     """Print the script that makes a shell complete commands, options, their values and model names.
 
-    Put eval "$(mf completion bash)" into ~/.bashrc; the same with zsh into ~/.zshrc, after compinit; for fish:
-    mf completion fish > ~/.config/fish/completions/mf.fish
+    Put the example for bash into ~/.bashrc, that for zsh into ~/.zshrc after compinit, or run that for fish once.
     """
     from typer.completion import get_completion_script  # type: ignore[attr-defined]
 

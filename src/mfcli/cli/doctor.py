@@ -3,12 +3,10 @@
 import shutil
 import textwrap
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from mfcli.cli.flags import name_flags
-from mfcli.cli.options import InfoFormat
+from mfcli.cli.options import InfoFormat, OneFormat
 from mfcli.cli.streams import standard_output
 from mfcli.errors import CheckError
 from mfcli.settings import Settings
@@ -23,7 +21,7 @@ _NO_BREAK = "\xa0"
 
 
 def doctor(
-    format: Annotated[InfoFormat, typer.Option("--format", help="How it is written.")] = InfoFormat.TABLE,
+    format: OneFormat = InfoFormat.TABLE,
 ) -> None:
     """Find out what is installed and what really works here.
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mfcli.cli.flags import name_flags
-from mfcli.cli.options import DryRun, Format, InfoFormat, Model, Models, Offline, Quiet, complete_model
+from mfcli.cli.help import list_choices
+from mfcli.cli.options import DryRun, Format, InfoFormat, Model, Models, Offline, OneFormat, Quiet, complete_model
 from mfcli.cli.streams import fail, note, standard_output
 from mfcli.errors import UsageError
 from mfcli.models.registry import Family, Pretraining, find_variant
@@ -20,14 +21,27 @@ if TYPE_CHECKING:
 def list_models(
     pattern: Annotated[
         str | None,
-        typer.Argument(help="A glob, or a part of a name.", show_default=False, autocompletion=complete_model),
+        typer.Argument(
+            metavar="PATTERN", help="A glob, or a part of a name.", show_default=False, autocompletion=complete_model
+        ),
     ] = None,
     family: Annotated[
-        Family | None, typer.Option(help="Only this family.", show_default=False, case_sensitive=False)
+        Family | None,
+        typer.Option(
+            metavar="FAMILY",
+            help=f"Only this family: {list_choices(Family)}.",
+            show_default=False,
+            case_sensitive=False,
+        ),
     ] = None,
-    input_size: Annotated[int | None, typer.Option(help="Only this height and width.", show_default=False)] = None,
+    input_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Only this height and width, in pixels.", show_default=False)
+    ] = None,
     pretraining: Annotated[
-        Pretraining | None, typer.Option(help="Only models with this training.", show_default=False)
+        Pretraining | None,
+        typer.Option(
+            metavar="DATA", help=f"Only with this training data: {list_choices(Pretraining)}.", show_default=False
+        ),
     ] = None,
     downloaded: Annotated[bool, typer.Option("--downloaded", help="Only what is on this machine.")] = False,
     format: Format = FormatName.TABLE,
@@ -69,7 +83,7 @@ def _make_record(listed: "ListedModel") -> dict[str, Any]:
 
 def info(
     model: Model,
-    format: Annotated[InfoFormat, typer.Option("--format", help="How it is written.")] = InfoFormat.TABLE,
+    format: OneFormat = InfoFormat.TABLE,
 ) -> None:
     """Show everything about one model: its row, how pictures are prepared for it, and its artifacts on this machine."""
     from mfcli.outputs.json import format_document

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mfcli.cli.help import list_choices
 from mfcli.errors import UsageError
 from mfcli.models.registry import list_variants
 from mfcli.outputs.writer import FormatName
@@ -24,7 +25,13 @@ class InfoFormat(StrEnum):
     JSON = "json"
 
 
-Format = Annotated[FormatName, typer.Option("--format", help="How results are written.")]
+Format = Annotated[
+    FormatName,
+    typer.Option("--format", metavar="FORMAT", help=f"How results are written: {list_choices(FormatName)}."),
+]
+OneFormat = Annotated[
+    InfoFormat, typer.Option("--format", metavar="FORMAT", help=f"How it is written: {list_choices(InfoFormat)}.")
+]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Open no connection; the same as MF_OFFLINE=1.", show_default=False)
 ]

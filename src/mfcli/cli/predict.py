@@ -173,15 +173,10 @@ class _ModelRequest:
     def load(self, settings: Settings, progress: "StderrProgress") -> "Predictor":
         from mfcli.inference.predictor import load_predictor
 
-        names = None
-        if self.labels:
-            from mfcli.models.label_files import read_labels
-
-            names = read_labels(self.labels)
         return load_predictor(
             self.name,
             weights=self.weights,
-            labels=names,
+            labels=self.labels,
             top_k=self.top_k,
             engine=self.engine,
             device=self.device,

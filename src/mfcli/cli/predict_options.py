@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mfcli.cli.help import list_choices
 from mfcli.cli.options import MAX_WORKERS, complete_device, complete_model
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.codecs import OPTIONAL_FORMATS
@@ -60,7 +61,9 @@ Formats = Annotated[
 ]
 MaxPixels = Annotated[
     int,
-    typer.Option(min=1, help="Refuse pictures with more pixels, before or after resizing.", rich_help_panel=_INPUTS),
+    typer.Option(
+        min=1, metavar="N", help="Refuse pictures with more pixels, before or after resizing.", rich_help_panel=_INPUTS
+    ),
 ]
 Timeout = Annotated[
     float, typer.Option(min=0.1, metavar="S", help="Time limit per URL, in seconds.", rich_help_panel=_INPUTS)
@@ -70,6 +73,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
+        metavar="NAME",
         help="A name from mf list-models.",
         show_default="MF_MODEL, else bundled",
         autocompletion=complete_model,
@@ -79,6 +83,7 @@ Model = Annotated[
 Weights = Annotated[
     Path | None,
     typer.Option(
+        metavar="FILE",
         help="A checkpoint of that model: .pth or .safetensors.",
         show_default=False,
         readable=False,
@@ -90,6 +95,7 @@ TopK = Annotated[
     typer.Option(
         "--top-k",
         "-k",
+        metavar="N",
         help="Predictions per picture.",
         show_default=f"{DEFAULT_TOP_K}, or all classes",
         rich_help_panel=_MODEL,
@@ -98,6 +104,7 @@ TopK = Annotated[
 Labels = Annotated[
     Path | None,
     typer.Option(
+        metavar="FILE",
         help="Class names as text, CSV or JSON.",
         show_default=False,
         readable=False,
@@ -108,7 +115,8 @@ Format = Annotated[
     FormatName | None,
     typer.Option(
         "--format",
-        help="How results are written.",
+        metavar="FORMAT",
+        help=f"How results are written: {list_choices(FormatName)}.",
         show_default="from the suffix of -o, else table",
         rich_help_panel=_OUTPUT,
     ),
@@ -118,7 +126,7 @@ ShownLabel = Annotated[
     typer.Option(
         "--label-type",
         metavar="TYPE",
-        help="What tables show of a class: name, wnid or index.",
+        help=f"What tables show of a class: {list_choices(LabelType)}.",
         show_default="name",
         rich_help_panel=_OUTPUT,
     ),
@@ -153,15 +161,22 @@ Workers = Annotated[
         "-j",
         min=1,
         max=MAX_WORKERS,
+        metavar="N",
         help="Threads that read and decode.",
         show_default="one per core",
         rich_help_panel=_RUNNING,
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Cores for the engine.", show_default="all", rich_help_panel=_RUNNING)
+    int | None,
+    typer.Option(min=1, metavar="N", help="Cores for the engine.", show_default="all", rich_help_panel=_RUNNING),
 ]
-Engine = Annotated[EngineName, typer.Option(help="What computes the logits.", rich_help_panel=_RUNNING)]
+Engine = Annotated[
+    EngineName,
+    typer.Option(
+        metavar="ENGINE", help=f"What computes the logits: {list_choices(EngineName)}.", rich_help_panel=_RUNNING
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -171,7 +186,12 @@ Device = Annotated[
         autocompletion=complete_device,
     ),
 ]
-ArithmeticPrecision = Annotated[Precision, typer.Option(help="Data type of the computation.", rich_help_panel=_RUNNING)]
+ArithmeticPrecision = Annotated[
+    Precision,
+    typer.Option(
+        metavar="TYPE", help=f"Data type of the computation: {list_choices(Precision)}.", rich_help_panel=_RUNNING
+    ),
+]
 AllowFailures = Annotated[
     bool, typer.Option("--allow-failures", help="Exit with 0 although pictures failed.", rich_help_panel=_FAILING)
 ]

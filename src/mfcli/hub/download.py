@@ -33,8 +33,9 @@ from mfcli.http import (
     resolve_url,
 )
 from mfcli.hub.cache import compare_digest
-from mfcli.models.checkpoint import MAX_BEGINNING_BYTES, prove_beginning, prove_checkpoint
+from mfcli.models.checkpoint import prove_beginning, prove_checkpoint
 from mfcli.models.registry import Variant
+from mfcli.models.safetensors import MAX_BEGINNING_BYTES
 from mfcli.results import Progress, Transfer
 
 MAX_RESOLVES = 3

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from mfcli.inputs.decode import DecodedPicture, decode
 from mfcli.inputs.pictures import Picture, check_picture, is_many, make_source
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source
+from mfcli.models.label_files import Labels, make_labels
 from mfcli.models.registry import default_variant, find_variant
 from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, Progress, RunInfo, RunSettings
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings, usable_cores
@@ -139,10 +140,10 @@ class Predictor:
         if labels is not None and len(labels) != classes:
             raise UsageError(
                 f"{len(labels)} labels for the {classes} classes of {artifact.variant}",
-                f"the labels file must hold {classes} names, in the head's order",
+                f"give {classes} names, in the head's order",
             )
         self.artifact = artifact
-        self.labels = labels or artifact.labels
+        self.labels = artifact.labels if labels is None else labels
         self._engine = engine
         self._exif = exif
         self._max_pixels = max_pixels
@@ -158,6 +159,15 @@ class Predictor:
             precision=engine.precision,
             top_k=top_k,
         )
+
+    def __repr__(self) -> str:
+        run = self.run_info
+        return (
+            f"<Predictor {run.model}: {len(self.labels)} classes, {run.engine}, {run.precision}, {self._engine.device}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Predictor cannot be pickled; load one in each process: load_predictor(...)")
 
     @overload  # a str is one picture, though it is an iterable, too
     def predict(  # type: ignore[overload-overlap]
@@ -304,7 +314,7 @@ def load_predictor(
     model: str | None = None,
     *,
     weights: str | Path | None = None,
-    labels: tuple[Label, ...] | None = None,
+    labels: Labels | None = None,
     top_k: int | None = None,
     engine: EngineName | str = EngineName.AUTO,
     device: str = "auto",
@@ -321,7 +331,8 @@ def load_predictor(
     Args:
         model: any name that `mf list-models` shows; None for MF_MODEL or the bundled model.
         weights: a checkpoint file to use instead of the published one.
-        labels: names to use instead of the model's, one per class in head order.
+        labels: names to use instead of the model's: str or `Label`, one per class in head order, or the path of a file
+            (see `label_files.read_labels`).
         top_k: predictions per picture; None for five, or for all where there are fewer classes.
         engine: which runtime computes the logits.
         device: where: auto, cpu, cuda, cuda:N or mps.
@@ -338,19 +349,21 @@ def load_predictor(
         EngineError: the engine cannot load the model.
         OutputError: the artifact cannot be kept.
         UsageError: top_k, labels, engine, precision or formats are not valid.
+        TypeError: labels are neither names nor a path.
     """
     settings = settings or Settings.from_environ()
     variant = default_variant(settings) if model is None else find_variant(model)
     if top_k is not None and top_k < 1:  # checked before anything is downloaded or prepared
         raise UsageError(f"top_k={top_k} is less than 1", "top_k=1")
     engine = _parse_choice(EngineName, engine, "engine")
+    names = None if labels is None else make_labels(labels)
     options = EngineOptions(device, _parse_choice(Precision, precision, "precision"), threads)
     artifact = ensure_artifact(variant, Path(weights) if weights else None, settings, progress)
     loaded = load_engine(engine, artifact, options)
     return Predictor(
         artifact,
         loaded,
-        labels=labels,
+        labels=names,
         top_k=top_k,
         exif=exif,
         max_pixels=max_pixels,

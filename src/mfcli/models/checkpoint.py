@@ -1,19 +1,17 @@
 """Reading a checkpoint file: its tensors as NumPy arrays, unwrapped, renamed and matched strictly against a variant.
 
-Nothing in a file is executed, and torch is not needed: .safetensors and torch's zip format are read here and in pth.py.
-Other formats of torch go through its weights-only reader, where torch is installed. A file that does not fit is refused
-with the first names that differ and the models that it would fit.
+Nothing in a file is executed, and torch is not needed: safetensors.py and pth.py read the two usual formats. Other
+formats of torch go through its weights-only reader, where torch is installed. A file that does not fit is refused with
+the first names that differ and the models that it would fit.
 """
 
 import argparse
-import contextlib
 import importlib
-import json
 import math
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfcli.errors import EngineError, ModelError, OutputError, package_error
-from mfcli.files import sha256_of
+from mfcli.files import known_sha256
 from mfcli.models.matching import match_published, match_variant, to_parameters
 from mfcli.models.parameters import Shape, find_num_classes, parameter_shapes
-from mfcli.models.pth import CodeInPthError, DamagedPthError, UnsupportedPthError, read_pth, widen_bfloat16
+from mfcli.models.pth import CodeInPthError, DamagedPthError, UnsupportedPthError, read_pth
 from mfcli.models.registry import Variant
+from mfcli.models.safetensors import FLOATS, is_safetensors, read_safetensors, read_table
 
 if TYPE_CHECKING:
     from mfcli.models.metaformer import MetaFormer
@@ -41,13 +40,9 @@ _MAX_DEPTH = 4
 """The maximum nesting of wrappers."""
 _PICKLE_STARTS = (b"P", b"\x80")
 """First bytes of zipped checkpoints and binary pickles; plain text may also parse as a pickle."""
-MAX_BEGINNING_BYTES = 8 + 2**24
-"""The longest beginning of a .safetensors file, up to the end of its header, that is looked at."""
 _COUNTERS = frozenset({"n_averaged"})
 """Tensors that are not weights: torch's AveragedModel counts its updates."""
 
-_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""The floating-point types of safetensors by their usual names."""
 _SAVE_WEIGHTS = "save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors"
 
 
@@ -177,24 +172,13 @@ def read_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> 
         EngineError: safetensors cannot be loaded.
         ModelError: the file cannot be read, contains code, has other weights, or has changed.
     """
-    _match_header(path, variant, match_variant)
     tensors = read_tensors(path)
     expected, num_classes = match_variant(str(path), {name: t.shape for name, t in tensors.items()}, variant)
     _check_size(path, expected)
     weights = {name: _read_float32(path, name, tensors[name]).reshape(shape) for name, shape in expected.items()}
-    if sha256 is not None and sha256_of(path) != sha256:  # a running training may overwrite it
+    if sha256 is not None and known_sha256(path) != sha256:  # a running training may overwrite it
         raise ModelError(f"{path} changed while it was read", "run the same command again")
     return Checkpoint(weights, num_classes)
-
-
-def _match_header(path: Path, variant: Variant, match: Callable[[str, Mapping[str, Shape], Variant], object]) -> None:
-    """Match the table of a .safetensors file before its numbers are read, which may be any number of gigabytes."""
-    with contextlib.suppress(OSError), path.open("rb") as file:  # read again, with its errors
-        beginning = file.read(8)
-        beginning += file.read(min(int.from_bytes(beginning, "little"), MAX_BEGINNING_BYTES))
-        if (table := read_safetensors_table(beginning)) is not None:
-            parameters = _select_parameters(str(path), table)
-            match(str(path), {name: tensor.shape for name, tensor in parameters.items()}, variant)
 
 
 def _check_size(path: Path, shapes: Mapping[str, Shape]) -> None:
@@ -213,8 +197,9 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     try:
         with path.open("rb") as file:
             start = file.read(16)
-        if start[8:9] == b"{":
-            tensors: Mapping[str, Tensor] = _read_safetensors(path)
+        if is_safetensors(start):
+            require_packages("safetensors")
+            tensors: Mapping[str, Tensor] = read_safetensors(path)
         else:
             tensors = _unwrap(path, _read_pth(path, start))
     except OSError as error:
@@ -235,7 +220,6 @@ def prove_checkpoint(path: Path, variant: Variant) -> None:
         EngineError: safetensors cannot be loaded.
         ModelError: it is not, or it cannot be read.
     """
-    _match_header(path, variant, match_published)
     tensors = read_tensors(path)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     match_published(str(path), shapes, variant)
@@ -258,44 +242,20 @@ def prove_beginning(file: str, beginning: bytes, variant: Variant) -> bool:
     Raises:
         ModelError: it is not the variant's published checkpoint.
     """
-    if len(beginning) <= 8:
+    if len(beginning) <= 8 or not is_safetensors(beginning):
+        return len(beginning) > 8
+    if (table := read_table(file, beginning)) is None:
         return False
-    table = read_safetensors_table(beginning)
-    if table is None:
-        return beginning[8:9] != b"{" or len(beginning) >= MAX_BEGINNING_BYTES
-    match_published(file, {name: tensor.shape for name, tensor in _select_parameters(file, table).items()}, variant)
+    tensors = {name: LoadedTensor(dtype, shape, np.empty(0)) for name, (dtype, shape, _) in table.items()}
+    match_published(file, {name: tensor.shape for name, tensor in _select_parameters(file, tensors).items()}, variant)
     return True
-
-
-def read_safetensors_table(header: bytes) -> dict[str, Tensor] | None:
-    """Return the tensors of a .safetensors file, without their numbers, from its first bytes.
-
-    Args:
-        header: the beginning of the file.
-
-    Returns:
-        None where the beginning does not hold the whole table yet, or is not that of such a file.
-    """
-    end = 8 + int.from_bytes(header[:8], "little")
-    if header[8:9] != b"{" or end > MAX_BEGINNING_BYTES or len(header) < end:
-        return None
-    try:
-        table = {k: v for k, v in json.loads(header[8:end]).items() if k != "__metadata__"}
-        return {
-            name: LoadedTensor(
-                _FLOATS.get(entry["dtype"], entry["dtype"]), tuple(map(int, entry["shape"])), np.empty(0)
-            )
-            for name, entry in table.items()
-        }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
 
 
 def _select_parameters(file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the backbone's tensors under the paper's parameter names; all must be dense floats."""
     parameters = to_parameters(tensors)
     for name, tensor in parameters.items():
-        if tensor.dtype not in _FLOATS.values():
+        if tensor.dtype not in FLOATS.values():
             raise ModelError(f"{file} has {name} as {tensor.dtype}; weights are dense floats", _SAVE_WEIGHTS)
     return parameters
 
@@ -303,33 +263,10 @@ def _select_parameters(file: str, tensors: Mapping[str, Tensor]) -> dict[str, Te
 def _read_float32(path: Path, name: str, tensor: Tensor) -> NDArray[np.float32]:
     try:
         return np.ascontiguousarray(tensor.read(), np.float32).reshape(tensor.shape)
-    except DamagedPthError as error:
+    except (DamagedPthError, ValueError, TypeError) as error:
         raise ModelError(f"{path} is not a checkpoint, or is damaged: {name}, {error}", "get the file again") from error
     except OSError as error:
         raise ModelError(f"cannot read weights from {path}: {error.strerror}") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    require_packages("safetensors")
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        found = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise ModelError(f"{path} is a damaged safetensors file: {error}", "get the file again") from error
-    tensors: dict[str, Tensor] = {}
-    for name, entry in found:
-        dtype, shape = _FLOATS.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
-        tensors[name] = LoadedTensor(dtype, shape, _to_array(entry["data"], dtype))
-    return tensors
-
-
-def _to_array(data: bytearray, dtype: str) -> NDArray[Any]:
-    if dtype == "bfloat16":
-        return widen_bfloat16(np.frombuffer(data, "<u2"))
-    if dtype in _FLOATS.values():
-        return np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
-    return np.empty(0)  # refused by its type
 
 
 def _read_pth(path: Path, start: bytes) -> object:

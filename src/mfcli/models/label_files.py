@@ -1,4 +1,4 @@
-"""Reading the user's class labels: text, CSV or JSON, in head order or with indices.
+"""The user's class labels: given as names, or read from text, CSV or JSON, in head order or with indices.
 
 A file that could be read in two ways is refused: a wrong order would answer every picture with another class's name.
 """
@@ -6,8 +6,9 @@ A file that could be read in two ways is refused: a wrong order would answer eve
 import csv
 import io
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,30 @@ _NAME_COLUMNS = ("name", "label", "class", "class_name")
 _INDEX_COLUMNS = ("class_index", "index", "id", "class_id")
 _WNID = re.compile(r"n\d{8}")
 _INDEXED_LINE = re.compile(r"\s*(\d+)\s*[,;\t ]\s*(\S.*)")
+
+
+Labels = str | os.PathLike[str] | Iterable[str | Label]
+"""A labels file, or a name per class in the head's order."""
+
+
+def make_labels(labels: Labels) -> tuple[Label, ...]:
+    """Return labels from names, or from the file that a string or a path names.
+
+    Raises:
+        TypeError: they are neither, or have no order.
+        UsageError: see `read_labels`.
+    """
+    if isinstance(labels, str | os.PathLike):
+        return read_labels(Path(labels))
+    if isinstance(labels, Mapping | Set) or not isinstance(labels, Iterable):
+        raise TypeError(f"labels is a {type(labels).__name__} instead of the path of a file, or a list of names")
+    return tuple(_label_of(label, index) for index, label in enumerate(labels))
+
+
+def _label_of(label: str | Label, index: int) -> Label:
+    if not isinstance(label, str | Label):
+        raise TypeError(f"labels[{index}] is of type {type(label).__name__} instead of str or Label")
+    return Label(None, label) if isinstance(label, str) else label
 
 
 def read_labels(path: Path) -> tuple[Label, ...]:

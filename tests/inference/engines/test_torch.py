@@ -72,7 +72,9 @@ def test_an_unusable_device(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("Found no NVIDIA driver on your system.\nPlease install one")
 
     monkeypatch.setattr(torch.nn.Module, "to", no_driver)
-    with pytest.raises(EngineError, match=r"cpu cannot be used: Found no NVIDIA driver on your system\.$") as caught:
+    with pytest.raises(
+        EngineError, match=r"(?m)cpu cannot be used: Found no NVIDIA driver on your system\.$"
+    ) as caught:
         load_engine(EngineName.TORCH, bundled, EngineOptions("cpu"))
     assert caught.value.hint == "device=cpu"
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from mfcli.artifact.file import Artifact
+from mfcli.artifact.file import Artifact, runtime_source
 from mfcli.errors import EngineError, first_line
 from mfcli.hub.bundled import is_bundled
 from mfcli.inference.engines.base import (
@@ -102,13 +102,9 @@ class OnnxRuntimeEngine:
 
 
 def _model_source(path: Path, extra: tuple[Output, ...]) -> Path | bytes:
-    """Return the path, or the model if it has more outputs or a path that is not UTF-8, as the runtime requires."""
+    """Return what the runtime opens: the file, or the model with more outputs."""
     if extra:
         from mfcli.artifact.outputs import read_with_outputs
 
         return read_with_outputs(path, extra)
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return path.read_bytes()
-    return path
+    return runtime_source(path)
