@@ -6,9 +6,13 @@ Plain frozen dataclasses: inference/ creates them, outputs/ writes them.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mfcli.errors import FailureCode
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PREDICT_SCHEMA = "mf.predict/1"
 
@@ -128,6 +132,7 @@ class PictureResult:
         predictions: best first; empty if there is an error.
         error: why there are no predictions; None if the picture was classified.
         run: the settings that it comes from.
+        features: what the head got, float32 (dim,); None unless it was asked for.
     """
 
     input: str
@@ -138,6 +143,7 @@ class PictureResult:
     predictions: tuple[Prediction, ...]
     error: Failure | None
     run: RunInfo
+    features: "NDArray[np.float32] | None" = field(default=None, compare=False, repr=False)
 
     @property
     def shown_name(self) -> str:

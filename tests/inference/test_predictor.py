@@ -79,8 +79,8 @@ def test_nan_logits_are_an_error(precision: Precision, message: str, hint: str, 
     class Overflowing:
         name, streams, batch_size, device = EngineName.TORCH, 1, 1, "cuda:0"
 
-        def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-            return np.full((len(batch), 200), np.nan, np.float32)
+        def compute(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+            return (np.full((len(batch), 200), np.nan, np.float32),)
 
     engine = Overflowing()
     engine.precision = precision  # type: ignore[attr-defined]
@@ -243,3 +243,17 @@ def test_trial_photos(trial_photos: Path) -> None:
     first = [result.predictions[0].wnid == row["wnid"] for result, row in zip(results, rows, strict=True)]
     assert len(first) == 24
     assert sum(first) >= 13
+
+
+def test_embed_gives_predictions_and_features(coffee: Path) -> None:
+    predictor = mfcli.load_predictor("bundled", threads=1)
+    plain = predictor.predict(coffee)
+    embedded = predictor.embed(coffee)
+    many = predictor.embed([Image.open(coffee), b"no picture", coffee])
+    assert plain.features is None
+    assert embedded == plain
+    assert embedded.features is not None
+    assert (embedded.features.shape, embedded.features.dtype.name) == ((320,), "float32")
+    assert [row.features is None for row in many] == [False, True, False]
+    for row in (many[0], many[2], mfcli.load_predictor("bundled", threads=1, features=True).predict(coffee)):
+        assert np.array_equal(row.features, embedded.features)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from mfcli.cli import cache, models
 from mfcli.cli.benchmark import benchmark
 from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
 from mfcli.cli.doctor import doctor
+from mfcli.cli.embed import embed
 from mfcli.cli.help import add_command, list_examples
 from mfcli.cli.predict import predict
 from mfcli.cli.streams import ReaderGoneError, fail, keep_descriptors, say, standard_output
@@ -64,6 +65,13 @@ add_command(
     "mf download caformer_s18 --from caformer_s18.pth",
 )
 app.add_typer(cache.app)
+add_command(
+    app,
+    embed,
+    "mf embed photos -o features.npz",
+    "mf embed photos -m caformer_s18 -o features.parquet",
+    "find photos -name '*.jpg' | mf embed --files-from - -o features.npz",
+)
 add_command(
     app,
     benchmark,

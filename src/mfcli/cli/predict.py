@@ -95,7 +95,7 @@ def predict(
         suffixes=suffixes_of(formats_with(extra_formats)),
     )
     request = PredictRequest(
-        inputs=_InputRequest(tuple(inputs or ()), _only_list(lists or []), null, selection),
+        inputs=_InputRequest(tuple(inputs or ()), only_list(lists or []), null, selection),
         model=_ModelRequest(
             name=model,
             weights=weights,
@@ -119,10 +119,15 @@ def predict(
     summary = _run(request)
     if destination.path is not None and not quiet:
         note(f"{summary.in_words()}; {destination.path}")
-    raise typer.Exit(ExitCode.OK if allow_failures else _exit_code(summary))
+    raise typer.Exit(ExitCode.OK if allow_failures else exit_code(summary))
 
 
-def _only_list(lists: list[str]) -> str | None:
+def only_list(lists: list[str]) -> str | None:
+    """Return the list of inputs, if there is one.
+
+    Raises:
+        UsageError: there are several.
+    """
     if len(lists) > 1:
         raise UsageError("--files-from is given twice", f"cat {shlex.join(lists)} | mf predict --files-from -")
     return lists[0] if lists else None
@@ -289,7 +294,8 @@ def _count(progress: "StderrProgress", sources: "Callable[[], Iterator[Source]]"
         threading.Thread(target=count, daemon=True, name="mf-count").start()
 
 
-def _exit_code(summary: Summary) -> ExitCode:
+def exit_code(summary: Summary) -> ExitCode:
+    """Return what a run's counts mean."""
     if not summary.failed:
         return ExitCode.OK
     return ExitCode.SOME_FAILED if summary.ok else ExitCode.ALL_FAILED

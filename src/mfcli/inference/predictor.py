@@ -8,8 +8,9 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, overload
 
@@ -29,14 +30,24 @@ from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source
 from mfcli.models.label_files import Labels, make_labels
 from mfcli.models.registry import default_variant, find_variant
-from mfcli.results import PREDICT_SCHEMA, Failure, Label, PictureResult, Prediction, Progress, RunInfo, RunSettings
+from mfcli.results import (
+    PREDICT_SCHEMA,
+    Failure,
+    Label,
+    Output,
+    PictureResult,
+    Prediction,
+    Progress,
+    RunInfo,
+    RunSettings,
+)
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings, usable_cores
 
 Name = TypeVar("Name", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
+class PreparedPicture:
     """A decoded and preprocessed picture, ready for the engine; `pixels` is float32 (3, H, W)."""
 
     source: Source
@@ -98,6 +109,7 @@ class Predictor:
     Attributes:
         artifact: what was loaded.
         labels: the names in use, one per class in head order.
+        engine: what computes.
         run_info: what the rows say of the run.
         settings: everything that shapes the answers.
     """
@@ -113,6 +125,7 @@ class Predictor:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         formats: Iterable[str] = (),
         offline: bool = False,
+        options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
     ) -> None:
         """Bind a model to the settings of a run.
 
@@ -125,6 +138,7 @@ class Predictor:
             max_pixels: the largest picture that is decoded or resized to, in pixels.
             formats: optional picture formats to decode as well (`inputs.codecs.OPTIONAL_FORMATS`).
             offline: whether pictures may not be fetched from URLs.
+            options: what the engine was loaded with.
 
         Raises:
             UsageError: top_k, or the number of labels, does not fit the head; a format is unknown.
@@ -144,7 +158,8 @@ class Predictor:
             )
         self.artifact = artifact
         self.labels = artifact.labels if labels is None else labels
-        self._engine = engine
+        self.engine = engine
+        self._options = options
         self._exif = exif
         self._max_pixels = max_pixels
         self._formats = formats_with(formats)
@@ -163,11 +178,51 @@ class Predictor:
     def __repr__(self) -> str:
         run = self.run_info
         return (
-            f"<Predictor {run.model}: {len(self.labels)} classes, {run.engine}, {run.precision}, {self._engine.device}>"
+            f"<Predictor {run.model}: {len(self.labels)} classes, {run.engine}, {run.precision}, {self.engine.device}>"
         )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Predictor cannot be pickled; load one in each process: load_predictor(...)")
+
+    @overload
+    def embed(  # type: ignore[overload-overlap]
+        self, pictures: Picture, *, batch_size: int | None = None, workers: int | None = None
+    ) -> PictureResult: ...
+
+    @overload
+    def embed(
+        self, pictures: Iterable[Picture], *, batch_size: int | None = None, workers: int | None = None
+    ) -> list[PictureResult]: ...
+
+    def embed(
+        self, pictures: Picture | Iterable[Picture], *, batch_size: int | None = None, workers: int | None = None
+    ) -> PictureResult | list[PictureResult]:
+        """Do as `predict`, with features in the results: what the head gets, float32 (dim,).
+
+        The first call loads the model a second time, unless it was loaded with features.
+
+        Args:
+            pictures: see `predict`.
+            batch_size: see `stream`.
+            workers: see `stream`.
+
+        Raises:
+            TypeError: see `predict`.
+            ValueError: see `predict`.
+            EngineError: the engine fails, or cannot load the model again.
+        """
+        return self._embedder.predict(pictures, batch_size=batch_size, workers=workers)
+
+    @cached_property
+    def _embedder(self) -> "Predictor":
+        """This predictor, whose results have features."""
+        if Output.FEATURES in self._options.extra:
+            return self
+        embedder = object.__new__(Predictor)
+        vars(embedder).update(vars(self))
+        embedder._options = replace(self._options, extra=(Output.FEATURES,))
+        embedder.engine = load_engine(self.engine.name, self.artifact, embedder._options)
+        return embedder
 
     @overload  # a str is one picture, though it is an iterable, too
     def predict(  # type: ignore[overload-overlap]
@@ -223,17 +278,17 @@ class Predictor:
         sources = map(self._make_source, pictures)
         if workers == 0:
             return map(self._predict_one, sources)
-        return run_pipeline(sources, self._prepare, self._compute, self.pipeline_config(batch_size, workers))
+        return run_pipeline(sources, self.prepare, self._compute, self.pipeline_config(batch_size, workers))
 
     def pipeline_config(self, batch_size: int | None = None, workers: int | None = None) -> PipelineConfig:
         """Return the sizes of the pipeline that `stream` runs with these arguments."""
-        return PipelineConfig(workers or usable_cores(), self._engine.streams, batch_size or self._engine.batch_size)
+        return PipelineConfig(workers or usable_cores(), self.engine.streams, batch_size or self.engine.batch_size)
 
     def _make_source(self, picture: Picture) -> Source:
         return make_source(picture, exif=self._exif, max_pixels=self._max_pixels, selection=self._selection)
 
     def _predict_one(self, source: Source) -> PictureResult:
-        made = self._prepare(source)
+        made = self.prepare(source)
         return made.result if isinstance(made, Done) else self._compute([made])[0]
 
     def _decode(self, source: Source) -> DecodedPicture:
@@ -242,7 +297,8 @@ class Predictor:
         with source.open() as file:
             return decode(file, exif=self._exif, max_pixels=self._max_pixels, formats=self._formats)
 
-    def _prepare(self, source: Source) -> "_Picture | Done[PictureResult]":
+    def prepare(self, source: Source) -> "PreparedPicture | Done[PictureResult]":
+        """Decode and preprocess a picture, or return its result if that fails."""
         picture: DecodedPicture | None = None
         try:
             picture = self._decode(source)
@@ -255,13 +311,13 @@ class Predictor:
             )
         except PictureError as error:
             return Done(self._make_result(source, picture, (), Failure(error.code, error.message)))
-        return _Picture(source, picture.width, picture.height, pixels)
+        return PreparedPicture(source, picture.width, picture.height, pixels)
 
-    def _compute(self, pictures: Sequence[_Picture]) -> list[PictureResult]:
-        logits = self._engine.logits(np.stack([picture.pixels for picture in pictures]))
+    def _compute(self, pictures: Sequence[PreparedPicture]) -> list[PictureResult]:
+        logits, *extra = self.engine.compute(np.stack([picture.pixels for picture in pictures]))
         for picture, row in zip(pictures, logits, strict=True):
             if not np.isfinite(row).all():
-                if self._engine.precision is Precision.FP16:  # overflows above 65504
+                if self.engine.precision is Precision.FP16:  # overflows above 65504
                     raise EngineError(
                         f"{self.artifact.variant} overflows fp16 on {picture.source.shown_name}",
                         f"precision={Precision.BF16}, or precision={Precision.FP32}",
@@ -271,14 +327,19 @@ class Predictor:
                     "its artifact may be damaged",
                     self.artifact.remedy,
                 )
-        return [self._make_result(p.source, p, self._top_k(row), None) for p, row in zip(pictures, logits, strict=True)]
+        features = extra[0] if extra else [None] * len(logits)
+        return [
+            self._make_result(p.source, p, self._top_k(row), None, own)
+            for p, row, own in zip(pictures, logits, features, strict=True)
+        ]
 
     def _make_result(
         self,
         source: Source,
-        picture: DecodedPicture | _Picture | None,
+        picture: DecodedPicture | PreparedPicture | None,
         predictions: tuple[Prediction, ...],
         error: Failure | None,
+        features: NDArray[np.float32] | None = None,
     ) -> PictureResult:
         return PictureResult(
             input=source.input,
@@ -289,6 +350,7 @@ class Predictor:
             predictions=predictions,
             error=error,
             run=self.run_info,
+            features=features,
         )
 
     def _top_k(self, logits: NDArray[np.float32]) -> tuple[Prediction, ...]:
@@ -323,6 +385,7 @@ def load_predictor(
     exif: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     formats: Iterable[str] = (),
+    features: bool = False,
     settings: Settings | None = None,
     progress: Progress = lambda _: None,
 ) -> Predictor:
@@ -341,6 +404,7 @@ def load_predictor(
         exif: whether pictures are turned upright by their EXIF orientation.
         max_pixels: the largest picture that is decoded or resized to, in pixels.
         formats: optional picture formats to decode as well: dds, icns, ico, pcx, ppm, psd, qoi, sgi, tga.
+        features: whether all results have features, as those of `Predictor.embed` have in any case.
         settings: defaults; None reads the environment.
         progress: called with a message before a long step, and with the progress of a download.
 
@@ -357,7 +421,8 @@ def load_predictor(
         raise UsageError(f"top_k={top_k} is less than 1", "top_k=1")
     engine = _parse_choice(EngineName, engine, "engine")
     names = None if labels is None else make_labels(labels)
-    options = EngineOptions(device, _parse_choice(Precision, precision, "precision"), threads)
+    extra = (Output.FEATURES,) if features else ()
+    options = EngineOptions(device, _parse_choice(Precision, precision, "precision"), threads, extra)
     artifact = ensure_artifact(variant, Path(weights) if weights else None, settings, progress)
     loaded = load_engine(engine, artifact, options)
     return Predictor(
@@ -369,6 +434,7 @@ def load_predictor(
         max_pixels=max_pixels,
         formats=formats,
         offline=settings.offline,
+        options=options,
     )
 
 

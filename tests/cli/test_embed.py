@@ -1,0 +1,96 @@
+"""mf embed: features in both formats, rows for failures, and nothing half written."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import mfcli
+from conftest import CHECKOUT, Ran
+
+Mf = Callable[..., Ran]
+ORANGE, LEMON = CHECKOUT / "examples" / "orange.jpg", CHECKOUT / "examples" / "lemon.jpg"
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"no picture")
+    return path
+
+
+@pytest.fixture
+def expected() -> NDArray[np.float32]:
+    results = mfcli.load_predictor("bundled").embed([ORANGE, LEMON])
+    return np.stack([result.features for result in results if result.features is not None])
+
+
+def test_npz(mf: Mf, broken: Path, expected: NDArray[np.float32], tmp_path: Path) -> None:
+    out = tmp_path / "features.npz"
+    ran = mf("embed", ORANGE, broken, LEMON, "-o", out)
+    assert (ran.code, ran.out) == (5, "")
+    assert f"3 pictures: 2 classified, 1 failed; {out}" in ran.err
+    file = np.load(out)
+    assert file["input"].tolist() == [str(ORANGE), str(broken), str(LEMON)]
+    assert file["status"].tolist() == ["ok", "error", "ok"]
+    assert file["error_code"].tolist() == ["", "unsupported", ""]
+    assert (file["width"][1], file["width"][0] > 0, str(file["model"])) == (0, True, "convformer_t8_64")
+    assert np.array_equal(file["features"][[0, 2]], expected)
+    assert np.isnan(file["features"][1]).all()
+
+
+def test_parquet(mf: Mf, broken: Path, expected: NDArray[np.float32], tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = tmp_path / "features.parquet"
+    assert mf("embed", broken, ORANGE, LEMON, "-o", out, "--allow-failures").code == 0
+    table = parquet.read_table(out)
+    assert str(table.schema.field("features").type) == "fixed_size_list<element: float>[320]"
+    rows: list[dict[str, Any]] = table.to_pylist()
+    assert [(row["input"], row["status"], row["error_code"]) for row in rows] == [
+        (str(broken), "error", "unsupported"),
+        (str(ORANGE), "ok", None),
+        (str(LEMON), "ok", None),
+    ]
+    assert rows[0]["features"] is None
+    assert np.array_equal(np.array([row["features"] for row in rows[1:]], np.float32), expected)
+    predicted = json.loads(mf("predict", ORANGE, "--format", "jsonl").out)
+    assert table.schema.metadata[b"weights_sha256"].decode() == predicted["weights_sha256"]
+
+
+def test_all_failed(mf: Mf, broken: Path, tmp_path: Path) -> None:
+    for suffix in ("npz", "parquet"):
+        assert mf("embed", broken, "-o", tmp_path / f"a.{suffix}").code == 6
+    assert np.load(tmp_path / "a.npz")["features"].shape == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [("a.csv", 2, "neither .npz nor .parquet"), ("there.npz", 8, "exists"), ("no/a.npz", 8, "there is no folder")],
+)
+def test_the_output_is_checked_first(name: str, code: int, message: str, mf: Mf, tmp_path: Path) -> None:
+    (tmp_path / "there.npz").write_bytes(b"mine")
+    ran = mf("embed", tmp_path / "missing.jpg", "-o", tmp_path / name)
+    assert (ran.code, ran.out) == (code, "")
+    assert message in ran.err
+    assert (tmp_path / "there.npz").read_bytes() == b"mine"
+
+
+def test_overwrite_replaces_only_at_the_end(mf: Mf, tmp_path: Path) -> None:
+    out = tmp_path / "there.npz"
+    out.write_bytes(b"mine")
+    assert mf("embed", tmp_path, "-o", out, "--overwrite").code == 3
+    assert out.read_bytes() == b"mine"
+    assert mf("embed", ORANGE, "-o", out, "--overwrite", "-q").code == 0
+    assert np.load(out)["features"].shape == (1, 320)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
+
+
+def test_parquet_without_pyarrow(mf: Mf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    ran = mf("embed", ORANGE, "-o", tmp_path / "a.parquet")
+    assert (ran.code, ran.err) == (7, "error: pyarrow is not installed\nhint: pip install pyarrow\n")
