@@ -57,6 +57,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
         cached_sha256(tmp_path / "none.pth", tmp_path)
     with pytest.raises(ModelError, match="cannot read weights from .*: No such file"):
         sha256_of(tmp_path / "none.pth")
+    with pytest.raises(ModelError, match="is not a regular file") as caught:
+        cached_sha256(tmp_path, tmp_path)
+    assert caught.value.hint == "expected a .pth or .safetensors file"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise _read_error(path, error.strerror) from error
+        raise weights_read_error(path, error) from error
 
 
 def cached_sha256(path: Path, index_dir: Path) -> str:
@@ -158,14 +158,16 @@ def _identify_version(path: Path) -> tuple[Path, int, int, int, int, int]:
     try:
         status = path.stat()
     except OSError as error:
-        raise _read_error(path, error.strerror) from error
+        raise weights_read_error(path, error) from error
     if not stat.S_ISREG(status.st_mode):
-        raise _read_error(path, "not a regular file")
+        raise ModelError(f"{path} is not a regular file", "expected a .pth or .safetensors file")
     return path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _read_error(path: Path, reason: str | None) -> ModelError:
-    return ModelError(f"cannot read weights from {path}: {reason}", "expected a .pth or .safetensors file")
+def weights_read_error(path: Path, error: OSError) -> ModelError:
+    """Return the error of a checkpoint that cannot be read."""
+    hint = f"see what is there, and who may read it: ls -l {shlex.quote(str(path.parent))}"
+    return ModelError(f"cannot read weights from {path}: {error.strerror}", hint)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -125,13 +125,14 @@ class Backoff:
         time.sleep(wait_s)
 
 
-def resolve_url(session: requests.Session, url: str, progress: Progress) -> RemoteFileInfo:
+def resolve_url(session: requests.Session, url: str, progress: Progress, *, is_patient: bool = True) -> RemoteFileInfo:
     """Request the metadata of a file without its body, with retries.
 
     Args:
         session: sends the requests.
         url: the file's address.
         progress: called with a message before each retry.
+        is_patient: whether to try again without a connection, and not only where the server is busy.
 
     Raises:
         SourceError: the server refuses, is unreachable, or redirects from https to http.
@@ -143,7 +144,8 @@ def resolve_url(session: requests.Session, url: str, progress: Progress) -> Remo
         except TryLaterError as later:
             backoff.wait(later.reason)
         except requests.RequestException as error:
-            backoff.wait(classify_error(error))
+            reason = classify_error(error)
+            backoff.wait(reason if is_patient else replace(reason, is_final=True))
 
 
 def _resolve_once(session: requests.Session, url: str) -> RemoteFileInfo:

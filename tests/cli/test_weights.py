@@ -22,6 +22,8 @@ from hub_server import Behaviour, Hub
 from mfcli import create_model
 from mfcli.artifact.file import write_sidecar
 from mfcli.files import sha256_of
+from mfcli.hub.cache import ModelCache
+from mfcli.models.registry import find_variant
 
 Mf = Callable[..., Ran]
 NAME = "poolformerv2_s12"
@@ -265,10 +267,10 @@ def test_the_row_of_a_failed_model_names_its_source(mf: Mf, hub: Hub, own_cache:
     assert row["url"].startswith(f"{hub.endpoint}/sail/dl/")
     assert row["path"] == f"{own_cache}/checkpoints/poolformerv2_s24/poolformerv2_s24.pth"
     os.mkfifo(tmp_path / "pipe")
-    for name in "pipe", "none":
+    for name, reason in ("pipe", "is not a regular file"), ("none", "No such file or directory"):
         asked = mf("download", NAME, "--from", tmp_path / name, "--dry-run", "--format", "json")
         assert asked.code == 4
-        assert "cannot read weights from" in asked.err
+        assert reason in asked.err
         assert json.loads(asked.out)[0]["url"] == str(tmp_path / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent/ca.pem")
@@ -283,13 +285,17 @@ def test_the_row_of_a_failed_model_names_its_source(mf: Mf, hub: Hub, own_cache:
     assert not hub.gets
 
 
-def test_a_dry_run_fails_where_the_download_would(mf: Mf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_fails_where_the_download_would(mf: Mf, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mfcli.http.BACKOFF_S", 0.001)
     monkeypatch.setenv("MF_ENDPOINT", "http://127.0.0.1:9")  # no server there: the second source is not tried
-    for more in ([], ["--dry-run"]):
+    place = ModelCache(own_cache, find_variant(NAME)).manual_path
+    for more, error, retries in (
+        ([], "error: gave up on http://127.0.0.1:9/sail/dl/", 4),
+        (["--dry-run"], "error: cannot request http://127.0.0.1:9/sail/dl/", 0),
+    ):
         asked = mf("download", NAME, *more, "--format", "json")
-        assert (asked.code, asked.err.count("error: gave up on http://127.0.0.1:9/sail/dl/")) == (4, 1)
-        assert asked.err.count("; retrying in") == 4
+        assert (asked.code, asked.err.count(error), asked.err.count("; retrying in")) == (4, 1, retries)
+        assert asked.err.endswith(f"; or place the file at {place}\n")
 
 
 @pytest.mark.slow

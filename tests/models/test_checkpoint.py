@@ -196,13 +196,13 @@ def test_a_checkpoint_without_tensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "tensor",
-    [torch.zeros(3, dtype=torch.int32), torch.zeros(3, dtype=torch.complex64), torch.eye(3).to_sparse()],
+    [torch.zeros(320, dtype=torch.int32), torch.zeros(320, dtype=torch.complex64), torch.zeros(320).to_sparse()],
     ids=["int32", "complex64", "sparse"],
 )
 def test_tensors_other_than_dense_floats(tensor: torch.Tensor, tmp_path: Path) -> None:
-    torch.save({"head.weight": tensor}, tmp_path / "x.pth")
-    with pytest.raises(ModelError, match="weights are dense floats"):
-        read_tensors(tmp_path / "x.pth")
+    torch.save({**make_state("bundled"), "norm.weight": tensor}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="has norm.weight as .*; weights are dense floats"):
+        read_checkpoint(tmp_path / "x.pth", find_variant("bundled"))
 
 
 def test_keys_that_are_not_strings(tmp_path: Path) -> None:
@@ -357,10 +357,15 @@ def test_a_mismatch_of_shapes_in_timms_layout(tmp_path: Path) -> None:
     assert caught.value.hint == "these weights fit model=identityformer_s12 or poolformerv2_s12"
 
 
-def test_weights_that_fit_no_model(tmp_path: Path) -> None:
-    torch.save({"conv1.weight": torch.zeros(2, 2)}, tmp_path / "resnet.pth")
-    with pytest.raises(ModelError) as caught:
-        load_checkpoint(tmp_path / "resnet.pth", find_variant("caformer_s18"))
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_that_fit_no_model(suffix: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / f"resnet.{suffix}"
+    state = {"bn1.num_batches_tracked": torch.tensor(0), "conv1.weight": torch.zeros(2, 2)}
+    (torch.save if suffix == "pth" else save_file)(state, path)
+    with pytest.raises(ModelError, match="206 missing, first .*; 2 unexpected, first") as caught:
+        load_checkpoint(path, find_variant("caformer_s18"))
     assert caught.value.hint == "these weights fit no model of mf list-models"
 
 

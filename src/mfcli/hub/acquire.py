@@ -323,6 +323,8 @@ def _copy(cache: ModelCache, step: Copy) -> StoredWeights:
 def request_metadata(plan: Plan, step: Fetch, progress: Progress) -> tuple[WeightsSource, "RemoteFileInfo"]:
     """Return the first source that has the file, with the server's metadata; nothing is downloaded.
 
+    Without a network it fails at once.
+
     Args:
         plan: from `resolve`.
         step: its step.
@@ -338,7 +340,8 @@ def request_metadata(plan: Plan, step: Fetch, progress: Progress) -> tuple[Weigh
     for source, url in step.sources:
         with _collect_failures(plan, failures, progress), open_session() as session:
             expected = plan.fetch.digests | _published_digest(source)
-            return source, Download(session, url, plan.variant, expected, plan.cache.root, progress).remote
+            download = Download(session, url, plan.variant, expected, plan.cache.root, progress, is_patient=False)
+            return source, download.remote
     raise _make_fetch_error(plan, failures)
 
 
@@ -369,15 +372,17 @@ def _collect_failures(plan: Plan, failures: list[ModelError], progress: Progress
     try:
         yield
     except UnreachableError as error:
-        hint = f"run the same command again to resume; or place the file at {plan.cache.manual_path}"
-        raise ModelError(error.message, error.hint or hint) from error
+        step = error.hint or "run the same command again to resume"
+        raise ModelError(error.message, f"{step}; or place the file at {plan.cache.manual_path}") from error
     except SourceError as error:
         failures.append(error)
 
 
 def _make_fetch_error(plan: Plan, failures: Sequence[ModelError]) -> ModelError:
-    hints = dict.fromkeys(error.hint for error in failures if error.hint)
+    hints = list(dict.fromkeys(error.hint for error in failures if error.hint))
+    if not hints or not plan.fetch.origin:
+        hints.append(f"get the file elsewhere and place it at {plan.cache.manual_path}")
     return ModelError(
         f"cannot fetch {plan.variant.name} from any source: {'; '.join(error.message for error in failures)}",
-        "; ".join(hints) or f"get the file elsewhere and place it at {plan.cache.manual_path}",
+        "; or ".join(hints),
     )

@@ -71,6 +71,8 @@ class Download:
         expected_sha256: Mapping[str, str],
         cache_dir: Path,
         progress: Progress,
+        *,
+        is_patient: bool = True,
     ) -> None:
         """Request the metadata, which must fit before the first byte of the body is requested.
 
@@ -81,11 +83,12 @@ class Download:
             expected_sha256: digests that the file must have, each under the words that an error calls it by.
             cache_dir: where partial files are kept.
             progress: called before each retry, and with the number of bytes received so far.
+            is_patient: see `resolve_url`.
 
         Raises:
             SourceError: the source has no such file.
         """
-        self.remote = remote = resolve_url(session, url, progress)
+        self.remote = remote = resolve_url(session, url, progress, is_patient=is_patient)
         self._session = session
         self._variant = variant
         self._expected = expected_sha256

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfcli.errors import EngineError, ModelError, OutputError, package_error
-from mfcli.files import known_sha256
+from mfcli.files import known_sha256, weights_read_error
 from mfcli.models.matching import match_published, match_variant, to_parameters
 from mfcli.models.parameters import Shape, find_num_classes, parameter_shapes
 from mfcli.models.pth import CodeInPthError, DamagedPthError, UnsupportedPthError, read_pth
@@ -173,7 +173,7 @@ def read_checkpoint(path: Path, variant: Variant, sha256: str | None = None) -> 
         ModelError: the file cannot be read, contains code, has other weights, or has changed.
     """
     tensors = read_tensors(path)
-    expected, num_classes = match_variant(str(path), {name: t.shape for name, t in tensors.items()}, variant)
+    expected, num_classes = _match(str(path), tensors, variant)
     _check_size(path, expected)
     weights = {name: _read_float32(path, name, tensors[name]).reshape(shape) for name, shape in expected.items()}
     if sha256 is not None and known_sha256(path) != sha256:  # a running training may overwrite it
@@ -192,7 +192,7 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
 
     Raises:
         EngineError: safetensors cannot be loaded.
-        ModelError: the file cannot be read, is neither, contains code, no tensors, or tensors other than dense floats.
+        ModelError: the file cannot be read, is neither, or contains code or no tensors.
     """
     try:
         with path.open("rb") as file:
@@ -203,8 +203,8 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
         else:
             tensors = _unwrap(path, _read_pth(path, start))
     except OSError as error:
-        raise ModelError(f"cannot read weights from {path}: {error.strerror}") from error
-    return _select_parameters(str(path), tensors)
+        raise weights_read_error(path, error) from error
+    return to_parameters(tensors)
 
 
 def prove_checkpoint(path: Path, variant: Variant) -> None:
@@ -221,9 +221,8 @@ def prove_checkpoint(path: Path, variant: Variant) -> None:
         ModelError: it is not, or it cannot be read.
     """
     tensors = read_tensors(path)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    match_published(str(path), shapes, variant)
-    _check_size(path, shapes)
+    expected, _ = _match(str(path), tensors, variant, is_published=True)
+    _check_size(path, expected)
     for name, tensor in tensors.items():
         _read_float32(path, name, tensor)
 
@@ -247,17 +246,20 @@ def prove_beginning(file: str, beginning: bytes, variant: Variant) -> bool:
     if (table := read_table(file, beginning)) is None:
         return False
     tensors = {name: LoadedTensor(dtype, shape, np.empty(0)) for name, (dtype, shape, _) in table.items()}
-    match_published(file, {name: tensor.shape for name, tensor in _select_parameters(file, tensors).items()}, variant)
+    _match(file, to_parameters(tensors), variant, is_published=True)
     return True
 
 
-def _select_parameters(file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the backbone's tensors under the paper's parameter names; all must be dense floats."""
-    parameters = to_parameters(tensors)
-    for name, tensor in parameters.items():
+def _match(
+    file: str, tensors: Mapping[str, Tensor], variant: Variant, *, is_published: bool = False
+) -> tuple[dict[str, Shape], int]:
+    """Match a file's tensors against a variant's, as `match_variant` does; then all must be dense floats."""
+    match = match_published if is_published else match_variant
+    matched = match(file, {name: tensor.shape for name, tensor in tensors.items()}, variant)
+    for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS.values():
             raise ModelError(f"{file} has {name} as {tensor.dtype}; weights are dense floats", _SAVE_WEIGHTS)
-    return parameters
+    return matched
 
 
 def _read_float32(path: Path, name: str, tensor: Tensor) -> NDArray[np.float32]:
@@ -266,7 +268,7 @@ def _read_float32(path: Path, name: str, tensor: Tensor) -> NDArray[np.float32]:
     except (DamagedPthError, ValueError, TypeError) as error:
         raise ModelError(f"{path} is not a checkpoint, or is damaged: {name}, {error}", "get the file again") from error
     except OSError as error:
-        raise ModelError(f"cannot read weights from {path}: {error.strerror}") from error
+        raise weights_read_error(path, error) from error
 
 
 def _read_pth(path: Path, start: bytes) -> object:

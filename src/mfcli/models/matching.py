@@ -96,23 +96,19 @@ def match_variant(file: str, shapes: Mapping[str, Shape], variant: Variant) -> t
     return expected, num_classes
 
 
-def match_published(file: str, shapes: Mapping[str, Shape], variant: Variant) -> None:
-    """Match a file's table of parameters against a variant's published checkpoint, its number of classes included.
-
-    Args:
-        file: how messages name the file.
-        shapes: of its tensors, by the names of the paper's code.
-        variant: the model.
+def match_published(file: str, shapes: Mapping[str, Shape], variant: Variant) -> tuple[dict[str, Shape], int]:
+    """Match a file's table as `match_variant` does against a variant's published one, its number of classes included.
 
     Raises:
         ModelError: a parameter is missing, unexpected or of another shape, or the head has other classes.
     """
-    _, num_classes = match_variant(file, shapes, variant)
+    matched = _, num_classes = match_variant(file, shapes, variant)
     if num_classes != variant.num_classes:
         raise ModelError(
             f"{file} has a head of {num_classes} classes instead of the {variant.num_classes} of {variant.name}",
             "use it with mf predict: weights=FILE",
         )
+    return matched
 
 
 def _squeeze_like(shape: Shape, expected: Shape | None) -> Shape:
