@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from conftest import CHECKOUT, Ran
 from documents import broken_links, check_options, fenced, mf_commands
@@ -89,11 +90,33 @@ def test_the_tutorial_prints_what_it_shows(
     assert ran == 7
 
 
-@pytest.mark.parametrize("name", ["tutorial.md", "reference/python.md", "reference/output.md"])
-def test_the_python_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def python_blocks(*names: str) -> list[ParameterSet]:
+    """The Python of pages, without what needs packages that are not installed."""
+    found = []
+    for name in names:
+        for number, block in enumerate(fenced(page(name), "python"), 1):
+            imported = re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE)
+            missing = [module for module in imported if importlib.util.find_spec(module) is None]
+            marks = pytest.mark.skipif(bool(missing), reason=f"needs {missing}")
+            found.append(pytest.param(name, block, id=f"{name}-{number}", marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    python_blocks("tutorial.md", "how-to/python.md", "reference/python.md", "reference/output.md"),
+)
+def test_the_python_runs(name: str, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CHECKOUT)
-    for block in fenced(page(name), "python"):
-        exec(compile(block, name, "exec"), {})
+    exec(compile(block, name, "exec"), {"__name__": "block"})
+
+
+@pytest.mark.slow
+def test_workers_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(fenced(page("how-to/python.md"), "python")[-1])
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.splitlines()[-1] == "examples/orange.jpg orange", done.stderr
 
 
 def test_every_exit_and_failure_code_is_explained() -> None:
