@@ -13,6 +13,7 @@ from mfcli.errors import FailureCode
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
 PREDICT_SCHEMA = "mf.predict/1"
 
@@ -133,6 +134,7 @@ class PictureResult:
         error: why there are no predictions; None if the picture was classified.
         run: the settings that it comes from.
         features: what the head got, float32 (dim,); None unless it was asked for.
+        thumbnail: a small picture in mode RGB, upright; None unless the predictor makes them.
     """
 
     input: str
@@ -144,6 +146,7 @@ class PictureResult:
     error: Failure | None
     run: RunInfo
     features: "NDArray[np.float32] | None" = field(default=None, compare=False, repr=False)
+    thumbnail: "Image | None" = field(default=None, compare=False)
 
     @property
     def shown_name(self) -> str:

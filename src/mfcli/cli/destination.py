@@ -15,6 +15,7 @@ from mfcli.outputs.writer import FormatName, LabelType, Writer
 if TYPE_CHECKING:
     from mfcli.inference.predictor import Predictor
     from mfcli.outputs.journal import Journal
+    from mfcli.outputs.pictures import PictureRenderer
 
 _STANDARD_OUTPUT = Path("-")
 _OTHER_SUFFIXES = {"ndjson": "jsonl", "txt": "table"}
@@ -116,12 +117,13 @@ class Destination:
                     raise OutputError(f"{self.path} is an input", "name another file with -o")
 
     @contextlib.contextmanager
-    def open(self, predictor: "Predictor", compact: bool) -> Iterator[Sink]:
+    def open(self, predictor: "Predictor", compact: bool, renderer: "PictureRenderer | None" = None) -> Iterator[Sink]:
         """Open it for the results of one run.
 
         Args:
             predictor: makes the results; a journal holds rows of its run alone.
             compact: whether a table on standard output has one line per picture.
+            renderer: draws pictures beside their tables on standard output; None for no pictures.
 
         Raises:
             OutputError: it cannot be written, or holds the rows of another run.
@@ -131,7 +133,9 @@ class Destination:
 
         if self.path is None:
             with standard_output() as stream:
-                yield Sink(open_writer(self.format, stream, compact=compact, label_type=self.label_type))
+                yield Sink(
+                    open_writer(self.format, stream, compact=compact, label_type=self.label_type, renderer=renderer)
+                )
         elif self.format is not FormatName.JSONL or (exists(self.path) and not is_file(self.path)):
             with atomic_output(self.path, replace=self.overwrite) as stream:
                 yield Sink(open_writer(self.format, stream, compact=True, label_type=self.label_type))

@@ -24,7 +24,7 @@ from mfcli.inputs.codecs import formats_with, suffixes_of
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
 from mfcli.models.registry import Pretraining, find_variant
-from mfcli.outputs.writer import NotifyingWriter
+from mfcli.outputs.writer import FormatName, NotifyingWriter
 from mfcli.results import Summary
 from mfcli.settings import DEFAULT_MAX_PIXELS, Settings
 
@@ -32,10 +32,14 @@ if TYPE_CHECKING:
     from mfcli.cli.progress import StderrProgress
     from mfcli.inference.predictor import Predictor
     from mfcli.inputs.sources import Source
+    from mfcli.outputs.pictures import PictureRenderer
     from mfcli.tasks.predict import MaxFailures
 
 MANY = 4
 """Inputs up to which each picture gets a table of its own."""
+
+_THUMBNAIL_SIDE = 384
+"""Pixels of a picture beside its table, sharp on a screen of high resolution."""
 
 
 def predict(
@@ -55,6 +59,7 @@ def predict(
     labels: option.Labels = None,
     format: option.Format = None,
     label_type: option.ShownLabel = None,
+    show: option.Show = False,
     output: option.Output = None,
     overwrite: option.Overwrite = False,
     resume: option.Resume = False,
@@ -80,6 +85,8 @@ def predict(
     destination = Destination.parse(
         output, format, overwrite=overwrite, resume=resume, retry_failed=retry_failed, label_type=label_type
     )
+    if show and (destination.path is not None or destination.format is not FormatName.TABLE):
+        raise UsageError("--show is about tables in a terminal", "leave out --show, or -o and --format")
     failures = ANY_FAILURES if max_failures is None else MaxFailures.parse(max_failures)
     size = parse_batch_size(batch_size)
     extra_formats = tuple(formats.split(",")) if formats is not None else ()
@@ -115,6 +122,7 @@ def predict(
         max_failures=failures,
         settings=settings,
         quiet=quiet,
+        show=show,
     )
     summary = _run(request)
     if destination.path is not None and not quiet:
@@ -175,7 +183,7 @@ class _ModelRequest:
     max_pixels: int
     formats: tuple[str, ...]
 
-    def load(self, settings: Settings, progress: "StderrProgress") -> "Predictor":
+    def load(self, settings: Settings, progress: "StderrProgress", with_thumbnails: bool) -> "Predictor":
         from mfcli.inference.predictor import load_predictor
 
         return load_predictor(
@@ -190,6 +198,7 @@ class _ModelRequest:
             exif=self.exif,
             max_pixels=self.max_pixels,
             formats=self.formats,
+            thumbnail_side=_THUMBNAIL_SIDE if with_thumbnails else None,
             settings=settings,
             progress=progress,
         )
@@ -219,6 +228,7 @@ class PredictRequest:
     max_failures: "MaxFailures"
     settings: Settings
     quiet: bool
+    show: bool
 
 
 def _run(request: PredictRequest) -> Summary:
@@ -238,8 +248,10 @@ def _run(request: PredictRequest) -> Summary:
     left_out = LeftOut()
     sources = inputs.open(left_out)  # checks the usage before a model is loaded
     with StderrProgress(note, quiet) as loading:  # its bars are gone before the first row
-        predictor = request.model.load(request.settings, loading)
-    with progress, destination.report_interrupt(quiet), destination.open(predictor, compact=many) as sink:
+        renderer = _load_renderer(loading) if request.show else None
+        predictor = request.model.load(request.settings, loading, with_thumbnails=renderer is not None)
+    compact = many and renderer is None
+    with progress, destination.report_interrupt(quiet), destination.open(predictor, compact, renderer) as sink:
         if progress.draws_runs and all(argument.is_countable for argument in arguments):
             _count(progress, inputs.open)
         if not quiet and (limits := request.model.describe_limits(predictor)):
@@ -249,6 +261,16 @@ def _run(request: PredictRequest) -> Summary:
     if words := left_out.in_words():
         progress(words)
     return summary
+
+
+def _load_renderer(progress: "StderrProgress") -> "PictureRenderer | None":
+    from mfcli.outputs.pictures import load_renderer
+
+    try:
+        return load_renderer(sys.stdout)
+    except UsageError as error:
+        progress(error.message)
+        return None
 
 
 def _classify(

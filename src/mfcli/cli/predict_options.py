@@ -131,6 +131,9 @@ ShownLabel = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Show = Annotated[
+    bool, typer.Option("--show", help="Show each picture beside its table, in a terminal.", rich_help_panel=_OUTPUT)
+]
 Output = Annotated[
     Path | None,
     typer.Option(

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import FORMAT_VERSION, Artifact
@@ -54,6 +55,7 @@ class PreparedPicture:
     width: int
     height: int
     pixels: NDArray[np.float32]
+    thumbnail: Image | None
 
 
 _ORDINARY_BYTES = 2**26
@@ -126,6 +128,7 @@ class Predictor:
         formats: Iterable[str] = (),
         offline: bool = False,
         options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
+        thumbnail_side: int | None = None,
     ) -> None:
         """Bind a model to the settings of a run.
 
@@ -139,6 +142,7 @@ class Predictor:
             formats: optional picture formats to decode as well (`inputs.codecs.OPTIONAL_FORMATS`).
             offline: whether pictures may not be fetched from URLs.
             options: what the engine was loaded with.
+            thumbnail_side: width and height in pixels of the thumbnails in results, at most; None for none.
 
         Raises:
             UsageError: top_k, or the number of labels, does not fit the head; a format is unknown.
@@ -164,6 +168,7 @@ class Predictor:
         self._max_pixels = max_pixels
         self._formats = formats_with(formats)
         self._selection = Selection(offline=offline)
+        self._thumbnail_side = thumbnail_side
         fingerprint = RunFingerprint(artifact, self.labels, engine.name, engine.precision, top_k, exif)
         self.settings = fingerprint.settings
         self.run_info = RunInfo(
@@ -303,6 +308,7 @@ class Predictor:
         try:
             picture = self._decode(source)
             pixels = self.artifact.plan.apply(picture.rgb, self._max_pixels)
+            thumbnail = picture.make_thumbnail(self._thumbnail_side) if self._thumbnail_side else None
         except MemoryError as error:
             if not _has_free_memory():
                 raise EngineError("there is too little memory", "batch_size=1 workers=1 threads=1") from error
@@ -311,7 +317,7 @@ class Predictor:
             )
         except PictureError as error:
             return Done(self._make_result(source, picture, (), Failure(error.code, error.message)))
-        return PreparedPicture(source, picture.width, picture.height, pixels)
+        return PreparedPicture(source, picture.width, picture.height, pixels, thumbnail)
 
     def _compute(self, pictures: Sequence[PreparedPicture]) -> list[PictureResult]:
         logits, *extra = self.engine.compute(np.stack([picture.pixels for picture in pictures]))
@@ -351,6 +357,7 @@ class Predictor:
             error=error,
             run=self.run_info,
             features=features,
+            thumbnail=picture.thumbnail if isinstance(picture, PreparedPicture) else None,
         )
 
     def _top_k(self, logits: NDArray[np.float32]) -> tuple[Prediction, ...]:
@@ -386,6 +393,7 @@ def load_predictor(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     formats: Iterable[str] = (),
     features: bool = False,
+    thumbnail_side: int | None = None,
     settings: Settings | None = None,
     progress: Progress = lambda _: None,
 ) -> Predictor:
@@ -405,6 +413,7 @@ def load_predictor(
         max_pixels: the largest picture that is decoded or resized to, in pixels.
         formats: optional picture formats to decode as well: dds, icns, ico, pcx, ppm, psd, qoi, sgi, tga.
         features: whether all results have features, as those of `Predictor.embed` have in any case.
+        thumbnail_side: see `Predictor`.
         settings: defaults; None reads the environment.
         progress: called with a message before a long step, and with the progress of a download.
 
@@ -435,6 +444,7 @@ def load_predictor(
         formats=formats,
         offline=settings.offline,
         options=options,
+        thumbnail_side=thumbnail_side,
     )
 
 

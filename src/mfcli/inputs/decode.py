@@ -79,6 +79,12 @@ class DecodedPicture:
     width: int
     height: int
 
+    def make_thumbnail(self, side: int) -> Image.Image:
+        """Return it scaled down to at most `side` pixels in width and height."""
+        scale = min(1, side / max(self.rgb.size))
+        width, height = (max(1, round(length * scale)) for length in self.rgb.size)
+        return self.rgb.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+
 
 def decode(
     file: BinaryIO,

@@ -4,13 +4,21 @@ One module per format, imported only when it is chosen. A new format is a module
 case in `open_writer` and in `records.write_records`. The journal of resumable runs and the output file belong here too.
 """
 
-from typing import TextIO, assert_never
+from typing import TYPE_CHECKING, TextIO, assert_never
 
 from mfcli.outputs.writer import FormatName, LabelType, Writer
 
+if TYPE_CHECKING:
+    from mfcli.outputs.pictures import PictureRenderer
+
 
 def open_writer(
-    name: FormatName, stream: TextIO, *, compact: bool = False, label_type: LabelType = LabelType.NAME
+    name: FormatName,
+    stream: TextIO,
+    *,
+    compact: bool = False,
+    label_type: LabelType = LabelType.NAME,
+    renderer: "PictureRenderer | None" = None,
 ) -> Writer:
     """Return the writer of a format on a text stream.
 
@@ -19,12 +27,13 @@ def open_writer(
         stream: a text stream that does not translate newlines, except for tables.
         compact: whether the table format writes one line per picture instead of a small table each.
         label_type: what tables show of a class.
+        renderer: draws the thumbnail of each result beside its table; None for no pictures.
     """
     match name:
         case FormatName.TABLE:
             from mfcli.outputs.table import LineWriter, TableWriter
 
-            return LineWriter(stream, label_type) if compact else TableWriter(stream, label_type)
+            return LineWriter(stream, label_type) if compact else TableWriter(stream, label_type, renderer)
         case FormatName.JSON:
             from mfcli.outputs.json import JsonWriter
 

@@ -2,11 +2,11 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.box import ROUNDED
 from rich.cells import cell_len
-from rich.console import Console, JustifyMethod
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
@@ -15,11 +15,15 @@ from mfcli.errors import escape_control_characters
 from mfcli.outputs.writer import LabelType
 from mfcli.results import PictureResult, Prediction, RunInfo, Summary
 
+if TYPE_CHECKING:
+    from mfcli.outputs.pictures import PictureRenderer
+
 _PIPE_WIDTH = 100_000  # wider than any row, so that nothing is folded
 _MIN_WIDTH = 20
 _DEFAULT_WIDTH = 80
 _BAR_CELLS = 20
-_MIN_WIDTH_WITH_BAR = 64
+_CELLS_BESIDE_LABEL = 22  # rank, probability, padding and borders
+_MIN_CELLS_BESIDE_PICTURE = 34
 _PADDING = 2  # cells beside each column of a table that has room
 _FOLDED_CELLS = 20  # the narrowest column that long cells are folded in
 _HEADERS = {LabelType.NAME: "label", LabelType.WNID: "wnid", LabelType.INDEX: "index"}
@@ -43,11 +47,14 @@ def _make_console(stream: TextIO) -> Console:
 
 
 class TableWriter:
-    """One small table per picture: rank, label, probability, and a bar if the terminal is wide enough."""
+    """One small table per picture: rank, label, probability, and a bar and the picture where there is room for them."""
 
-    def __init__(self, stream: TextIO, label_type: LabelType = LabelType.NAME) -> None:
+    def __init__(
+        self, stream: TextIO, label_type: LabelType = LabelType.NAME, renderer: "PictureRenderer | None" = None
+    ) -> None:
         self._console = _make_console(stream)
         self._label_type = label_type
+        self._renderer = renderer
 
     def begin(self, run: RunInfo) -> None:
         """Write nothing."""
@@ -59,19 +66,32 @@ class TableWriter:
             self._console.print(name + Text(f": {escape_control_characters(result.error.message)}", style="red"))
         else:
             size = Text(f"  {result.width}x{result.height}", style="dim")
-            self._console.print(name + size)
-            self._console.print(self._make_table(result))
+            if self._renderer and result.thumbnail:
+                self._console.print(self._place_beside(self._renderer(result.thumbnail), result, name + size))
+            else:
+                self._console.print(name + size)
+                self._console.print(self._make_table(result, self._console.width))
 
-    def _make_table(self, result: PictureResult) -> Table:
+    def _place_beside(self, picture: RenderableType, result: PictureResult, title: Text) -> RenderableType:
+        """Return the picture beside its table, above it in a narrow terminal."""
+        room = self._console.width - self._console.measure(picture).maximum - _PADDING
+        if room < _MIN_CELLS_BESIDE_PICTURE:
+            return Group(picture, title, self._make_table(result, self._console.width))
+        grid = Table.grid(padding=(0, _PADDING))
+        grid.add_row(picture, Group(title, self._make_table(result, room)))
+        return grid
+
+    def _make_table(self, result: PictureResult, room: int) -> Table:
         table = Table(box=ROUNDED)
         table.add_column("#", justify="right")
         table.add_column(_HEADERS[self._label_type], overflow="fold")
         table.add_column("prob", justify="right", no_wrap=True)
-        with_bar = self._console.width >= _MIN_WIDTH_WITH_BAR
+        labels = [_format_label(p, self._label_type) for p in result.predictions]
+        with_bar = room >= max(map(cell_len, labels)) + _CELLS_BESIDE_LABEL + _BAR_CELLS
         if with_bar:
             table.add_column("", no_wrap=True, width=_BAR_CELLS)
-        for p in result.predictions:
-            row = [Text(str(p.rank)), Text(_format_label(p, self._label_type)), Text(f"{p.prob:.1%}")]
+        for p, label in zip(result.predictions, labels, strict=True):
+            row = [Text(str(p.rank)), Text(label), Text(f"{p.prob:.1%}")]
             table.add_row(*row, *([Text(_draw_bar(p.prob), style="cyan")] if with_bar else []))
         return table
 
