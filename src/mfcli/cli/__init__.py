@@ -21,6 +21,7 @@ from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
 from mfcli.cli.doctor import doctor
 from mfcli.cli.embed import embed
 from mfcli.cli.help import add_command, list_examples
+from mfcli.cli.labels import labels
 from mfcli.cli.predict import predict
 from mfcli.cli.streams import ReaderGoneError, fail, keep_descriptors, say, standard_output
 from mfcli.errors import EngineError, ExitCode, MfError
@@ -63,6 +64,13 @@ add_command(
     "mf download caformer_s18",
     "mf download 'caformer_*_384' --dry-run",
     "mf download caformer_s18 --from caformer_s18.pth",
+)
+add_command(
+    app,
+    labels,
+    "mf labels dog",
+    "mf labels 'sports car' -m caformer_s18",
+    "mf labels animal --tree",
 )
 app.add_typer(cache.app)
 add_command(

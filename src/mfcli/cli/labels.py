@@ -1,0 +1,71 @@
+"""The command `mf labels`."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mfcli.cli.options import Format, complete_model
+from mfcli.cli.streams import standard_output
+from mfcli.errors import UsageError, escape_control_characters
+from mfcli.models.registry import default_variant, find_variant
+from mfcli.outputs.writer import FormatName
+from mfcli.settings import Settings
+
+if TYPE_CHECKING:
+    from mfcli.tasks.labels import ListedClass
+
+
+def labels(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PATTERN", help="A concept, a word of a name, a WordNet id, or a glob.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="A name from mf list-models.",
+            show_default="MF_MODEL, else bundled",
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    tree: Annotated[bool, typer.Option("--tree", help="Show the classes below their concepts, as text.")] = False,
+    format: Format = FormatName.TABLE,
+) -> None:
+    """List the classes of a model, and the concepts over them that mf predict can name, the narrowest first.
+
+    A concept as PATTERN lists all classes below it.
+    """
+    from mfcli.outputs.records import write_records
+    from mfcli.tasks import labels as task
+
+    if tree and format is not FormatName.TABLE:
+        raise UsageError(f"--tree is text, not {format}", "leave out --tree, or --format")
+    settings = Settings.from_environ()
+    variant = default_variant(settings) if model is None else find_variant(model)
+    classes = task.list_classes(variant, pattern, settings)
+    with standard_output() as stream:
+        if tree:
+            for branch in task.make_tree(classes):
+                size = "" if branch.classes is None else f" ({branch.classes})"
+                name = escape_control_characters(branch.label.name)
+                stream.write(f"{'  ' * branch.depth}{name}{size}  {branch.label.wnid}\n")
+            return
+        records = [_make_record(listed, format) for listed in classes]
+        write_records(format, stream, records, optional=("class_index", "concepts"))
+
+
+def _make_record(listed: "ListedClass", format: FormatName) -> dict[str, Any]:
+    from mfcli.models.concepts import shorten
+
+    names = [concept.name for concept in listed.concepts]
+    return {
+        "class_index": listed.class_index,
+        "wnid": listed.label.wnid,
+        "label": shorten(listed.label.name) if format is FormatName.TABLE else listed.label.name,
+        "concepts": names if format in (FormatName.JSON, FormatName.JSONL) else ", ".join(names),
+    }
