@@ -14,7 +14,7 @@ from conftest import CHECKOUT
 SHIPPED = {
     f"mfcli/bundled/{name}"
     for name in ("convformer_t8_64.onnx", "convformer_t8_64.json", "convformer_t8_64.safetensors", "README.md")
-} | {f"mfcli/models/data/{name}" for name in ("imagenet.tsv.gz", "preprocess.json", "WORDNET_LICENSE")}
+} | {f"mfcli/models/data/{name}" for name in ("imagenet.tsv.gz", "WORDNET_LICENSE")}
 
 
 def build(folder: Path, source: Path, kind: str) -> Path:

@@ -329,8 +329,9 @@ def test_the_key_covers_all_that_determines_the_graph() -> None:
         artifact_key(BUNDLED, "0" * 64, half_weights=True),
         artifact_key(find_variant("caformer_s18"), "0" * 64),
         artifact_key(find_variant("caformer_s18_384"), "0" * 64),
+        artifact_key(BUNDLED.with_input_size(96, 96), "0" * 64),
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
@@ -369,6 +370,18 @@ def test_every_family_exports(family: Family, tmp_path: Path) -> None:
     logits = load_engine(EngineName.ONNXRUNTIME, artifact).logits(pixels(2, 224).numpy())
     assert logits.shape == (2, 1000)
     assert logits.std() > 0.1
+
+
+@pytest.mark.parametrize("size", [32, 77, 130])
+@pytest.mark.parametrize("family", [family for family in Family if family is not Family.RANDFORMER])
+def test_other_input_sizes_equal_torch(family: Family, size: int, tmp_path: Path) -> None:
+    row = next(v for v in list_variants() if v.family is family and v.input_size[1] == 224)
+    small = dataclasses.replace(row.architecture, depths=(1, 1, 1, 1), dims=(8, 16, 32, 32))
+    row = dataclasses.replace(row, architecture=small).with_input_size(size, size)
+    write_random(tmp_path / "x.safetensors", row)
+    artifact = ensure_artifact(row, tmp_path / "x.safetensors", use_cache(tmp_path, compare=True))
+    assert max(artifact.check.values()) <= MAX_LOGIT_DIFFERENCE
+    assert artifact.plan.crop_size == (size, size)
 
 
 SHAPES = {(variant.architecture, variant.input_size): variant for variant in list_variants()}

@@ -90,6 +90,13 @@ def test_the_tutorial_prints_what_it_shows(
     assert ran == 7
 
 
+def test_the_preprocessing_command_runs(mf: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CHECKOUT)
+    (command,) = [c for block in fenced(page("how-to/own-model.md"), "sh") for c in block.splitlines() if "--mean" in c]
+    done = mf(*shlex.split(command)[1:])
+    assert (done.code, "orange" in done.out) == (ExitCode.OK, True)
+
+
 def python_blocks(*names: str) -> list[ParameterSet]:
     """The Python of pages, without what needs packages that are not installed."""
     found = []

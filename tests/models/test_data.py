@@ -2,14 +2,9 @@
 
 import gzip
 
-from model_data import format_classes, format_plans
+from model_data import format_classes
 
 from mfcli.models.labels import IMAGENET_FILE
-from mfcli.models.preprocess import PLANS_FILE
-
-
-def test_the_plans_are_timms() -> None:
-    assert PLANS_FILE.read_text() == format_plans()
 
 
 def test_the_classes_are_timms() -> None:

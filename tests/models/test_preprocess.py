@@ -1,5 +1,6 @@
 """Preprocessing plans: bit-identical to timm's transform, for every configuration of the registry."""
 
+import itertools
 import json
 from dataclasses import asdict
 from functools import cache
@@ -9,36 +10,47 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_data import convert_transform, make_timm_plan
 
 from deterministic import picture
-from mfcli.errors import FailureCode, ModelError, PictureError
-from mfcli.models.preprocess import PreprocessPlan, make_preprocess_plan
-from mfcli.models.registry import list_variants
+from mfcli.errors import FailureCode, ModelError, PictureError, UsageError
+from mfcli.models.preprocess import PreprocessOverrides, PreprocessPlan, make_preprocess_plan
+from mfcli.models.registry import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Variant, find_variant, list_variants
 
-CONFIGURATIONS = sorted({(v.input_size, v.crop_pct, v.interpolation) for v in list_variants()})
-PLAN = PreprocessPlan(248, (224, 224), "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CONFIGURATIONS = {(v.input_size[1], v.crop_pct): v for v in list_variants()}
+PLAN = PreprocessPlan(248, (224, 224), "bicubic", IMAGENET_MEAN, IMAGENET_STD)
+HALF = (0.5, 0.5, 0.5)
+NORMALISATIONS = ((IMAGENET_MEAN, IMAGENET_STD), (HALF, HALF), ((0.0, 1.0, 0.123456789), (0.0039215686, 1.0, 0.3)))
+OVERRIDES = [
+    PreprocessOverrides(mean, std, crop_pct, interpolation, size)
+    for (size, crop_pct, interpolation), (mean, std) in zip(
+        itertools.product((32, 63, 224, 257), (0.3, 0.875, 0.9, 0.95, 0.965, 1.0), Interpolation),
+        itertools.cycle(NORMALISATIONS),
+        strict=False,
+    )
+]
 
 
 @cache
-def timm_transform(input_size: tuple[int, int, int], crop_pct: float, interpolation: str) -> Any:
-    from timm.data import create_transform
+def timm_transform(variant: Variant) -> Any:
+    from timm.data import create_transform, resolve_data_config
 
-    return create_transform(input_size=input_size, crop_pct=crop_pct, interpolation=interpolation)
+    names = ("input_size", "crop_pct", "interpolation", "mean", "std")
+    return create_transform(**resolve_data_config({name: getattr(variant, name) for name in names}), is_training=False)
+
+
+def assert_equal_to_timm(variant: Variant, rgb: Any) -> None:
+    found = make_preprocess_plan(variant).apply(rgb)
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    assert np.array_equal(found, timm_transform(variant)(rgb).numpy())
 
 
 def test_the_registry_has_five_configurations() -> None:
-    assert [(size[1], crop_pct) for size, crop_pct, _ in CONFIGURATIONS] == [
-        (64, 0.95),
-        (224, 0.9),
-        (224, 0.95),
-        (224, 1.0),
-        (384, 1.0),
-    ]
+    assert sorted(CONFIGURATIONS) == [(64, 0.95), (224, 0.9), (224, 0.95), (224, 1.0), (384, 1.0)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+@pytest.mark.parametrize("variant", CONFIGURATIONS.values(), ids=lambda v: v.name)
 @given(
     width=st.integers(1, 700),
     height=st.integers(1, 700),
@@ -47,52 +59,69 @@ def test_the_registry_has_five_configurations() -> None:
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_a_plan_equals_timms_transform_bit_for_bit(
-    configuration: tuple[tuple[int, int, int], float, str], width: int, height: int, mode: str, interpolation: str
+    variant: Variant, width: int, height: int, mode: str, interpolation: str
 ) -> None:
     if max(width, height) / min(width, height) > 40:
         height = width
-    transform = timm_transform(configuration[0], configuration[1], interpolation)
-    rgb = picture(width, height, mode).convert("RGB")
-    found = convert_transform(transform).apply(rgb)
-    assert found.dtype == np.float32
-    assert found.flags.c_contiguous
-    assert np.array_equal(found, transform(rgb).numpy())
+    variant = PreprocessOverrides.parse(interpolation=interpolation).apply(variant)
+    assert_equal_to_timm(variant, picture(width, height, mode).convert("RGB"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (224, 224), (225, 224), (64, 63), (500, 375)])
-@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
-def test_extreme_sizes(size: tuple[int, int], configuration: tuple[tuple[int, int, int], float, str]) -> None:
-    transform = timm_transform(*configuration)
-    rgb = picture(*size)
-    assert np.array_equal(convert_transform(transform).apply(rgb), transform(rgb).numpy())
+@pytest.mark.parametrize("variant", CONFIGURATIONS.values(), ids=lambda v: v.name)
+def test_extreme_sizes(size: tuple[int, int], variant: Variant) -> None:
+    assert_equal_to_timm(variant, picture(*size))
+
+
+@pytest.mark.parametrize("overrides", OVERRIDES, ids=str)
+def test_overrides_equal_timms_transform_bit_for_bit(overrides: PreprocessOverrides) -> None:
+    assert_equal_to_timm(overrides.apply(find_variant("caformer_s18")), picture(150, 101))
 
 
 @pytest.mark.parametrize("variant", list_variants(), ids=lambda v: v.name)
-def test_every_row_has_a_plan(variant: Any) -> None:
+def test_every_row_has_a_plan(variant: Variant) -> None:
     plan = make_preprocess_plan(variant)
-    assert plan == make_timm_plan(variant)
-    assert plan.crop_size == variant.input_size[1:]
-    assert plan.resize_shorter_side == int(variant.input_size[1] / variant.crop_pct)
-    assert (plan.mean, plan.std) == (variant.mean, variant.std)
+    resize, crop, _, normalize = timm_transform(variant).transforms
+    assert (plan.resize_shorter_side, plan.crop_size) == (resize.size, tuple(crop.size))
+    assert plan.interpolation == resize.interpolation.value
+    assert [plan.mean, plan.std] == [pytest.approx(values.tolist()) for values in (normalize.mean, normalize.std)]
     assert PreprocessPlan.from_json(json.dumps(asdict(plan))) == plan
+    assert PreprocessOverrides().apply(variant) == variant
 
 
-def test_transforms_that_a_plan_cannot_express_are_refused() -> None:
-    from timm.data import create_transform
-    from torchvision import transforms
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mean": (0.5, 0.5)}, "mean=0.5,0.5 is not three numbers from 0 to 1"),
+        ({"mean": 0.5}, "mean=0.5 is not three numbers"),
+        ({"mean": (123.7, 116.3, 103.5)}, "mean=123.7,116.3,103.5 is not three numbers from 0 to 1"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "mean=0.5,nan,0.5 is not"),
+        ({"mean": [None, 1, 1]}, "mean=None,1,1 is not"),
+        ({"std": (0.2, 0.2, 0)}, "std=0.2,0.2,0 is not three numbers from 0.001 to 1"),
+        ({"std": (0.2, 0.2, -0.2)}, "std=0.2,0.2,-0.2 is not"),
+        ({"crop_pct": 0}, "crop_pct=0 is not a number from 0.1 to 1"),
+        ({"crop_pct": 1.01}, "crop_pct=1.01 is not"),
+        ({"crop_pct": float("nan")}, "crop_pct=nan is not"),
+        ({"crop_pct": "1"}, "crop_pct=1 is not"),
+        ({"interpolation": "cubic"}, "unknown interpolation 'cubic'"),
+        ({"interpolation": ["box"]}, "unknown interpolation"),
+        ({"input_size": 0}, "input_size=0 is not a number of pixels from 32 to 1024"),
+        ({"input_size": 100_000}, "input_size=100000 is not"),
+        ({"input_size": 224.5}, "input_size=224.5 is not"),
+        ({"input_size": "224"}, "input_size=224 is not"),
+    ],
+)
+def test_overrides_that_are_not_valid(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        PreprocessOverrides.parse(**values)
 
-    for transform in (
-        create_transform(input_size=(3, 224, 224), is_training=True),
-        create_transform(input_size=(3, 224, 224), crop_mode="squash"),
-        create_transform(input_size=(3, 224, 224), crop_mode="border"),
-        create_transform(input_size=(3, 224, 192)),
-        create_transform(input_size=(3, 224, 224), crop_pct=1.5),
-        transforms.Compose([transforms.ToTensor()]),
-        transforms.ToTensor(),
-    ):
-        with pytest.raises(ValueError, match="a preprocessing plan cannot express"):
-            convert_transform(transform)
+
+def test_randformer_takes_one_input_size() -> None:
+    variant = find_variant("randformer_s12")
+    assert PreprocessOverrides(input_size=224).apply(variant) == variant
+    with pytest.raises(UsageError, match="input_size=256 does not fit randformer_s12"):
+        PreprocessOverrides(input_size=256).apply(variant)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,7 @@ def compare_artifact(artifact: Artifact, checkpoint: Path, variant: Variant) -> 
     """
     from mfcli.models.checkpoint import read_checkpoint
 
+    variant = variant.with_input_size(*artifact.plan.crop_size)
     weights = read_checkpoint(checkpoint, variant, artifact.weights_sha256).weights
     return compare_with_torch(_open_session(artifact.path), weights, variant)
 

@@ -75,6 +75,11 @@ def _open_bundled(variant: Variant, fetch: "FetchOptions | None") -> Artifact:
         )
     path = bundled_file(f"{variant.name}.onnx")
     bundled = open_artifact(path, variant, None, path.with_suffix(".safetensors"))
+    if (size := bundled.plan.crop_size) != variant.input_size[1:]:
+        raise UsageError(
+            f"the bundled model takes pictures of {size[1]}x{size[0]} only, not input_size={variant.input_size[1]}",
+            f"input_size={size[0]}, or another model: model=caformer_s18",
+        )
     if fetch and fetch.digests:
         from mfcli.hub.cache import compare_digest
 

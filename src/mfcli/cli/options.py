@@ -61,6 +61,18 @@ Models = Annotated[
 ]
 
 
+def parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Read numbers with commas between them; None stays None.
+
+    Raises:
+        UsageError: one is not a number.
+    """
+    try:
+        return None if text is None else tuple(map(float, text.split(",")))
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} is not a list of numbers", f"{option} 0.5,0.5,0.5") from error
+
+
 _MAX_DIGITS = 10
 
 

@@ -15,7 +15,7 @@ import typer
 
 from mfcli.cli import predict_options as option
 from mfcli.cli.destination import Destination, Sink
-from mfcli.cli.options import Offline, Quiet, parse_batch_size
+from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_numbers
 from mfcli.cli.streams import is_terminal, note, standard_input
 from mfcli.errors import ExitCode, MfError, UsageError
 from mfcli.inference.engines.base import EngineName, Precision
@@ -23,7 +23,7 @@ from mfcli.inputs.arguments import Argument, classify, classify_list
 from mfcli.inputs.codecs import formats_with, suffixes_of
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
-from mfcli.models.registry import Pretraining, find_variant
+from mfcli.models.registry import Interpolation, Pretraining, find_variant
 from mfcli.outputs.writer import FormatName, NotifyingWriter
 from mfcli.results import Summary
 from mfcli.settings import DEFAULT_MAX_PIXELS, Settings
@@ -57,6 +57,11 @@ def predict(
     weights: option.Weights = None,
     top_k: option.TopK = None,
     labels: option.Labels = None,
+    mean: option.Mean = None,
+    std: option.Std = None,
+    crop_pct: option.CropPct = None,
+    interpolation: option.Interpolation = None,
+    input_size: option.InputSize = None,
     format: option.Format = None,
     label_type: option.ShownLabel = None,
     show: option.Show = False,
@@ -107,6 +112,11 @@ def predict(
             name=model,
             weights=weights,
             labels=labels,
+            mean=parse_numbers(mean, "--mean"),
+            std=parse_numbers(std, "--std"),
+            crop_pct=crop_pct,
+            interpolation=interpolation,
+            input_size=input_size,
             top_k=top_k,
             engine=engine,
             device=device,
@@ -174,6 +184,11 @@ class _ModelRequest:
     name: str | None
     weights: Path | None
     labels: Path | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    crop_pct: float | None
+    interpolation: Interpolation | None
+    input_size: int | None
     top_k: int | None
     engine: EngineName
     device: str
@@ -190,6 +205,11 @@ class _ModelRequest:
             self.name,
             weights=self.weights,
             labels=self.labels,
+            mean=self.mean,
+            std=self.std,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+            input_size=self.input_size,
             top_k=self.top_k,
             engine=self.engine,
             device=self.device,

@@ -9,10 +9,12 @@ from mfcli.cli.help import list_choices
 from mfcli.cli.options import MAX_WORKERS, complete_device, complete_model
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.codecs import OPTIONAL_FORMATS
+from mfcli.models.registry import Interpolation as InterpolationName
 from mfcli.outputs.writer import FormatName, LabelType
 from mfcli.settings import DEFAULT_TOP_K
 
 _INPUTS, _MODEL, _OUTPUT, _RUNNING, _FAILING = "Inputs", "Model", "Output", "Running", "Failures"
+_PREPROCESSING, _AS_TRAINED = "Preprocessing", "the model's"
 
 Inputs = Annotated[
     list[str] | None,
@@ -109,6 +111,46 @@ Labels = Annotated[
         show_default=False,
         readable=False,
         rich_help_panel=_MODEL,
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R,G,B",
+        help="Mean per channel, of values from 0 to 1.",
+        show_default=_AS_TRAINED,
+        rich_help_panel=_PREPROCESSING,
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R,G,B",
+        help="Standard deviation per channel.",
+        show_default=_AS_TRAINED,
+        rich_help_panel=_PREPROCESSING,
+    ),
+]
+CropPct = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P",
+        help="Share of the shorter side that the crop keeps.",
+        show_default=_AS_TRAINED,
+        rich_help_panel=_PREPROCESSING,
+    ),
+]
+Interpolation = Annotated[
+    InterpolationName | None,
+    typer.Option(help="Filter of resizing.", show_default=_AS_TRAINED, rich_help_panel=_PREPROCESSING),
+]
+InputSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Height and width of the crop, in pixels.",
+        show_default=_AS_TRAINED,
+        rich_help_panel=_PREPROCESSING,
     ),
 ]
 Format = Annotated[

@@ -30,7 +30,8 @@ from mfcli.inputs.pictures import Picture, check_picture, is_many, make_source
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source
 from mfcli.models.label_files import Labels, make_labels
-from mfcli.models.registry import default_variant, find_variant
+from mfcli.models.preprocess import PreprocessOverrides, make_preprocess_plan
+from mfcli.models.registry import Variant, default_variant, find_variant
 from mfcli.results import (
     PREDICT_SCHEMA,
     Failure,
@@ -384,6 +385,11 @@ def load_predictor(
     *,
     weights: str | Path | None = None,
     labels: Labels | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
+    input_size: int | None = None,
     top_k: int | None = None,
     engine: EngineName | str = EngineName.AUTO,
     device: str = "auto",
@@ -404,6 +410,11 @@ def load_predictor(
         weights: a checkpoint file to use instead of the published one.
         labels: names to use instead of the model's: str or `Label`, one per class in head order, or the path of a file
             (see `label_files.read_labels`).
+        mean: preprocessing to use instead of the model's: three numbers of red, green and blue scaled to 0..1.
+        std: likewise.
+        crop_pct: share of the resized shorter side that the centre crop keeps.
+        interpolation: bicubic, bilinear, lanczos, hamming, box or nearest.
+        input_size: height and width of the crop in pixels; another artifact is built for another size.
         top_k: predictions per picture; None for five, or for all where there are fewer classes.
         engine: which runtime computes the logits.
         device: where: auto, cpu, cuda, cuda:N or mps.
@@ -421,18 +432,22 @@ def load_predictor(
         ModelError: the name is unknown, or there are no weights that fit.
         EngineError: the engine cannot load the model.
         OutputError: the artifact cannot be kept.
-        UsageError: top_k, labels, engine, precision or formats are not valid.
+        UsageError: top_k, labels, preprocessing, engine, precision or formats are not valid.
         TypeError: labels are neither names nor a path.
     """
     settings = settings or Settings.from_environ()
-    variant = default_variant(settings) if model is None else find_variant(model)
+    overrides = PreprocessOverrides.parse(
+        mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation, input_size=input_size
+    )
     if top_k is not None and top_k < 1:  # checked before anything is downloaded or prepared
         raise UsageError(f"top_k={top_k} is less than 1", "top_k=1")
     engine = _parse_choice(EngineName, engine, "engine")
     names = None if labels is None else make_labels(labels)
     extra = (Output.FEATURES,) if features else ()
     options = EngineOptions(device, _parse_choice(Precision, precision, "precision"), threads, extra)
-    artifact = ensure_artifact(variant, Path(weights) if weights else None, settings, progress)
+    named = None if model is None else find_variant(model)
+    variant = overrides.apply(named or default_variant(settings))
+    artifact = _ensure_preprocessing(variant, Path(weights) if weights else None, settings, progress)
     loaded = load_engine(engine, artifact, options)
     return Predictor(
         artifact,
@@ -446,6 +461,12 @@ def load_predictor(
         options=options,
         thumbnail_side=thumbnail_side,
     )
+
+
+def _ensure_preprocessing(variant: Variant, weights: Path | None, settings: Settings, progress: Progress) -> Artifact:
+    """Return the artifact of a variant whose preprocessing need not be its row's: its graph has only the input size."""
+    row = find_variant(variant.name).with_input_size(*variant.input_size[1:])
+    return dataclasses.replace(ensure_artifact(row, weights, settings, progress), plan=make_preprocess_plan(variant))
 
 
 def _parse_choice(kind: type[Name], value: str, what: str) -> Name:

@@ -1,24 +1,28 @@
 """Preprocessing: from an upright RGB picture to the normalised float32 tensor that a model expects.
 
-timm's `create_transform` is the reference: the plans are data that a script made from the transforms that timm builds.
-A `PreprocessPlan` needs only Pillow and NumPy and gives bit-identical results.
+timm's evaluation transform is the reference: `create_transform` with crop_mode "center" and a square input size. A
+`PreprocessPlan` needs only Pillow and NumPy and gives bit-identical results; the tests compare them.
 """
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mfcli.errors import FailureCode, ModelError, PictureError
-from mfcli.models.registry import Variant
+from mfcli.errors import FailureCode, ModelError, PictureError, UsageError
+from mfcli.models.registry import IMAGENET_MEAN, IMAGENET_STD, Family, Interpolation, Variant
 
-PLANS_FILE = Path(__file__).parent / "data" / "preprocess.json"
-"""The plan of every variant; `scripts/model_data.py` wrote it."""
+INPUT_SIZES = range(32, 1025)
+"""The accepted input sizes in pixels: the smallest has one position in the last stage; attention grows with the fourth
+power of the size."""
+MIN_CROP_PCT = 0.1
+MIN_STD = 0.001
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,114 @@ class PreprocessPlan:
 
 
 def make_preprocess_plan(variant: Variant) -> PreprocessPlan:
-    """Return a variant's plan, as timm builds it; `scripts/model_data.py` wrote them down."""
-    return PreprocessPlan.from_json(json.dumps(json.loads(PLANS_FILE.read_bytes())[variant.name]))
+    """Return the plan of a variant's input size, crop_pct, interpolation, mean and std, as timm builds it."""
+    _, height, width = variant.input_size
+    return PreprocessPlan(
+        resize_shorter_side=math.floor(height / variant.crop_pct),
+        crop_size=(height, width),
+        interpolation=variant.interpolation.value,
+        mean=variant.mean,
+        std=variant.std,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessOverrides:
+    """Preprocessing that replaces a model's; None keeps the model's.
+
+    Attributes:
+        mean: per channel of RGB values scaled to 0..1.
+        std: likewise.
+        crop_pct: share of the resized shorter side that the centre crop keeps, as in timm.
+        interpolation: the filter of resizing.
+        input_size: height and width of the crop in pixels.
+    """
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    crop_pct: float | None = None
+    interpolation: Interpolation | None = None
+    input_size: int | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        mean: Iterable[float] | None = None,
+        std: Iterable[float] | None = None,
+        crop_pct: float | None = None,
+        interpolation: str | None = None,
+        input_size: int | None = None,
+    ) -> "PreprocessOverrides":
+        """Check values, of any type, and convert them.
+
+        Raises:
+            UsageError: one is not valid.
+        """
+        return cls(
+            None if mean is None else _parse_channels("mean", mean, 0, IMAGENET_MEAN),
+            None if std is None else _parse_channels("std", std, MIN_STD, IMAGENET_STD),
+            None if crop_pct is None else _parse_crop_pct(crop_pct),
+            None if interpolation is None else _parse_interpolation(interpolation),
+            None if input_size is None else _parse_input_size(input_size),
+        )
+
+    def apply(self, variant: Variant) -> Variant:
+        """Return a variant with this preprocessing.
+
+        Raises:
+            UsageError: its architecture cannot take the input size.
+        """
+        size = self.input_size or variant.input_size[1]
+        if variant.family is Family.RANDFORMER and size != variant.input_size[1]:
+            raise UsageError(
+                f"input_size={size} does not fit {variant.name}, whose weights mix the positions of one size",
+                f"input_size={variant.input_size[1]}",
+            )
+        return replace(
+            variant.with_input_size(size, size),
+            mean=self.mean or variant.mean,
+            std=self.std or variant.std,
+            crop_pct=self.crop_pct or variant.crop_pct,
+            interpolation=self.interpolation or variant.interpolation,
+        )
+
+
+def _parse_channels(
+    name: str, values: Iterable[Any], least: float, example: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    try:
+        values = list(values)
+        first, second, third = map(float, values)
+        if all(least <= value <= 1 for value in (first, second, third)):
+            return first, second, third
+    except (TypeError, ValueError):
+        pass
+    given = ",".join(map(str, values)) if isinstance(values, list) else values
+    raise UsageError(
+        f"{name}={given} is not three numbers from {least:g} to 1, for red, green and blue scaled to 0..1",
+        f"{name}={','.join(map(str, example))}",
+    )
+
+
+def _parse_crop_pct(value: Any) -> float:
+    if isinstance(value, int | float) and MIN_CROP_PCT <= value <= 1:
+        return float(value)
+    raise UsageError(f"crop_pct={value} is not a number from {MIN_CROP_PCT} to 1", "crop_pct=0.95")
+
+
+def _parse_interpolation(value: Any) -> Interpolation:
+    try:
+        return Interpolation(value)
+    except ValueError as error:
+        raise UsageError(f"unknown interpolation {value!r}", f"one of {', '.join(Interpolation)}") from error
+
+
+def _parse_input_size(value: Any) -> int:
+    if value in INPUT_SIZES:
+        return int(value)
+    first, last = INPUT_SIZES[0], INPUT_SIZES[-1]
+    raise UsageError(f"input_size={value} is not a number of pixels from {first} to {last}", "input_size=224")
 
 
 def _to_floats(values: Any) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ Vision" (CVPR 2022) as timm hosts it. `timm_top1` is timm's own measurement (res
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
@@ -43,6 +43,17 @@ class Pretraining(StrEnum):
     IN21FT1K = "in21ft1k"
     IN21K = "in21k"
     BUNDLED = "bundled"
+
+
+class Interpolation(StrEnum):
+    """The filters of resizing, by timm's and Pillow's names; always with antialiasing."""
+
+    BICUBIC = "bicubic"
+    BILINEAR = "bilinear"
+    LANCZOS = "lanczos"
+    HAMMING = "hamming"
+    BOX = "box"
+    NEAREST = "nearest"
 
 
 HUB = "https://huggingface.co"
@@ -104,6 +115,9 @@ class Variant:
         timm_top1: the same as measured by timm.
         sources: where the checkpoint is published, in the order of trying; empty for the bundled model.
         timm_name: timm's name with its tag, None if timm has no such checkpoint.
+        interpolation: the filter of resizing.
+        mean: per channel of values scaled to 0..1.
+        std: likewise.
     """
 
     name: str
@@ -119,7 +133,7 @@ class Variant:
     timm_top1: float | None
     sources: tuple[WeightsSource, ...]
     timm_name: str | None
-    interpolation: str = "bicubic"
+    interpolation: Interpolation = Interpolation.BICUBIC
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -132,6 +146,10 @@ class Variant:
     def url(self) -> str | None:
         """The first address of the checkpoint, None for the bundled model."""
         return self.sources[0].url if self.sources else None
+
+    def with_input_size(self, height: int, width: int) -> "Variant":
+        """Return the row with another input size, in pixels."""
+        return replace(self, input_size=(self.input_size[0], height, width))
 
     def as_record(self) -> dict[str, Any]:
         """Return the row as a record of plain values, sequences as lists."""
@@ -155,7 +173,7 @@ class Variant:
             "urls": [source.url for source in self.sources],
             "input_size": list(self.input_size),
             "crop_pct": self.crop_pct,
-            "interpolation": self.interpolation,
+            "interpolation": self.interpolation.value,
             "mean": list(self.mean),
             "std": list(self.std),
         }

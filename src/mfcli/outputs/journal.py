@@ -257,6 +257,7 @@ _COARSE_SETTINGS = {
     "model": "model={theirs} instead of model={ours}",
     "weights_sha256": "other weights of {model}, SHA-256 {theirs}",
     "format_version": "another version of mf",
+    "preprocess": "other preprocessing",
     "artifact": "another version of mf",
 }
 """Settings of which the first that differs explains the rest."""

@@ -247,7 +247,7 @@ def _is_stale(entry: CacheEntry) -> bool:
         artifact = open_artifact(entry.path, variant, None, None)
     except ModelError:
         return True
-    return artifact.key != artifact_key(variant, artifact.weights_sha256)
+    return artifact.key != artifact_key(variant.with_input_size(*artifact.plan.crop_size), artifact.weights_sha256)
 
 
 def _find_temporary_files(settings: Settings) -> list[CacheEntry]:

@@ -20,7 +20,7 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
     artifacts = find_artifacts(variant, settings)
     cache = ModelCache(settings.cache_dir, variant) if variant.sources else None
     have = cache.find() if cache else None
-    own = [a for a in artifacts if is_bundled(a.path) or (have and a.weights_sha256 == have.sha256)]
+    own = [a for a in artifacts if is_bundled(a.path) or (have and _is_own(a, variant, have))]
     return {
         **variant.as_record(),
         "resize_shorter_side": int(variant.input_size[1] / variant.crop_pct),
@@ -31,6 +31,11 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
         "artifacts": [_describe_artifact(artifact) for artifact in own],
         "other_artifacts": [_describe_artifact(artifact) for artifact in artifacts if artifact not in own],
     }
+
+
+def _is_own(artifact: Artifact, variant: Variant, have: StoredWeights) -> bool:
+    """Return whether an artifact is that of a variant's checkpoint, at the variant's input size."""
+    return artifact.weights_sha256 == have.sha256 and artifact.plan.crop_size == variant.input_size[1:]
 
 
 def _describe_weights(have: StoredWeights | None) -> dict[str, Any] | None:
