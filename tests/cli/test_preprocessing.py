@@ -1,6 +1,7 @@
-"""The options of mf predict that replace a model's preprocessing."""
+"""The options of mf predict that replace a model's preprocessing, and folders as --weights."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,20 @@ def test_resuming_with_other_preprocessing_is_refused(mf: Mf, coffee: Path, tmp_
     assert mf("predict", coffee, "-o", tmp_path / "x.jsonl", "-q").code == 0
     ran = mf("predict", coffee, "-o", tmp_path / "x.jsonl", "--resume", "--crop-pct", "1")
     assert (ran.code, "belongs to a different run: other preprocessing\n" in ran.err) == (8, True)
+
+
+def test_a_folder_as_weights(mf: Mf, coffee: Path, small_weights: Path, tmp_path: Path) -> None:
+    shutil.copy(small_weights, tmp_path / "pytorch_model.bin")
+    config = {"architecture": "convformer_t8", "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 0.95}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    unnamed = mf("predict", coffee, "--weights", tmp_path)
+    assert "has 7 classes without names" in unnamed.err
+    (tmp_path / "config.json").write_text(json.dumps(config | {"label_names": list("abcdefg")}))
+    named = mf("predict", coffee, "--weights", tmp_path)
+    assert (named.code, named.err) == (0, "")
+    row, alone = predict(mf, coffee, "--weights", tmp_path), predict(mf, coffee, "--weights", small_weights)
+    assert [p["label"] for p in row["predictions"]] == ["abcdefg"[p["class_index"]] for p in row["predictions"]]
+    assert [p["prob"] for p in row["predictions"]] == [p["prob"] for p in alone["predictions"]]
+    other = mf("predict", coffee, "--weights", tmp_path, "-m", "caformer_s18")
+    assert other.code == 4
+    assert "the model is convformer_t8, not caformer_s18\nhint: --model convformer_t8_64" in other.err

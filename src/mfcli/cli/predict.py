@@ -231,7 +231,7 @@ class _ModelRequest:
                 f"answered by the small bundled model, which knows {classes} classes and can name nothing else; "
                 "one that knows 1000: --model caformer_s18"
             )
-        if classes != variant.num_classes and self.labels is None:
+        if classes != variant.num_classes and predictor.labels == predictor.artifact.labels:
             return f"the head of {self.weights} has {classes} classes without names; name them: --labels FILE"
         return None
 

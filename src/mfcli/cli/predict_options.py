@@ -85,8 +85,8 @@ Model = Annotated[
 Weights = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE",
-        help="A checkpoint of that model: .pth or .safetensors.",
+        metavar="FILE|FOLDER",
+        help="A checkpoint of that model: .pth, .safetensors, or a folder of timm or Hugging Face.",
         show_default=False,
         readable=False,
         rich_help_panel=_MODEL,

@@ -21,6 +21,7 @@ from PIL.Image import Image
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import FORMAT_VERSION, Artifact
 from mfcli.errors import EngineError, FailureCode, PictureError, UsageError
+from mfcli.files import is_folder
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
 from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
@@ -406,8 +407,10 @@ def load_predictor(
     """Load a model by name, ready to classify pictures; its artifact is built first where there is none.
 
     Args:
-        model: any name that `mf list-models` shows; None for MF_MODEL or the bundled model.
-        weights: a checkpoint file to use instead of the published one.
+        model: any name that `mf list-models` shows; None for that of a weights folder, else MF_MODEL or the bundled
+            model.
+        weights: a checkpoint file to use instead of the published one, or a folder of timm or Hugging Face, whose
+            config.json also gives the preprocessing and the labels.
         labels: names to use instead of the model's: str or `Label`, one per class in head order, or the path of a file
             (see `label_files.read_labels`).
         mean: preprocessing to use instead of the model's: three numbers of red, green and blue scaled to 0..1.
@@ -429,7 +432,7 @@ def load_predictor(
         progress: called with a message before a long step, and with the progress of a download.
 
     Raises:
-        ModelError: the name is unknown, or there are no weights that fit.
+        ModelError: the name is unknown, there are no weights that fit, or a folder is not a model's.
         EngineError: the engine cannot load the model.
         OutputError: the artifact cannot be kept.
         UsageError: top_k, labels, preprocessing, engine, precision or formats are not valid.
@@ -446,8 +449,16 @@ def load_predictor(
     extra = (Output.FEATURES,) if features else ()
     options = EngineOptions(device, _parse_choice(Precision, precision, "precision"), threads, extra)
     named = None if model is None else find_variant(model)
-    variant = overrides.apply(named or default_variant(settings))
-    artifact = _ensure_preprocessing(variant, Path(weights) if weights else None, settings, progress)
+    if weights and is_folder(Path(weights)):
+        from mfcli.models.model_folder import read_model_folder
+
+        folder = read_model_folder(Path(weights), named, settings)
+        artifact = _ensure_preprocessing(overrides.apply(folder.variant), folder.weights_file, settings, progress)
+        names = names or folder.labels
+        folder.check_classes(len(artifact.labels))
+    else:
+        variant = overrides.apply(named or default_variant(settings))
+        artifact = _ensure_preprocessing(variant, Path(weights) if weights else None, settings, progress)
     loaded = load_engine(engine, artifact, options)
     return Predictor(
         artifact,

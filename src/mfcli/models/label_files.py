@@ -118,27 +118,27 @@ def _parse_json(path: Path, text: str) -> tuple[Label, ...] | None:
         names = next((config["label_names"] for config in configs if "label_names" in config), None)
         if names is not None:
             descriptions = next((c["label_descriptions"] for c in configs if "label_descriptions" in c), None) or {}
-            return _parse_json_list(path, names, descriptions)
+            return _parse_json_names(path, names, descriptions)
         value = value.get("id2label", value)
-    if isinstance(value, list):
-        return _parse_json_list(path, value, {})
-    return _parse_json_mapping(path, value)
+    return _parse_json_names(path, value, {})
 
 
-def _parse_json_list(path: Path, names: Any, descriptions: Any) -> tuple[Label, ...]:
-    if not isinstance(names, list) or not names or not isinstance(descriptions, dict):
+def _parse_json_names(path: Path, names: Any, descriptions: Any) -> tuple[Label, ...]:
+    if not isinstance(descriptions, dict):
         raise _not_labels(path)
-    return tuple(_make_label(path, name, descriptions) for name in names)
+    if isinstance(names, list) and names:
+        return tuple(_make_label(path, name, descriptions) for name in names)
+    return _parse_json_mapping(path, names, descriptions)
 
 
-def _parse_json_mapping(path: Path, value: Any) -> tuple[Label, ...]:
+def _parse_json_mapping(path: Path, value: Any, descriptions: Mapping[str, Any]) -> tuple[Label, ...]:
     if not isinstance(value, dict) or not value:
         raise _not_labels(path)
     are_indices = [all(_is_index(item) for item in items) for items in (value.keys(), value.values())]
     if all(are_indices) or not any(are_indices):
         raise _not_labels(path)
     pairs: Iterable[tuple[Any, Any]] = value.items() if are_indices[0] else ((v, k) for k, v in value.items())
-    return _order(path, ((str(index), _make_label(path, name, {})) for index, name in pairs))
+    return _order(path, ((str(index), _make_label(path, name, descriptions)) for index, name in pairs))
 
 
 def _make_label(path: Path, value: Any, descriptions: Mapping[str, Any]) -> Label:
