@@ -1,5 +1,6 @@
 """Folders of timm and Hugging Face: preprocessing and labels as those read them, or a clear refusal."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -159,8 +160,9 @@ def test_configurations_that_are_refused(config: Any, message: str | None, tmp_p
         ({"do_normalize": False}, "without do_normalize is not supported"),
         ({"size": {"height": 224, "width": 224}}, "size .* is not supported, only shortest_edge"),
         ({"crop_size": {"height": 64, "width": 96}}, "crop_size .* is not supported, only a square"),
-        ({"crop_size": 100}, "crop_pct 1.01.* is not a number from"),
-        ({"size": 0}, "crop_pct 9.* is not a number from"),
+        ({"crop_size": 100}, "a crop of 100 pixels from 99"),
+        ({"crop_size": 20}, "input_size 20 is not a number of pixels"),
+        ({"size": 0, "crop_size": 0}, "a crop of 0 pixels from 0"),
         ({"rescale_factor": 1}, "rescale_factor 1 is not supported, only 1/255"),
         ({"resample": 6}, "unknown interpolation 6"),
         ({"image_mean": [127, 127, 127]}, "preprocessor_config.json: mean 127,127,127 is not"),
@@ -170,6 +172,19 @@ def test_processors_that_are_refused(processor: Any, message: str, tmp_path: Pat
     folder = write_folder(tmp_path / "x", {}, PROCESSOR | processor if isinstance(processor, dict) else processor)
     with pytest.raises(ModelError, match=message):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 0, -1, 10**400, math.nan, math.inf, "", "x", "=", [], [[]], [3, 0, 0], [3] * 3, {}, {"a": []}]
+)
+def test_no_value_is_a_bug(value: Any, tmp_path: Path) -> None:
+    keys = {**TIMM, "model_args": {}, "global_pool": "avg", "label_descriptions": {}, "id2label": {}}
+    configs: list[tuple[Any, Any]] = [(TIMM | {key: value}, None) for key in keys]
+    configs += [(TIMM | {"pretrained_cfg": PRETRAINED | {key: value}}, None) for key in (*PRETRAINED, *TIMM, "tag")]
+    configs += [({}, PROCESSOR | {key: value}) for key in (*PROCESSOR, "crop_pct", "do_resize")]
+    for config, processor in [*configs, (value, None), ({}, value)]:
+        with contextlib.suppress(ModelError):
+            read(write_folder(tmp_path / "x", json.dumps(config), {} if processor is None else processor))
 
 
 def test_pillows_filters_have_their_numbers(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def _parse_json(path: Path, text: str) -> tuple[Label, ...] | None:
     if isinstance(value, dict):
         pretrained = value.get("pretrained_cfg")
         configs = [value, pretrained if isinstance(pretrained, dict) else {}]
-        names = next((config["label_names"] for config in configs if "label_names" in config), None)
+        names = next((config["label_names"] for config in configs if config.get("label_names") is not None), None)
         if names is not None:
             descriptions = next((c["label_descriptions"] for c in configs if "label_descriptions" in c), None) or {}
             return _parse_json_names(path, names, descriptions)

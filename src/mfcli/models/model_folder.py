@@ -7,6 +7,7 @@ to what its config.json does not say, and what a preprocessing plan cannot expre
 import contextlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from mfcli.settings import Settings
 _WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 _NEUTRAL_ARGS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "proj_drop_rate"}
 """Arguments of timm's models that show in the shapes of the weights, or do not matter outside training."""
+_MAX_SIZE = 10_000
+"""Pixels of the shorter side, beyond any model's."""
 _FILTERS = {str(int(Image.Resampling[name.upper()])): name for name in Interpolation}
 """Filters by Pillow's numbers, which Hugging Face writes."""
 
@@ -94,12 +97,13 @@ def read_model_folder(folder: Path, named: Variant | None, settings: Settings) -
     row = _find_row(file, config, pretrained)
     if named and row and named.architecture != row.architecture:
         raise ModelError(f"{file}: the model is {row.architecture.name}, not {named.name}", f"model={row.name}")
+    overrides = _read_preprocessing(file, config, pretrained)
     is_labelled = any(part.get(key) for part in (config, pretrained) for key in ("label_names", "id2label"))
     try:
-        variant = _read_preprocessing(file, config, pretrained).apply(named or row or default_variant(settings))
+        variant = overrides.apply(named or row or default_variant(settings))
         labels = read_labels(file) if is_labelled else None
     except UsageError as error:
-        raise _make_error(file, error.message.replace("=", " ", 1)) from error  # no parameter of the caller's
+        raise ModelError(_name_field(error.message), error.hint) from error
     return ModelFolder(file, weights_file, variant, labels, config.get("num_classes", pretrained.get("num_classes")))
 
 
@@ -124,6 +128,11 @@ def _make_error(file: Path, problem: str) -> ModelError:
     return ModelError(f"{file}: {problem}", f"correct {file}")
 
 
+def _name_field(message: str) -> str:
+    """Return a message about a parameter as one about a field of a file."""
+    return re.sub(r"^(\w+)=", r"\1 ", message)
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
@@ -138,7 +147,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _find_row(file: Path, config: dict[str, Any], pretrained: dict[str, Any]) -> Variant | None:
     """Return the row of timm's tag, from which training began, or the first of the architecture, if one is named."""
-    architecture = config.get("architecture", pretrained.get("architecture"))
+    architecture = config.get("architecture") or pretrained.get("architecture")
     if architecture is None:
         return None
     for name in (f"{architecture}.{pretrained.get('tag')}", f"{architecture}"):
@@ -163,8 +172,9 @@ def _check_arguments(file: Path, config: dict[str, Any]) -> None:
     given = config.get("model_args") or {}
     if not isinstance(given, dict):
         raise _make_error(file, "model_args is not an object")
-    pooling = {config.get("global_pool"), given.get("global_pool")} - {None, "avg"}
-    other = sorted(given.keys() - _NEUTRAL_ARGS - {"global_pool"}) + ["global_pool"] * bool(pooling)
+    other = sorted(given.keys() - _NEUTRAL_ARGS - {"global_pool"})
+    if any(part.get("global_pool") not in (None, "avg") for part in (config, given)):
+        other.append("global_pool")
     if other:
         raise ModelError(f"{file}: the model was created with {', '.join(other)}, which is not supported")
 
@@ -198,6 +208,8 @@ def _read_processor(file: Path) -> PreprocessOverrides:
     if not (isinstance(factor, float) and math.isclose(factor, 1 / 255)):
         raise ModelError(f"{file}: rescale_factor {factor} is not supported, only 1/255")
     size, crop = _read_sizes(file, config)
+    if not 0 < crop <= size <= _MAX_SIZE:
+        raise _make_error(file, f"a crop of {crop} pixels from {size}")
     crop_pct = _parse_overrides(file, crop_pct=config.get("crop_pct")).crop_pct or 1
     resample = config.get("resample")
     return _parse_overrides(
@@ -228,7 +240,7 @@ def _read_sizes(file: Path, config: dict[str, Any]) -> tuple[int, int]:
 
 def compute_crop_pct(crop: int, resized: int) -> float:
     """Return the crop_pct by which a crop of so many pixels has a resized shorter side of so many."""
-    crop_pct = crop / max(resized, 1)
+    crop_pct = crop / resized
     return crop_pct if math.floor(crop / crop_pct) == resized else math.nextafter(crop_pct, 0)
 
 
@@ -236,4 +248,4 @@ def _parse_overrides(file: Path, **values: Any) -> PreprocessOverrides:
     try:
         return PreprocessOverrides.parse(**values)
     except UsageError as error:
-        raise _make_error(file, error.message.replace("=", " ", 1)) from error
+        raise _make_error(file, _name_field(error.message)) from error

@@ -192,7 +192,7 @@ def _parse_channels(
         first, second, third = map(float, values)
         if all(least <= value <= 1 for value in (first, second, third)):
             return first, second, third
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     given = ",".join(map(str, values)) if isinstance(values, list) else values
     raise UsageError(
