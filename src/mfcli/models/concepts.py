@@ -163,7 +163,7 @@ class HeadConcepts:
         """
         if not len(self.named):
             return None
-        sums = np.add.reduceat(probs[self._terms], self._ends - self.sizes[self.named])
+        sums = self.sum(probs)
         first = int((sums >= confidence).argmax())
         if sums[first] < confidence:
             return None
@@ -171,6 +171,10 @@ class HeadConcepts:
         column = int(self.columns[place])
         prob = min(float(sums[first]), 1.0)  # the sum of all can exceed 1 by an ulp
         return Concept(self._hierarchy.wnid(column), self.label(column), prob, int(self.sizes[place]))
+
+    def sum(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the probability of each named concept, float64, from that of all classes, float64 (C,)."""
+        return np.add.reduceat(probs[self._terms], self._ends - self.sizes[self.named])
 
     def label(self, column: int) -> str:
         """Return the first name of a class of the head, or of a concept."""
