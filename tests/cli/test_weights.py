@@ -93,6 +93,9 @@ def test_the_first_prediction_downloads_and_the_next_does_not(mf: Mf, hub: Hub, 
     assert f"weights_url {hub.endpoint}" in " ".join(mf("info", NAME).out.split())
     torch_engine = mf("predict", coffee, "-m", NAME, "--format", "jsonl", "--engine", "torch")
     assert torch_engine.code == 0
+    assert mf("predict", coffee, "-m", NAME, "--input-size", "96").code == 0
+    resized = json.loads(mf("info", NAME, "--format", "json").out)
+    assert (resized["artifacts"], len(resized["other_artifacts"])) == (told["artifacts"], 1)
 
 
 @pytest.mark.slow
