@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from deterministic import fill, pixels
 from mfcli import create_model
@@ -95,7 +97,13 @@ def test_the_same_checkpoint_gives_the_same_bytes(small_weights: Path, tmp_path:
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_the_file_is_self_describing(cache: Path) -> None:
+def onnx_without_metadata(path: Path) -> bytes:
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    return bytes(model.SerializeToString())
+
+
+def test_the_file_is_self_describing(cache: Path, small_weights: Path) -> None:
     (path,) = (cache / "artifacts").glob("*.onnx")
     model = onnx.load(path)
     onnx.checker.check_model(model)
@@ -104,7 +112,10 @@ def test_the_file_is_self_describing(cache: Path) -> None:
     assert (input_.name, output.name) == ("input", "logits")
     assert shapes == [["N", 3, 64, 64], ["N", 7]]
     sidecar = json.loads(path.with_suffix(".json").read_text())
+    (origin,) = sidecar.pop("origins").values()
+    assert (origin["origin"], datetime.fromisoformat(origin["date"]).tzinfo) == (str(small_weights), UTC)
     assert sidecar == {
+        "graph_sha256": hashlib.sha256(onnx_without_metadata(path)).hexdigest(),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "size_bytes": path.stat().st_size,
         "mtime_ns": path.stat().st_mtime_ns,
@@ -320,6 +331,48 @@ def test_weights_replaced_during_the_build(cache: Path, tmp_path: Path) -> None:
         ensure_artifact(BUNDLED, weights, use_cache(cache), lambda _: newer.replace(weights))  # type: ignore[arg-type]
     assert {path.name for path in (cache / "artifacts").glob("*.onnx")} == before
     assert len(ensure_artifact(BUNDLED, weights, use_cache(cache)).labels) == 4
+
+
+def save_as(suffix: str, weights: Path, folder: Path) -> Path:
+    """The same weights in another file."""
+    path = folder / f"same.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": torch.load(weights)}, path)
+    else:
+        save_file(torch.load(weights), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_files_with_the_same_weights_share_an_artifact(
+    suffix: str, cache: Path, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ensure_artifact(BUNDLED, small_weights, use_cache(cache))
+    same = save_as(suffix, small_weights, tmp_path)
+    shared = ensure_artifact(BUNDLED, same, use_cache(cache))
+    assert shared == dataclasses.replace(first, weights_sha256=sha256_of(same), checkpoint=same)
+    origins = [origin["origin"] for origin in artifact_file.read_origins(first.path).values()]
+    assert origins == [str(small_weights), str(same)]
+    with monkeypatch.context() as patch:
+        forbid_building(patch)
+        assert ensure_artifact(BUNDLED, same, use_cache(cache)) == shared
+        assert ensure_artifact(BUNDLED, small_weights, use_cache(cache)) == first
+    assert len(list((cache / "artifacts").glob("*.onnx"))) == 1
+    cut(first.path)  # the next file of these weights gets one of its own
+    assert ensure_artifact(BUNDLED, same, use_cache(cache)).path != first.path
+
+
+def test_an_artifact_of_the_version_before_is_used(
+    cache: Path, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = (cache / "artifacts").glob("*.onnx")
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    older = {name: sidecar[name] for name in ("sha256", "size_bytes", "mtime_ns")}
+    path.with_suffix(".json").write_text(json.dumps(older))
+    with monkeypatch.context() as patch:
+        forbid_building(patch)
+        assert ensure_artifact(BUNDLED, small_weights, use_cache(cache)).path == path
+    assert ensure_artifact(BUNDLED, save_as("pth", small_weights, tmp_path), use_cache(cache)).path != path
 
 
 def test_the_key_covers_all_that_determines_the_graph() -> None:

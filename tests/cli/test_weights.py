@@ -20,7 +20,7 @@ from conftest import AFTER_CTRL_C, Ran
 from deterministic import fill
 from hub_server import Behaviour, Hub
 from mfcli import create_model
-from mfcli.artifact.file import write_sidecar
+from mfcli.artifact.file import update_sidecar
 from mfcli.files import sha256_of
 from mfcli.hub.cache import ModelCache
 from mfcli.models.registry import find_variant
@@ -134,19 +134,36 @@ def change_one_weight(path: Path) -> None:
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
     path.write_bytes(model.SerializeToString())
-    write_sidecar(path, sha256_of(path))
+    status = path.stat()
+    update_sidecar(path, sha256=sha256_of(path), size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
+
+
+def test_one_files_artifact_is_listed_and_deleted(mf: Mf, own_cache: Path, tmp_path: Path, coffee: Path) -> None:
+    for name in "ab":
+        torch.save(create_model("bundled", num_classes=3).state_dict(), tmp_path / f"{name}.pth")
+        assert mf("predict", coffee, "--weights", tmp_path / f"{name}.pth", "-q").code == 0
+    rows = {row["origins"][0]: row["path"] for row in json.loads(mf("cache", "ls", "--format", "json").out)}
+    assert rows.keys() == {str(tmp_path / f"{name}.pth") for name in "ab"}
+    (tmp_path / "a.pth").unlink()
+    assert rows[str(tmp_path / "a.pth")] in mf("cache", "rm", tmp_path / "a.pth").out
+    assert list((own_cache / "artifacts").glob("*.onnx")) == [Path(rows[str(tmp_path / "b.pth")])]
+    assert mf("cache", "rm", rows[str(tmp_path / "b.pth")]).code == 0
+    assert not list((own_cache / "artifacts").glob("*.onnx"))
+    assert mf("cache", "rm", tmp_path / "b.pth").code == 4
 
 
 @pytest.mark.slow
 def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert mf("cache", "path").out == f"{own_cache}\n"
-    header = "kind,model,size_bytes,sha256,path\n"
+    header = "kind,model,size_bytes,sha256,path,origins,date\n"
     assert mf("cache", "ls", "--format", "csv").out == header
     assert mf("cache", "verify", "--format", "tsv").out.split() == ["status", *header.strip().split(","), "problem"]
     assert mf("download", NAME).code == 0
     rows = json.loads(mf("cache", "ls", "--format", "json").out)
     assert [(row["kind"], row["model"]) for row in rows] == [("checkpoint", NAME), ("artifact", NAME)]
     assert rows[0]["size_bytes"] == len(hub.files[PATH])
+    assert [row["origins"] for row in rows] == [[hub.endpoint + PATH]] * 2
+    assert all(row["date"].startswith("20") for row in rows)
     assert mf("cache", "verify").code == 0
     with monkeypatch.context() as later:
         later.setattr("mfcli.artifact.file.FORMAT_VERSION", 999)

@@ -6,8 +6,9 @@ be compared with those of the backbone in torch, and the artifact then says how 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,9 @@ from mfcli.artifact.file import (
     Artifact,
     artifact_key,
     open_artifact,
+    read_origins,
     runtime_source,
-    write_sidecar,
+    update_sidecar,
 )
 from mfcli.errors import ModelError
 from mfcli.files import cache_write_error, open_atomically
@@ -44,17 +46,21 @@ def build_artifact(
     weights_sha256: str,
     path: Path,
     *,
+    origin: str | None = None,
+    others: Sequence[Artifact] = (),
     labels: tuple[Label, ...] | None = None,
     half_weights: bool = False,
     compare: bool = False,
 ) -> None:
-    """Build the artifact of a checkpoint, and its sidecar, at `path`.
+    """Build the artifact of a checkpoint, and its sidecar, at `path`, unless another one has the same weights.
 
     Args:
         variant: the model.
         weights_file: the checkpoint.
         weights_sha256: its digest.
         path: the ONNX file to write.
+        origin: the file or the address that the weights came from, for the sidecar.
+        others: artifacts; one that would be the same is used for this checkpoint as well.
         labels: the classes; None for the variant's, or for numbered ones if the head has another size.
         half_weights: store the weights rounded to float16; they are computed with as float32.
         compare: whether to compare the logits with torch's as well; imports torch and timm.
@@ -78,28 +84,44 @@ def build_artifact(
     if half_weights:
         weights = {name: array.astype(np.float16).astype(np.float32) for name, array in weights.items()}
     graph = write_graph(variant.architecture, weights, variant.input_size, half_weights=half_weights)
-    fields: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "variant": variant.name,
-        "key": artifact_key(variant, weights_sha256, half_weights),
-        "weights_sha256": weights_sha256,
-        "source_url": variant.url,
-        "labels": [(label.wnid, label.name) for label in labels or _choose_labels(variant, checkpoint.num_classes)],
-        "versions": _read_versions(compare),
-        "check": {},
-        "preprocess": asdict(make_preprocess_plan(variant)),
-    }
+    digest = hashlib.sha256()
+    for part in graph:
+        digest.update(part)
+    graph_sha256 = digest.hexdigest()
+    key, plan = artifact_key(variant, weights_sha256, half_weights), make_preprocess_plan(variant)
+    labels = labels or _choose_labels(variant, checkpoint.num_classes)
+    origins = {key: {"origin": origin, "date": datetime.now(UTC).isoformat(timespec="seconds")}} if origin else {}
     try:
+        path.with_suffix(".json").unlink(missing_ok=True)  # the old digest must never lie beside the new file
+        for other in others:
+            is_same = (other.graph_sha256, other.plan, other.labels) == (graph_sha256, plan, labels)
+            if is_same and other.path != path and (other.check or not compare):
+                path.unlink(missing_ok=True)
+                update_sidecar(other.path, origins=read_origins(other.path) | origins)
+                return
         with open_atomically(path) as file:
             file.writelines(graph)
             file.flush()
             session = _open_session(Path(file.name))
             _check_finite(session, variant)
-            if compare:
-                fields["check"] = compare_with_torch(session, weights, variant)
+            fields = {
+                "format_version": FORMAT_VERSION,
+                "variant": variant.name,
+                "key": key,
+                "weights_sha256": weights_sha256,
+                "source_url": variant.url,
+                "labels": [(label.wnid, label.name) for label in labels],
+                "versions": _read_versions(compare),
+                "check": compare_with_torch(session, weights, variant) if compare else {},
+                "preprocess": asdict(plan),
+            }
             metadata = _serialize_metadata(fields)
             file.write(metadata)
-        write_sidecar(path, _hash([*graph, metadata]))
+        digest.update(metadata)
+        sidecar: dict[str, Any] = {"sha256": digest.hexdigest(), "size_bytes": path.stat().st_size}
+        if origin:
+            sidecar |= {"mtime_ns": path.stat().st_mtime_ns, "graph_sha256": graph_sha256, "origins": origins}
+        update_sidecar(path, **sidecar)
     except OSError as error:
         raise cache_write_error(path.parent, error) from error
 
@@ -111,13 +133,6 @@ def _serialize_metadata(fields: Mapping[str, object]) -> bytes:
     for name, value in fields.items():
         proto.metadata_props.add(key=METADATA_PREFIX + name, value=json.dumps(value, sort_keys=True))
     return bytes(proto.SerializeToString())
-
-
-def _hash(parts: Iterable[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def _choose_labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:

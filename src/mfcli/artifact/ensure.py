@@ -4,11 +4,20 @@ What is needed beyond an artifact that is there, is imported on use: the bundled
 """
 
 import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mfcli.artifact.file import Artifact, artifact_key, artifact_path, open_artifact, record_mtime
+from mfcli.artifact.file import (
+    Artifact,
+    artifact_path,
+    find_artifact,
+    find_artifacts,
+    locate_artifact,
+    open_artifact,
+    record_mtime,
+)
 from mfcli.errors import ModelError, UsageError
 from mfcli.files import cached_sha256, lock
 from mfcli.hub.bundled import bundled_file
@@ -18,6 +27,7 @@ from mfcli.settings import Settings
 
 if TYPE_CHECKING:
     from mfcli.hub.acquire import FetchOptions
+    from mfcli.hub.cache import StoredWeights
 
 
 def ensure_artifact(
@@ -43,17 +53,18 @@ def ensure_artifact(
         UsageError: the bundled model is to be fetched from elsewhere, or an address is malformed.
     """
     if weights_file is not None:
-        digest = cached_sha256(weights_file, settings.cache_dir / "digests")
+        digest, origin = cached_sha256(weights_file, settings.cache_dir / "digests"), os.path.realpath(weights_file)
     elif variant.pretraining is Pretraining.BUNDLED:
         return _open_bundled(variant, fetch)
     else:
-        weights_file, digest = _obtain(variant, settings, progress, fetch)
+        stored = _obtain(variant, settings, progress, fetch)
+        weights_file, digest, origin = stored.path, stored.sha256, stored.url or str(stored.path)
     found = _find(variant, weights_file, digest, settings)
-    return found or _build(variant, weights_file, digest, settings, progress)
+    return found or _build(variant, weights_file, digest, origin, settings, progress)
 
 
-def _obtain(variant: Variant, settings: Settings, progress: Progress, fetch: "FetchOptions | None") -> tuple[Path, str]:
-    """Return a variant's checkpoint, which may be pruned if its artifact is there, and its digest."""
+def _obtain(variant: Variant, settings: Settings, progress: Progress, fetch: "FetchOptions | None") -> "StoredWeights":
+    """Return a variant's checkpoint, which may be pruned if its artifact is there."""
     from mfcli.hub.acquire import DEFAULT_FETCH, carry_out, resolve
     from mfcli.hub.cache import is_intact
 
@@ -61,10 +72,10 @@ def _obtain(variant: Variant, settings: Settings, progress: Progress, fetch: "Fe
     stored = carry_out(resolve(variant, settings, fetch), progress)
     if fetch.force:  # without its sidecar an artifact counts as damaged
         with contextlib.suppress(OSError):
-            artifact_path(variant, stored.sha256, settings).with_suffix(".json").unlink(missing_ok=True)
+            locate_artifact(variant, stored.sha256, settings).with_suffix(".json").unlink(missing_ok=True)
     if not is_intact(stored) and _find(variant, stored.path, stored.sha256, settings) is None:
         stored = carry_out(resolve(variant, settings, replace(fetch, keep=True)), progress)
-    return stored.path, stored.sha256
+    return stored
 
 
 def _open_bundled(variant: Variant, fetch: "FetchOptions | None") -> Artifact:
@@ -91,15 +102,16 @@ def _open_bundled(variant: Variant, fetch: "FetchOptions | None") -> Artifact:
 def _find(variant: Variant, weights_file: Path, digest: str, settings: Settings) -> Artifact | None:
     """Return a checkpoint's artifact if it is in the cache, valid, and compared with torch where that is asked for."""
     with contextlib.suppress(ModelError):
-        path = artifact_path(variant, digest, settings)
-        artifact = open_artifact(path, variant, artifact_key(variant, digest), weights_file)
+        artifact = find_artifact(variant, digest, weights_file, settings)
         record_mtime(artifact)
         if artifact.check or not settings.compare:
             return artifact
     return None
 
 
-def _build(variant: Variant, weights_file: Path, digest: str, settings: Settings, progress: Progress) -> Artifact:
+def _build(
+    variant: Variant, weights_file: Path, digest: str, origin: str, settings: Settings, progress: Progress
+) -> Artifact:
     from mfcli.artifact.build import build_artifact
 
     path = artifact_path(variant, digest, settings)
@@ -107,5 +119,6 @@ def _build(variant: Variant, weights_file: Path, digest: str, settings: Settings
         if found := _find(variant, weights_file, digest, settings):  # built by that process
             return found
         progress(f"preparing {variant.name} (once for these weights)")
-        build_artifact(variant, weights_file, digest, path, compare=settings.compare)
-    return open_artifact(path, variant, artifact_key(variant, digest), weights_file)
+        others = find_artifacts(variant, settings)
+        build_artifact(variant, weights_file, digest, path, origin=origin, others=others, compare=settings.compare)
+    return find_artifact(variant, digest, weights_file, settings)

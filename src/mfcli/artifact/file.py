@@ -2,20 +2,22 @@
 
 An artifact is an ONNX file with the input `input` float32 (N, 3, H, W) and the output `logits` float32 (N, classes), N
 dynamic. Its metadata properties hold the preprocessing plan, the labels, the origin of the weights, and the result of
-the comparison with torch. A JSON sidecar holds the file's SHA-256, size and modification time.
+the comparison with torch. A JSON sidecar holds the file's SHA-256, size and modification time, the SHA-256 of its graph
+alone, and where its weights came from: checkpoints with the same weights share an artifact, which is named after the
+first one.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mfcli.artifact.metadata import read_metadata
 from mfcli.errors import ModelError, UsageError, first_line
-from mfcli.files import is_file, sha256_of, write_atomically
+from mfcli.files import is_file, list_files, sha256_of, write_atomically
 from mfcli.hub.bundled import REINSTALL, bundled_file, is_bundled
 from mfcli.models.preprocess import PreprocessPlan
 from mfcli.models.registry import Pretraining, Variant
@@ -41,6 +43,7 @@ class Artifact:
         plan: the preprocessing.
         labels: one per class, in head order.
         versions: of the packages that built it.
+        graph_sha256: digest of the graph, weights included; None if it was built by an older version.
         check: the largest difference from torch at each batch size, in units of the logits' standard deviation.
         size_bytes: the file's size.
         mtime_ns: the file's modification time when it was checked.
@@ -55,6 +58,7 @@ class Artifact:
     plan: PreprocessPlan
     labels: tuple[Label, ...]
     versions: dict[str, str]
+    graph_sha256: str | None
     check: dict[str, float]
     size_bytes: int
     mtime_ns: int = field(compare=False)
@@ -93,6 +97,32 @@ def artifact_key(variant: Variant, weights_sha256: str, half_weights: bool = Fal
         "half_weights": half_weights,
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def find_artifact(variant: Variant, weights_sha256: str, checkpoint: Path | None, settings: Settings) -> Artifact:
+    """Open a checkpoint's artifact in the cache: its own, or that of another file with the same weights.
+
+    Args:
+        variant: the model.
+        weights_sha256: digest of the checkpoint.
+        checkpoint: the file, if known.
+        settings: locate the cache.
+
+    Raises:
+        ModelError: there is none, or it is not valid.
+    """
+    path = locate_artifact(variant, weights_sha256, settings)
+    artifact = open_artifact(path, variant, artifact_key(variant, weights_sha256), checkpoint)
+    return replace(artifact, weights_sha256=weights_sha256)
+
+
+def locate_artifact(variant: Variant, weights_sha256: str, settings: Settings) -> Path:
+    """Return the path that `find_artifact` opens."""
+    path, key = artifact_path(variant, weights_sha256, settings), artifact_key(variant, weights_sha256)
+    if is_file(path):
+        return path
+    shared = (other for other in list_files(path.parent, f"{variant.name}-*.onnx") if key in read_origins(other))
+    return next(shared, path)
 
 
 def find_artifacts(variant: Variant, settings: Settings) -> list[Artifact]:
@@ -138,8 +168,8 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
     Raises:
         ModelError: it is missing, truncated, foreign, or of another version, variant or key.
     """
+    sidecar = _read_sidecar(path)
     try:
-        sidecar = json.loads(path.with_suffix(".json").read_bytes())
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             size_bytes = status.st_size
@@ -148,6 +178,8 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
             raise ModelError(f"{path} has {size_bytes} bytes instead of {sidecar['size_bytes']}", REINSTALL)
         fields = {name: json.loads(metadata[METADATA_PREFIX + name]) for name in _FIELDS}
         wanted = {"format_version": FORMAT_VERSION, "variant": variant.name, "key": key or fields["key"]}
+        if key in read_origins(path):  # the artifact of another file with the same weights
+            wanted["key"] = fields["key"]
         if different := [name for name, value in wanted.items() if fields[name] != value]:
             raise ModelError(f"{path} has another {different[0]}: {fields[different[0]]}", REINSTALL)
         is_touched = not is_bundled(path) and sidecar.get("mtime_ns") != status.st_mtime_ns
@@ -163,6 +195,7 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
             plan=PreprocessPlan.from_json(metadata[METADATA_PREFIX + "preprocess"]),
             labels=tuple(Label(wnid, name) for wnid, name in fields["labels"]),
             versions=fields["versions"],
+            graph_sha256=sidecar.get("graph_sha256"),
             check=fields["check"],
             size_bytes=size_bytes,
             mtime_ns=status.st_mtime_ns,
@@ -191,24 +224,41 @@ def record_mtime(artifact: Artifact) -> None:
 
     In a read-only cache nothing is recorded.
     """
-    path = artifact.path.with_suffix(".json")
-    with contextlib.suppress(OSError, ValueError):
-        sidecar = json.loads(path.read_bytes())
-        if sidecar.get("mtime_ns") != artifact.mtime_ns:
-            write_atomically(path, json.dumps(sidecar | {"mtime_ns": artifact.mtime_ns}).encode())
+    with contextlib.suppress(OSError, ModelError):
+        update_sidecar(artifact.path, mtime_ns=artifact.mtime_ns)
 
 
-def write_sidecar(path: Path, sha256: str) -> None:
-    """Write an artifact's sidecar, after the artifact: without one, it counts as damaged.
+def read_origins(path: Path) -> dict[str, dict[str, str]]:
+    """Return where the weights of an artifact came from, by the cache key of each checkpoint: `origin` and `date`.
+
+    It is empty if there is no sidecar, or that of an older version.
+    """
+    with contextlib.suppress(ModelError, AttributeError):
+        found = _read_sidecar(path).get("origins", {})
+        return {key: origin for key, origin in found.items() if isinstance(origin, dict)}
+    return {}
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.with_suffix(".json").read_bytes()))
+    except OSError as error:
+        raise ModelError(f"cannot read the artifact {path}: {error.strerror}", REINSTALL) from error
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path} is damaged, or not an artifact of mfcli", REINSTALL) from error
+
+
+def update_sidecar(path: Path, **changes: object) -> None:
+    """Change fields of an artifact's sidecar, or write it; without one, an artifact counts as damaged.
 
     Raises:
+        ModelError: there is a sidecar that cannot be read.
         OSError: it cannot be written.
     """
-    status = path.stat()
-    sidecar: dict[str, Any] = {"sha256": sha256, "size_bytes": status.st_size}
-    if not is_bundled(path):
-        sidecar["mtime_ns"] = status.st_mtime_ns
-    write_atomically(path.with_suffix(".json"), json.dumps(sidecar).encode())
+    sidecar = path.with_suffix(".json")
+    known = _read_sidecar(path) if is_file(sidecar) else {}
+    if known | changes != known:
+        write_atomically(sidecar, json.dumps(known | changes).encode())
 
 
 def runtime_source(path: Path) -> Path | bytes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mfcli.cli.help import add_command, list_examples
-from mfcli.cli.options import DryRun, Format, Models, Quiet
+from mfcli.cli.options import DryRun, Format, ModelsOrFiles, Quiet
 from mfcli.cli.streams import note, standard_output
 from mfcli.errors import CheckError
 from mfcli.outputs.writer import FormatName
@@ -25,11 +25,14 @@ app = typer.Typer(
 )
 
 
-_COLUMNS = ("kind", "model", "size_bytes", "sha256", "path")
+_COLUMNS = ("kind", "model", "size_bytes", "sha256", "path", "origins", "date")
 
 
 def _make_record(entry: "CacheEntry") -> dict[str, Any]:
-    values = (entry.kind.value, entry.model, entry.size_bytes, entry.sha256, str(entry.path))
+    values = (
+        *(entry.kind.value, entry.model, entry.size_bytes, entry.sha256, str(entry.path)),
+        *(list(entry.origins), entry.date),
+    )
     return dict(zip(_COLUMNS, values, strict=True))
 
 
@@ -38,6 +41,7 @@ def _write(
     records: Sequence[dict[str, Any]],
     table_columns: Sequence[str],
     columns: Sequence[str] = _COLUMNS,
+    optional: Sequence[str] = (),
 ) -> None:
     """Write records: a table with only some of their columns, the other formats with all of them."""
     from mfcli.outputs.records import write_records
@@ -45,7 +49,7 @@ def _write(
     if format is FormatName.TABLE:
         records = [{column: record[column] for column in table_columns} for record in records]
     with standard_output() as stream:
-        write_records(format, stream, records, columns)
+        write_records(format, stream, records, columns, optional)
 
 
 def ls(format: Format = FormatName.TABLE) -> None:
@@ -53,7 +57,10 @@ def ls(format: Format = FormatName.TABLE) -> None:
     from mfcli.tasks import cache as task
 
     entries = task.list_entries(Settings.from_environ())
-    _write(format, [_make_record(entry) for entry in entries], ("kind", "model", "size_bytes", "path"))
+    records = [_make_record(entry) for entry in entries]
+    if format is FormatName.TABLE:
+        records = [{**record, "date": (record["date"] or "")[:10]} for record in records]
+    _write(format, records, ("kind", "model", "size_bytes", "date", "path", "origins"), optional=("origins", "date"))
     if format is FormatName.TABLE:
         note(f"{len(entries)} files, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB")
 
@@ -109,12 +116,15 @@ def _suggest_repair(damaged: "Sequence[CacheEntry]") -> str:
 
 
 def rm(
-    models: Models,
+    models: ModelsOrFiles,
     dry_run: DryRun = False,
     format: Format = FormatName.TABLE,
     quiet: Quiet = False,
 ) -> None:
-    """Delete the checkpoints and artifacts of models."""
+    """Delete the checkpoints and artifacts of models, or one file of the cache, or the artifact of one file.
+
+    An artifact is shared by files with the same weights; it is deleted for all of them.
+    """
     from mfcli.tasks import cache as task
 
     entries = task.match_entries(Settings.from_environ(), models)
@@ -158,5 +168,5 @@ def _report(entries: "Sequence[CacheEntry]", dry_run: bool, format: FormatName, 
 add_command(app, ls, "mf cache ls", "mf cache ls --format csv", "mf cache ls --format json")
 add_command(app, path, "mf cache path", 'du -sh "$(mf cache path)"', "MF_CACHE_DIR=/data/mf mf cache path")
 add_command(app, verify, "mf cache verify", "mf cache verify --against-torch", "mf cache verify --format json")
-add_command(app, rm, "mf cache rm caformer_s18", "mf cache rm 'caformer_*' --dry-run", "mf cache rm '*'")
+add_command(app, rm, "mf cache rm caformer_s18", "mf cache rm 'caformer_*' --dry-run", "mf cache rm mine.pth")
 add_command(app, prune, "mf cache prune --dry-run", "mf cache prune", "mf cache prune --checkpoints")

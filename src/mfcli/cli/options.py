@@ -61,6 +61,16 @@ Models = Annotated[
 ]
 
 
+ModelsOrFiles = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL|GLOB|FILE...",
+        help="Names, globs between quotes, or files: of the cache, or whose artifact is meant.",
+        autocompletion=complete_model,
+    ),
+]
+
+
 def parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     """Read numbers with commas between them; None stays None.
 

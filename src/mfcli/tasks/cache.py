@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from mfcli.artifact.build import compare_artifact, require_comparison
-from mfcli.artifact.file import artifact_key, artifact_path, open_artifact
+from mfcli.artifact.file import artifact_key, find_artifact, open_artifact, read_origins
 from mfcli.errors import ModelError, OutputError
 from mfcli.files import ELSEWHERE, cache_delete_error, exists, is_folder, is_glob, list_files, sha256_of
 from mfcli.hub.cache import is_intact, is_untouched, list_artifacts, list_checkpoints, read_sidecar, sidecar_path
@@ -43,6 +44,8 @@ class CacheEntry:
         path: the file.
         size_bytes: size of the file.
         sha256: the recorded digest, None if there is none.
+        origins: the files or addresses that its weights came from; several with the same weights share an artifact.
+        date: when it was stored or built, ISO 8601 in UTC, None if unknown.
     """
 
     kind: Kind
@@ -50,6 +53,8 @@ class CacheEntry:
     path: Path
     size_bytes: int
     sha256: str | None
+    origins: tuple[str, ...] = ()
+    date: str | None = None
 
 
 def list_entries(settings: Settings) -> list[CacheEntry]:
@@ -69,7 +74,9 @@ def list_entries(settings: Settings) -> list[CacheEntry]:
 def _find_checkpoints(settings: Settings) -> Iterator[CacheEntry]:
     for path in list_checkpoints(settings):
         known = read_sidecar(sidecar_path(path))
-        yield CacheEntry(Kind.CHECKPOINT, path.parent.name, path, _get_size(path), known.sha256 if known else None)
+        entry = CacheEntry(Kind.CHECKPOINT, path.parent.name, path, _get_size(path), None)
+        origins = (known.url,) if known and known.url else ()
+        yield replace(entry, sha256=known.sha256, origins=origins, date=known.date) if known else entry
 
 
 def _find_artifacts(settings: Settings) -> Iterator[CacheEntry]:
@@ -77,7 +84,10 @@ def _find_artifacts(settings: Settings) -> Iterator[CacheEntry]:
         digest = None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             digest = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
-        yield CacheEntry(Kind.ARTIFACT, name, path, _get_size(path), digest)
+        origins = read_origins(path).values()
+        date = min((str(o.get("date")) for o in origins), default=None)
+        names = tuple(str(o.get("origin")) for o in origins)
+        yield CacheEntry(Kind.ARTIFACT, name, path, _get_size(path), digest, names, date)
 
 
 def _find_partial_files(settings: Settings) -> Iterator[CacheEntry]:
@@ -192,13 +202,20 @@ def _is_new(path: Path) -> bool:
 def match_entries(settings: Settings, names: list[str]) -> list[CacheEntry]:
     """Return all files of the models that names and globs match, records of deleted checkpoints included.
 
+    A path names a single file of the cache, or the artifact of a checkpoint file.
+
     Raises:
         ModelError: a name is unknown, or a glob matches neither a model nor a file in the cache.
     """
     found = [e for e in (*list_entries(settings), *_find_records(settings)) if e.model]
     unknown = {e.model for e in found if e.model} - VARIANTS.keys()
     wanted: set[str] = set()
+    paths: set[Path] = set()
     for name in names:
+        real = os.path.realpath(name)
+        if own := {e.path for e in found if real in (os.path.realpath(e.path), *e.origins)}:
+            paths |= own
+            continue
         if is_glob(name):
             matched = {v.name for v in VARIANTS.values() if v.matches(name)}
             matched |= set(fnmatch.filter(unknown, name.lower()))
@@ -207,7 +224,7 @@ def match_entries(settings: Settings, names: list[str]) -> list[CacheEntry]:
         if not matched:
             raise ModelError(f"no model matches {name!r}", "see mf cache ls")
         wanted |= matched
-    return [e for e in found if e.model in wanted]
+    return [e for e in found if e.model in wanted or e.path in paths]
 
 
 def _find_records(settings: Settings) -> Iterator[CacheEntry]:
@@ -274,8 +291,7 @@ def _has_valid_artifact(entry: CacheEntry, settings: Settings) -> bool:
     if known and known.url is None and not is_intact(known):
         return False  # replaced by the user since; the artifact is that of the previous file
     try:
-        key = artifact_key(variant, entry.sha256)
-        open_artifact(artifact_path(variant, entry.sha256, settings), variant, key, None)
+        find_artifact(variant, entry.sha256, None, settings)
     except ModelError:
         return False
     return True

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from mfcli.artifact.file import Artifact, find_artifacts
+from mfcli.artifact.file import Artifact, find_artifacts, locate_artifact
 from mfcli.errors import MfError
 from mfcli.hub.acquire import Copy, Fetch, FetchOptions, Missing, Use, resolve
 from mfcli.hub.bundled import is_bundled
@@ -20,7 +20,8 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
     artifacts = find_artifacts(variant, settings)
     cache = ModelCache(settings.cache_dir, variant) if variant.sources else None
     have = cache.find() if cache else None
-    own = [a for a in artifacts if is_bundled(a.path) or (have and _is_own(a, variant, have))]
+    own_path = locate_artifact(variant, have.sha256, settings) if have else None
+    own = [a for a in artifacts if is_bundled(a.path) or a.path == own_path]
     return {
         **variant.as_record(),
         "resize_shorter_side": int(variant.input_size[1] / variant.crop_pct),
@@ -31,11 +32,6 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
         "artifacts": [_describe_artifact(artifact) for artifact in own],
         "other_artifacts": [_describe_artifact(artifact) for artifact in artifacts if artifact not in own],
     }
-
-
-def _is_own(artifact: Artifact, variant: Variant, have: StoredWeights) -> bool:
-    """Return whether an artifact is that of a variant's checkpoint, at the variant's input size."""
-    return artifact.weights_sha256 == have.sha256 and artifact.plan.crop_size == variant.input_size[1:]
 
 
 def _describe_weights(have: StoredWeights | None) -> dict[str, Any] | None:

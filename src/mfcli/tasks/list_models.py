@@ -79,8 +79,8 @@ def _measure_sizes(settings: Settings) -> dict[str, int]:
         if variant.pretraining is Pretraining.BUNDLED:
             sizes[variant.name] = bundled_file(f"{variant.name}.onnx").stat().st_size
         elif cache and (have := ModelCache(cache.cache_dir, variant).find()):
-            from mfcli.artifact.file import artifact_path  # imports NumPy: only if something was downloaded
+            from mfcli.artifact.file import locate_artifact  # imports NumPy: only if something was downloaded
 
-            paths = (have.path, artifact_path(variant, have.sha256, cache))
+            paths = (have.path, locate_artifact(variant, have.sha256, cache))
             sizes[variant.name] = sum(path.stat().st_size for path in paths if is_file(path))
     return sizes
