@@ -120,9 +120,9 @@ def test_labels_are_names_or_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"cat": 0}, "labels is a dict instead of the path of a file, or a list of names"),
-        ({"cat"}, "labels is a set instead"),
-        (7, "labels is a int instead"),
+        ({"cat": 0}, "labels is of type dict instead of the path of a file, or a list of names"),
+        ({"cat"}, "labels is of type set instead"),
+        (7, "labels is of type int instead"),
         (["cat", 1], r"labels\[1\] is of type int instead of str or Label"),
     ],
 )

@@ -37,7 +37,7 @@ def make_labels(labels: Labels) -> tuple[Label, ...]:
     if isinstance(labels, str | os.PathLike):
         return read_labels(Path(labels))
     if isinstance(labels, Mapping | Set) or not isinstance(labels, Iterable):
-        raise TypeError(f"labels is a {type(labels).__name__} instead of the path of a file, or a list of names")
+        raise TypeError(f"labels is of type {type(labels).__name__} instead of the path of a file, or a list of names")
     return tuple(_label_of(label, index) for index, label in enumerate(labels))
 
 
