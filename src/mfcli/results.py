@@ -276,5 +276,20 @@ class Tally:
     finished_before: int
 
 
-Progress = Callable[[str | Transfer | Tally], None]
-"""Called with a note before something slow begins, with the progress of a download, or with that of a run."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The next of a known number of steps.
+
+    Attributes:
+        description: what is done now.
+        done: steps before this one.
+        total: all steps.
+    """
+
+    description: str
+    done: int
+    total: int
+
+
+Progress = Callable[[str | Transfer | Tally | Step], None]
+"""Called with a note before something slow begins, the progress of a download or a run, or the next step of a task."""

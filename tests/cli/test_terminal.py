@@ -101,6 +101,15 @@ def test_doctor_and_benchmark_fit(screen: Screen, columns: int, coffee: Path) ->
         assert_fits(ran.out, columns)
 
 
+@pytest.mark.slow
+def test_benchmark_shows_what_it_measures(mf_terminal: Callable[..., Ran], coffee: Path) -> None:
+    ran = mf_terminal("benchmark", "--images", coffee, "--seconds", "1", "--rounds", "2", "-b", "1")
+    shown = plain(ran.err)
+    assert ran.code == 0
+    for what in ("loading", "engine, round 1", "end to end, round 2", "latency"):
+        assert re.search(rf"━ +[\d:-]+ {what}: convformer_t8_64, auto, fp32, batches of 1", shown)
+
+
 ROOT: Any = get_command(app)
 COMMANDS = {
     "": ROOT,

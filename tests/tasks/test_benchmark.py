@@ -8,6 +8,7 @@ import pytest
 from mfcli.errors import ExitCode, ModelError, OutputError, UsageError
 from mfcli.models.checkpoint import load_checkpoint
 from mfcli.models.registry import Variant, find_variant
+from mfcli.results import Step
 from mfcli.settings import Settings
 from mfcli.tasks import benchmark as task
 from mfcli.tasks.benchmark import BenchmarkPlan, Rate, benchmark
@@ -33,7 +34,11 @@ def test_the_figures_of_a_row_are_consistent(settings: Settings, coffee: Path) -
         **QUICK,
     )
     (row,) = benchmark(plan, settings, notes.append)
-    assert (row.case.model, row.error, notes) == ("convformer_t8_64", None, ["measuring"])
+    assert (row.case.model, row.error, notes[0]) == ("convformer_t8_64", None, "measuring")
+    case = "convformer_t8_64, auto, fp32, batches of 3"
+    rounds = [f"{what}, round {number}: {case}" for number in (1, 2) for what in ("engine", "end to end")]
+    descriptions = [f"loading: {case}", *rounds, f"latency: {case}"]
+    assert notes[1:] == [Step(description, done, 6) for done, description in enumerate(descriptions)]
     assert row.setup is not None
     assert (row.setup.engine, row.setup.precision, row.setup.device) == ("onnxruntime", "fp32", "cpu")
     assert (row.setup.batch_size, row.setup.workers) == (3, 1)
@@ -100,7 +105,7 @@ def test_random_weights_are_used_and_leave_nothing_behind(
         assert own.cache_dir.parent == weights.parent
 
     monkeypatch.setattr(task, "ensure_artifact", prepare)
-    monkeypatch.setattr(task, "_measure", lambda cases, _: seen.extend(cases) or [])
+    monkeypatch.setattr(task, "_measure", lambda cases, *_: seen.extend(cases) or [])
     assert benchmark(BenchmarkPlan(("bundled",), random_weights=True), settings) == []
     (case,) = seen
     assert case.weights is not None

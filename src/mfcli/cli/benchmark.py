@@ -81,7 +81,7 @@ def benchmark(
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="Measuring time of a row.")
+        float, typer.Option(min=0.1, metavar="S", help="Least measuring time of a row, without loading.")
     ] = DEFAULT_BENCHMARK_SECONDS,
     rounds: Annotated[
         int, typer.Option(min=1, metavar="N", help="Rounds that this time is divided into.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from mfcli.cli.flags import name_flags
 from mfcli.cli.streams import is_terminal
 from mfcli.errors import escape_control_characters
-from mfcli.results import Tally, Transfer
+from mfcli.results import Step, Tally, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,13 +56,13 @@ class StderrProgress:
         """Whether the progress of a run is shown as a bar."""
         return not self._quiet and self._with_bar and is_terminal(sys.stderr)
 
-    def __call__(self, event: str | Transfer | Tally) -> None:
-        """Show a note, or the progress of a download or a run."""
+    def __call__(self, event: str | Transfer | Tally | Step) -> None:
+        """Show a note, or the progress of a download, a run or a task."""
         if not self._quiet:
             with suppress(OSError):
                 self._show(event)
 
-    def _show(self, event: str | Transfer | Tally) -> None:
+    def _show(self, event: str | Transfer | Tally | Step) -> None:
         if isinstance(event, Tally):
             if self.draws_runs:
                 self._run = self._run or _RunBar()
@@ -74,6 +74,9 @@ class StderrProgress:
                 _print_note(self._bars, event)
             else:
                 self._note(event)
+        elif isinstance(event, Step):
+            if is_terminal(sys.stderr):
+                self._draw_step(event)
         elif is_terminal(sys.stderr):
             self._draw_transfer(event)
         elif event.name not in self._announced:
@@ -93,6 +96,21 @@ class StderrProgress:
         self._bars.update(self._tasks[event.name], completed=event.done_bytes, total=event.total_bytes)
         if event.done_bytes == event.total_bytes:
             self._bars.remove_task(self._tasks.pop(event.name))
+
+    def _draw_step(self, event: Step) -> None:
+        if self._bars is None:
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.table import Column
+
+            # what is done may be long: it is cut in a narrow terminal
+            description = TextColumn(
+                "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            )
+            self._bars = _make_bars(BarColumn(bar_width=20), TimeRemainingColumn(), description)
+            self._bars.expand = True
+            self._bars.start()
+            self._tasks[""] = self._bars.add_task("", total=event.total)
+        self._bars.update(self._tasks[""], completed=event.done, description=event.description)
 
 
 def _make_bars(*columns: "str | ProgressColumn") -> "Bars":

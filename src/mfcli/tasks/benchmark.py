@@ -18,7 +18,7 @@ from mfcli.errors import EngineError, ExitCode, MfError, OutputError, UsageError
 from mfcli.inference.engines import choose_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision
 from mfcli.models.registry import Variant, find_variant
-from mfcli.results import Progress
+from mfcli.results import Progress, Step
 from mfcli.settings import DEFAULT_BENCHMARK_ROUNDS, DEFAULT_BENCHMARK_SECONDS, Settings
 from mfcli.synthetic import write_jpegs
 from mfcli.tasks.benchmark_worker import Case, Setup
@@ -150,8 +150,8 @@ def benchmark(plan: BenchmarkPlan, settings: Settings, progress: Progress = lamb
             images = plan.images or (*map(str, _generate_pictures(folder, progress)),)
             weights = {v.name: _prepare_weights(v, plan, folder, settings, progress) for v in variants}
         rows = len(variants) * len(plan.engines) * len(plan.precisions) * len(plan.batch_sizes)
-        progress(f"measuring {rows} rows, about {plan.seconds:g} s each" if rows > 1 else "measuring")
-        return _measure(list(_iter_cases(plan, variants, weights, images, settings)), plan)
+        progress(f"measuring {rows} rows" if rows > 1 else "measuring")
+        return _measure(list(_iter_cases(plan, variants, weights, images, settings)), plan, progress)
 
 
 @contextlib.contextmanager
@@ -271,19 +271,31 @@ def _describe_exit(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}{out_of_memory}"
 
 
-def _measure(cases: list[Case], plan: BenchmarkPlan) -> list[Row]:
+def _measure(cases: list[Case], plan: BenchmarkPlan, progress: Progress) -> list[Row]:
     round_s = plan.seconds / plan.rounds
+    total, done = len(cases) * (2 + 2 * plan.rounds), itertools.count()
+
+    def begin(case: Case, what: str) -> None:
+        progress(Step(f"{what}: {case}", next(done), total))
+
     with contextlib.ExitStack() as stack:
         workers = []
         for case in cases:
+            begin(case, "loading")
             worker = _Worker(case)
             stack.callback(worker.close)
             workers.append(worker)
-        for _ in range(plan.rounds):
+        for number in range(1, plan.rounds + 1):
             for worker in workers:
+                begin(worker.case, f"engine, round {number}")
                 worker.engine_rates.append(worker.measure("engine", round_s * _ENGINE_SHARE))
+                begin(worker.case, f"end to end, round {number}")
                 worker.end_to_end_rates.append(worker.measure("end_to_end", round_s * _END_TO_END_SHARE))
-        return [_finish_row(worker, plan.seconds * _LATENCY_SHARE) for worker in workers]
+        rows = []
+        for worker in workers:
+            begin(worker.case, "latency")
+            rows.append(_finish_row(worker, plan.seconds * _LATENCY_SHARE))
+        return rows
 
 
 def _finish_row(worker: _Worker, latency_seconds: float) -> Row:

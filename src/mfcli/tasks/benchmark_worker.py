@@ -65,6 +65,10 @@ class Case:
     images: tuple[str, ...]
     cache_dir: str | None
 
+    def __str__(self) -> str:
+        batch = f", batches of {self.batch_size}" if self.batch_size else ""
+        return f"{self.model}, {self.engine}, {self.precision}{batch}"
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -119,7 +123,7 @@ class Bench:
             streams=self._config.streams,
             workers=self._config.workers,
         )
-        self._rate = 0.0
+        self._rate = self._end_to_end_rate = 0.0
         self._rate = self.measure_engine(0)  # warm-up: allocations and the choice of kernels
         self._rate = self.measure_engine(0)
 
@@ -148,7 +152,8 @@ class Bench:
             UsageError: a picture cannot be read.
         """
         batch_size = self._config.batch_size
-        batches = max(2 * self._config.streams, round(seconds * self._rate / batch_size))
+        rate = self._end_to_end_rate or self._rate  # that of the last round, once there was one
+        batches = max(2 * self._config.streams, round(seconds * rate / batch_size))
         sources = itertools.islice(itertools.cycle(self._sources), batches * batch_size)
         started = time.perf_counter()
         done = 0
@@ -156,7 +161,8 @@ class Bench:
             if result.error is not None:
                 raise UsageError(f"{result.shown_name}: {result.error.message}", "benchmark with readable pictures")
             done += 1
-        return done / (time.perf_counter() - started)
+        self._end_to_end_rate = done / (time.perf_counter() - started)
+        return self._end_to_end_rate
 
     def measure_peak_memory(self) -> float:
         """Return the peak resident memory of the process so far, in MiB, without a GPU's memory."""
