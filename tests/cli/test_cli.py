@@ -202,7 +202,7 @@ def test_logits_that_are_no_numbers_are_no_answer(mf: Mf, coffee: Path, monkeypa
 
     from mfcli.inference.engines.onnxruntime import OnnxRuntimeEngine
 
-    monkeypatch.setattr(OnnxRuntimeEngine, "logits", lambda *_: np.full((1, 200), np.nan, np.float32))
+    monkeypatch.setattr(OnnxRuntimeEngine, "compute", lambda *_: (np.full((1, 200), np.nan, np.float32),))
     ran = mf("predict", coffee, "-q", "--format", "jsonl")
     assert (ran.code, ran.out) == (7, "")
     assert "hint: install it again, in the checkout: pip install --force-reinstall --no-deps ." in ran.err
@@ -415,15 +415,15 @@ def test_a_cache_in_a_home_that_is_not_there(
 def test_an_engine_that_fails_leaves_valid_output(mf: Mf, coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mfcli.inference.engines.onnxruntime import OnnxRuntimeEngine
 
-    logits, usual = OnnxRuntimeEngine.logits, []
+    compute, usual = OnnxRuntimeEngine.compute, []
 
     def fail_on_another(self: OnnxRuntimeEngine, batch: Any) -> Any:
         usual.append(batch)
         if (batch != usual[0]).any():
             raise EngineError("out of order")
-        return logits(self, batch)
+        return compute(self, batch)
 
-    monkeypatch.setattr(OnnxRuntimeEngine, "logits", fail_on_another)
+    monkeypatch.setattr(OnnxRuntimeEngine, "compute", fail_on_another)
     options = ("-q", "--format", "json", "-j", "1", "-b", "1")
     assert mf("predict", coffee, *options).code == 0  # the usual picture is the first that the engine sees
     ran = mf("predict", coffee, coffee, CHECKOUT / "examples" / "lemon.jpg", coffee, *options)
