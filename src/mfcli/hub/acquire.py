@@ -4,14 +4,13 @@
 holds, and in which state, is the business of cache.py.
 """
 
-import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from mfcli.errors import ModelError, OutputError, UsageError
@@ -34,7 +33,9 @@ from mfcli.settings import Settings
 
 if TYPE_CHECKING:
     from mfcli.http import RemoteFileInfo
+    from mfcli.hub.download import Download
 
+_Result = TypeVar("_Result")
 _HUB_URL = re.compile(rf"{re.escape(HUB)}/(?P<repository>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -333,56 +334,49 @@ def request_metadata(plan: Plan, step: Fetch, progress: Progress) -> tuple[Weigh
     Raises:
         ModelError: no source has it.
     """
-    from mfcli.http import open_session
-    from mfcli.hub.download import Download
-
-    failures: list[ModelError] = []
-    for source, url in step.sources:
-        with _collect_failures(plan, failures, progress), open_session() as session:
-            expected = plan.fetch.digests | _published_digest(source)
-            download = Download(session, url, plan.variant, expected, plan.cache.root, progress, is_patient=False)
-            return source, download.remote
-    raise _make_fetch_error(plan, failures)
+    return _try_sources(plan, step, progress, lambda source, download: (source, download.remote), is_patient=False)
 
 
 def _fetch(plan: Plan, step: Fetch, progress: Progress) -> StoredWeights:
-    from mfcli.http import open_session
+    def receive(source: WeightsSource, download: "Download") -> StoredWeights:
+        digest = download.run(plan.cache.read_first_digest(source.url))
+        target = plan.cache.choose_path(source.file_name)
+        stored = plan.cache.store(download.path, target, digest, download.remote)
+        plan.cache.record_first_digest(source.url, digest)
+        return stored
+
+    return _try_sources(plan, step, progress, receive)
+
+
+def _try_sources(
+    plan: Plan,
+    step: Fetch,
+    progress: Progress,
+    use: "Callable[[WeightsSource, Download], _Result]",
+    *,
+    is_patient: bool = True,
+) -> _Result:
+    """Return what `use` makes of the first source that has the file; where the network fails, give up."""
+    from mfcli.http import SourceError, UnreachableError, open_session
     from mfcli.hub.download import Download
 
-    failures: list[ModelError] = []
+    place, failures = plan.cache.manual_path, list[ModelError]()
     for source, url in step.sources:
-        with _collect_failures(plan, failures, progress), open_session() as session:
-            expected = plan.fetch.digests | _published_digest(source)
-            download = Download(session, url, plan.variant, expected, plan.cache.root, progress)
-            digest = download.run(plan.cache.read_first_digest(source.url))
-            target = plan.cache.choose_path(source.file_name)
-            stored = plan.cache.store(download.path, target, digest, download.remote)
-            plan.cache.record_first_digest(source.url, digest)
-            return stored
-    raise _make_fetch_error(plan, failures)
-
-
-@contextlib.contextmanager
-def _collect_failures(plan: Plan, failures: list[ModelError], progress: Progress) -> Iterator[None]:
-    """Append the error of a source that has no such file, and go on; where the network fails, give up."""
-    from mfcli.http import SourceError, UnreachableError
-
-    for failure in failures[-1:]:
-        progress(failure.message)
-    try:
-        yield
-    except UnreachableError as error:
-        step = error.hint or "run the same command again to resume"
-        raise ModelError(error.message, f"{step}; or place the file at {plan.cache.manual_path}") from error
-    except SourceError as error:
-        failures.append(error)
-
-
-def _make_fetch_error(plan: Plan, failures: Sequence[ModelError]) -> ModelError:
+        for failure in failures[-1:]:
+            progress(failure.message)
+        expected = plan.fetch.digests | _published_digest(source)
+        try:
+            with open_session() as session:
+                root = plan.cache.root
+                download = Download(session, url, plan.variant, expected, root, progress, is_patient=is_patient)
+                return use(source, download)
+        except UnreachableError as error:
+            hint = error.hint or "run the same command again to resume"
+            raise ModelError(error.message, f"{hint}; or place the file at {place}") from error
+        except SourceError as error:
+            failures.append(error)
     hints = list(dict.fromkeys(error.hint for error in failures if error.hint))
     if not hints or not plan.fetch.origin:
-        hints.append(f"get the file elsewhere and place it at {plan.cache.manual_path}")
-    return ModelError(
-        f"cannot fetch {plan.variant.name} from any source: {'; '.join(error.message for error in failures)}",
-        "; or ".join(hints),
-    )
+        hints.append(f"get the file elsewhere and place it at {place}")
+    reasons = "; ".join(error.message for error in failures)
+    raise ModelError(f"cannot fetch {plan.variant.name} from any source: {reasons}", "; or ".join(hints))
