@@ -116,8 +116,9 @@ def test_what_needs_torch_says_what_to_install(command: tuple[str | Path, ...], 
 
 @pytest.mark.usefixtures("without_torch")
 def test_a_comparison_and_create_model_say_what_to_install(mf_process: Mf, weights: Path, coffee: Path) -> None:
-    ran = mf_process("predict", coffee, "-m", NAME, "--weights", weights, "-q", MF_CHECK="1")
-    assert (ran.code, ran.err) == (7, NOT_INSTALLED)
+    for more in (("--weights", weights), ()):  # without, before the download
+        ran = mf_process("predict", coffee, "-m", NAME, *more, "-q", MF_CHECK="1")
+        assert (ran.code, ran.err) == (7, NOT_INSTALLED)
     program = (
         "import mfcli, mfcli.errors\n"
         "try: mfcli.create_model\n"

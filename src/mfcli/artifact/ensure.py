@@ -65,16 +65,24 @@ def ensure_artifact(
 
 def _obtain(variant: Variant, settings: Settings, progress: Progress, fetch: "FetchOptions | None") -> "StoredWeights":
     """Return a variant's checkpoint, which may be pruned if its artifact is there."""
-    from mfcli.hub.acquire import DEFAULT_FETCH, carry_out, resolve
+    from mfcli.hub.acquire import DEFAULT_FETCH, Copy, Fetch, carry_out, resolve
     from mfcli.hub.cache import is_intact
 
+    def get(options: "FetchOptions") -> "StoredWeights":
+        plan = resolve(variant, settings, options)
+        if settings.compare and isinstance(plan.step, Copy | Fetch):
+            from mfcli.artifact.build import require_comparison
+
+            require_comparison()  # before the download
+        return carry_out(plan, progress)
+
     fetch = fetch or DEFAULT_FETCH
-    stored = carry_out(resolve(variant, settings, fetch), progress)
+    stored = get(fetch)
     if fetch.force:  # without its sidecar an artifact counts as damaged
         with contextlib.suppress(OSError):
             locate_artifact(variant, stored.sha256, settings).with_suffix(".json").unlink(missing_ok=True)
     if not is_intact(stored) and _find(variant, stored.path, stored.sha256, settings) is None:
-        stored = carry_out(resolve(variant, settings, replace(fetch, keep=True)), progress)
+        stored = get(replace(fetch, keep=True))
     return stored
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from mfcli.artifact.build import require_comparison
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.errors import MfError, ModelError, OutputError, UsageError
 from mfcli.files import is_glob, is_url
@@ -81,8 +80,6 @@ def download(names: list[str], settings: Settings, fetch: FetchOptions, progress
         ModelError: a name is unknown.
         UsageError: an origin or a digest is given for several models.
     """
-    if settings.compare:
-        require_comparison()
     return _report_each(_download, names, settings, fetch, progress)
 
 
