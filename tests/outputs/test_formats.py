@@ -123,11 +123,12 @@ HEADER = [
     "prob_2",
     "error_code",
     "error_message",
+    "input_b64",
 ]
 CELLS = [
     'a "b",\tc\n\r.jpg||ok|caformer_s18|640|480|tabby, tabby cat|n02123045|281|0.30000000000000004'
-    "|\u00e9t\u00e9||0|1e-20||",
-    'caf\ufffd||error|caformer_s18|||||||||||decode|broken "here"',
+    "|\u00e9t\u00e9||0|1e-20|||",
+    'caf\ufffd||error|caformer_s18|||||||||||decode|broken "here"|Y2Fm6Q==',
 ]
 
 
@@ -142,7 +143,7 @@ def test_csv_and_tsv_round_trip(name: FormatName, separator: str) -> None:
 def test_csv_quotes_only_where_necessary() -> None:
     plain = PictureResult("a.jpg", None, None, 1, 2, (Prediction(1, 5, "n1", "cat", 0.5),), None, RUN)
     row = write_run(FormatName.CSV, plain).splitlines()[1]
-    assert row == "a.jpg,,ok,caformer_s18,1,2,cat,n1,5,0.5,,,,,,"
+    assert row == "a.jpg,,ok,caformer_s18,1,2,cat,n1,5,0.5,,,,,,,"
 
 
 def test_table() -> None:

@@ -20,7 +20,7 @@ class SeparatedWriter:
         columns = ["input", "member", "status", "model", "width", "height"]
         for rank in range(1, run.top_k + 1):
             columns += [f"label_{rank}", f"wnid_{rank}", f"class_index_{rank}", f"prob_{rank}"]
-        self._write([*columns, "error_code", "error_message"])
+        self._write([*columns, "error_code", "error_message", "input_b64"])
 
     def write(self, result: PictureResult) -> None:
         """Write one row; missing values are empty cells."""
@@ -29,7 +29,7 @@ class SeparatedWriter:
             cells += [prediction.label, prediction.wnid, prediction.class_index, prediction.prob]
         cells += [None] * (4 * (self._run.top_k - len(result.predictions)))
         cells += [result.error.code.value, result.error.message] if result.error else [None, None]
-        self._write(cells)
+        self._write([*cells, result.input_b64])
 
     def _write(self, cells: list[object]) -> None:
         # the csv module does not quote a lone carriage return, which readers take for the end of a row
