@@ -100,4 +100,4 @@ def test_the_row_being_written_is_completed_and_counted(coffee: Path) -> None:
     sources = [Source(str(coffee)), Source("missing.jpg"), Source(str(coffee))]
     with pytest.raises(KeyboardInterrupt):
         predict(mfcli.load_predictor(), sources, Writer(), workers=0)
-    assert ended == [Summary(2, 1, 1)]
+    assert ended == [Summary(2, 1, 1, complete=False)]

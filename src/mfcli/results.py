@@ -101,7 +101,7 @@ def join_member(archive: str, member: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """The settings that determine the results of one run.
+    """The settings that determine the results of one run; None where a file of results does not say.
 
     Attributes:
         model: the variant's name.
@@ -113,10 +113,10 @@ class RunInfo:
     """
 
     model: str
-    weights_sha256: str
-    run: str
-    engine: str
-    precision: str
+    weights_sha256: str | None
+    run: str | None
+    engine: str | None
+    precision: str | None
     top_k: int
 
 
@@ -193,6 +193,34 @@ class PictureResult:
             "error": {"code": self.error.code.value, "message": self.error.message} if self.error else None,
         }
 
+    @classmethod
+    def from_dict(cls, row: dict[str, Any], run: RunInfo) -> "PictureResult":
+        """Return the result of a row that `to_dict` made, in a run.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is not such a row.
+        """
+        error = row["error"]
+        result = cls(
+            input=row["input"],
+            input_b64=row["input_b64"],
+            member=row["member"],
+            width=row["width"],
+            height=row["height"],
+            predictions=tuple(
+                Prediction(p["rank"], p["class_index"], p["wnid"], p["label"], float(p["prob"]))
+                for p in row["predictions"]
+            ),
+            error=None if error is None else Failure(FailureCode(error["code"]), error["message"]),
+            run=run,
+        )
+        texts = [result.input, *(p.label for p in result.predictions), *(p.wnid or "" for p in result.predictions)]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name is not text")
+        if row["schema"] != PREDICT_SCHEMA or row["status"] != result.status:
+            raise ValueError("not a row of this schema")
+        return result
+
     def __repr__(self) -> str:
         shown = [f"{p.label!r} {p.prob:.1%}" for p in self.predictions[:_SHOWN]]
         if (more := len(self.predictions) - _SHOWN) > 0:
@@ -232,12 +260,14 @@ class Summary:
         inputs: rows, those of earlier runs included.
         ok: pictures that were classified.
         failed: the other rows.
+        complete: whether the run went through all its inputs; None where a file of results does not say.
         left_out: files of folders and archives that were not taken, by suffix.
     """
 
     inputs: int
     ok: int
     failed: int
+    complete: bool | None
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def in_words(self) -> str:

@@ -1,5 +1,6 @@
 """Many pictures through the command line: output files, resuming after any end, failures, and how it is told."""
 
+import base64
 import contextlib
 import csv
 import json
@@ -49,7 +50,7 @@ def test_the_suffix_names_the_format(suffix: str, mf: Mf, many: list[Path], tmp_
             found = [(row["input"], row["status"]) for row in rows(path)]
         case "json":
             document = json.loads(text)
-            assert document["summary"] == {"inputs": 60, "ok": 54, "failed": 6, "left_out": {}}
+            assert document["summary"] == {"inputs": 60, "ok": 54, "failed": 6, "complete": True, "left_out": {}}
             found = [(row["input"], row["status"]) for row in document["results"]]
         case "csv" | "tsv":
             reader = csv.DictReader(text.splitlines(), delimiter="," if suffix == "csv" else "\t")
@@ -85,7 +86,7 @@ def test_an_existing_file_is_refused_before_any_work(mf: Mf, many: list[Path], t
     path.write_text("precious")
     ran = mf("predict", *many, "-o", path, "--model", "no_such_model")
     assert ran.code == 8
-    assert ran.err == f"error: {path} exists\nhint: --overwrite replaces it; --resume goes on with a .jsonl file\n"
+    assert ran.err == f"error: {path} exists\nhint: --overwrite replaces it; --resume goes on with it\n"
     assert path.read_text() == "precious"
     assert mf("predict", many[0], "-o", path, "--overwrite").code == 0
     assert len(rows(path)) == 1
@@ -95,7 +96,6 @@ def test_an_existing_file_is_refused_before_any_work(mf: Mf, many: list[Path], t
     ("arguments", "message"),
     [
         (["--resume"], "--resume, --retry-failed and --overwrite are about a file"),
-        (["--resume", "-o", "x.csv"], "only jsonl can be resumed, not csv"),
         (["--resume", "--overwrite", "-o", "x.jsonl"], "--overwrite and --resume exclude each other"),
         (["-o", "x.doc"], "the suffix of x.doc names no format"),
         (["-b", "0"], "--batch-size '0' is neither a number from 1 to 4096 nor auto"),
@@ -125,36 +125,55 @@ def wait_for_rows(path: Path, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def whole(many: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a run that nothing ended, over fifteen times the pictures."""
-    path = tmp_path_factory.mktemp("whole") / "whole.jsonl"
+    """The output of a run that nothing ended, over fifteen times the pictures, in every format."""
+    path = tmp_path_factory.mktemp("whole") / "whole.json"
     assert start(["predict", *many * 15, "-o", path, "-q"]).wait(60) == 5
+    for suffix in ("jsonl", "csv", "tsv", "csv.gz", "jsonl.gz"):
+        assert start(["convert", path, "-o", path.with_suffix(f".{suffix}"), "-q"]).wait(60) == 0
     return path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("end", "suffix"),
+    [
+        *((signal.SIGKILL, suffix) for suffix in ("jsonl", "csv", "tsv", "json", "csv.gz", "jsonl.gz")),
+        (signal.SIGINT, "csv"),
+        (signal.SIGHUP, "jsonl"),
+    ],
+)
 def test_a_run_that_was_ended_goes_on_to_the_same_bytes(
-    end: signal.Signals, mf: Mf, many: list[Path], whole: Path, tmp_path: Path
+    end: signal.Signals, suffix: str, mf: Mf, many: list[Path], whole: Path, tmp_path: Path
 ) -> None:
-    inputs, cut = many * 15, tmp_path / "cut.jsonl"
+    inputs, cut = many * 15, tmp_path / f"cut.{suffix}"
+    partial = tmp_path / f"cut.{suffix}.partial"
     process = start(["predict", *inputs, "-o", cut, "-q"])
-    wait_for_rows(cut, 40)
+    wait_for_rows(partial, 40)
     process.send_signal(end)
     process.communicate(timeout=60)
     assert process.returncode in {signal.SIGKILL: (-9,), signal.SIGHUP: (130,)}.get(end, AFTER_CTRL_C)
-    part = cut.read_bytes()
+    part = partial.read_bytes()
     assert 40 <= part.count(b"\n") < len(inputs)
-    cut.write_bytes(part + b'{"schema":"mf.pred')  # as if the last write had been torn
+    assert not cut.exists()
+    ran = mf("predict", *inputs, "-o", cut)
+    assert ran.code == 8
+    assert ran.err == (
+        f"error: {partial} holds the results of an unfinished run\n"
+        "hint: --resume goes on with it; --overwrite discards it\n"
+    )
+    partial.write_bytes(part + b'{"schema":"mf.pred')  # as if the last write had been torn
     ran = mf("predict", *inputs, "-o", cut, "--resume", "-q")
     assert (ran.code, ran.err) == (5, "")
-    assert cut.read_bytes() == whole.read_bytes()
+    assert cut.read_bytes() == whole.with_suffix(f".{suffix}").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == [f".cut.{suffix}.run", f"cut.{suffix}"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_an_interrupt_says_what_is_kept(suffix: str, many: list[Path], tmp_path: Path) -> None:
-    path = tmp_path / f"out.{suffix}"
+    path, partial = tmp_path / f"out.{suffix}", tmp_path / f"out.{suffix}.partial"
     path.write_text("" if suffix == "jsonl" else "old")
+    before = path.read_text()
     for rows_first in (False, True):
         command = [sys.executable, "-m", "mfcli", "predict", "--files-from", "-", "-o", str(path), "--overwrite"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -168,8 +187,67 @@ def test_an_interrupt_says_what_is_kept(suffix: str, many: list[Path], tmp_path:
             process.send_signal(signal.SIGINT)
             err = process.stderr.read().decode()
             assert process.wait(60) in AFTER_CTRL_C
-        assert (f"interrupted: {path} holds what was done" in err) == rows_first
-        assert (str(many[0]) in path.read_text()) == rows_first
+        assert (f"interrupted: {partial} holds what was done; --resume goes on" in err) == rows_first
+        assert partial.exists() == rows_first
+        assert path.read_text() == before
+    assert [row["input"] for row in rows(partial)] == [str(many[0])]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_a_run_that_stops_early_leaves_no_final_file(suffix: str, mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    path, partial = tmp_path / f"out.{suffix}", tmp_path / f"out.{suffix}.partial"
+    ran = mf("predict", *many, "-o", path, "--max-failures", "1")
+    assert ran.code == 5
+    assert f"note: stopped: {partial} holds what was done; --resume goes on\n" in ran.err
+    assert not path.exists()
+    assert len(rows(partial)) == 16
+    document = json.loads(mf("convert", partial, "--format", "json").out)
+    assert document["summary"] == {"inputs": 16, "ok": 14, "failed": 2, "complete": False, "left_out": {}}
+    assert mf("predict", *many, "-o", path, "-q", "--overwrite").code == 5
+    assert not partial.exists()
+    assert mf("predict", *many, "-q", "--format", suffix).out == path.read_text()
+
+
+def test_a_document_on_standard_output_says_that_it_is_not_complete(mf: Mf, many: list[Path]) -> None:
+    stopped = mf("predict", *many, "-q", "--format", "json", "--max-failures", "0")
+    assert json.loads(stopped.out)["summary"] == {"inputs": 6, "ok": 5, "failed": 1, "complete": False, "left_out": {}}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl.gz"])
+def test_a_finished_file_of_any_format_goes_on(suffix: str, mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    path, other = tmp_path / f"out.{suffix}", tmp_path / f"other.{suffix}"
+    missing = tmp_path / "late.png"
+    assert mf("predict", *many[:3], missing, "-o", path, "-q").code == 5
+    assert mf("predict", *many[:3], missing, "-o", path, "-q", "--resume", "-k", "2").code == 8
+    missing.write_bytes(many[3].read_bytes())
+    assert mf("predict", *many[:3], missing, *many[6:9], "-o", path, "-q", "--retry-failed").code == 0
+    assert mf("predict", *many[:3], missing, *many[6:9], "-o", other, "-q").code == 0
+    assert path.read_bytes() == other.read_bytes()
+    inode = path.stat().st_ino
+    assert mf("predict", *many[:3], missing, *many[6:9], "-o", path, "-q", "--resume").code == 0
+    assert path.stat().st_ino == inode  # nothing was new
+    assert sorted(os.listdir(tmp_path)) == [
+        f".other.{suffix}.run",
+        f".out.{suffix}.run",
+        "late.png",
+        f"other.{suffix}",
+        f"out.{suffix}",
+    ]
+
+
+def test_what_cannot_be_read_back_cannot_go_on(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    for options in (["-o", tmp_path / "a.txt"],):
+        assert mf("predict", many[0], *options, "-q").code == 0
+        ran = mf("predict", many[0], *options, "-q", "--resume")
+        assert (ran.code, ran.err.splitlines()[0]) == (8, f"error: {options[1]} holds no results that can be read")
+    assert mf("predict", many[0], "-o", tmp_path / "b.csv", "-q").code == 0
+    (tmp_path / ".b.csv.run").unlink()
+    ran = mf("predict", many[0], "-o", tmp_path / "b.csv", "-q", "--resume")
+    assert (ran.code, ran.err.splitlines()[0]) == (
+        8,
+        f"error: {tmp_path / 'b.csv'} does not say which run it belongs to",
+    )
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_finished_file_is_left_as_it_is(mf: Mf, many: list[Path], tmp_path: Path) -> None:
@@ -330,6 +408,120 @@ def test_undecodable_names_are_resumed(mf_process: Mf, many: list[Path], tmp_pat
     assert rows(out)[2]["input"] == os.fsdecode(odd[2])
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_disk_that_fills_up_loses_nothing(suffix: str, mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    path, whole = tmp_path / f"out.{suffix}", tmp_path / f"whole.{suffix}"
+    command = f"ulimit -f 8; exec {sys.executable} -m mfcli predict {' '.join(map(str, many))} -o {path} -q"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (
+        8,
+        f"error: cannot write {path}.partial: File too large\nhint: --resume goes on with what was done\n",
+    )
+    assert mf("convert", f"{path}.partial", "--format", "jsonl").out.count("\n") > 3
+    assert mf("predict", *many, "-o", path, "-q", "--resume").code == 5
+    assert mf("predict", *many, "-o", whole, "-q").code == 5
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_disk_that_is_full_at_the_end_loses_nothing(
+    mf: Mf, many: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.csv"
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        ran = mf("predict", *many[:3], "-o", path, "-q")
+    assert (ran.code, ran.err) == (
+        8,
+        f"error: cannot write {path}: No space left on device\n"
+        "hint: free some space; --resume goes on with what was done\n",
+    )
+    assert len(rows(tmp_path / "out.csv.partial")) == 3
+    assert mf("predict", *many[:3], "-o", path, "-q", "--resume").code == 0
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_a_file_that_is_created_meanwhile_stays(
+    mf: Mf, many: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mfcli.outputs.result_file import ResultFile
+
+    path, write = tmp_path / "out.csv", ResultFile.write
+
+    def write_and_create(*arguments: Any) -> None:
+        write(*arguments)
+        path.write_text("theirs")
+
+    monkeypatch.setattr(ResultFile, "write", write_and_create)
+    ran = mf("predict", many[0], "-o", path, "-q")
+    assert (ran.code, ran.err) == (
+        8,
+        f"error: {path} was created while this run was in progress\n"
+        f"hint: the results are in {path}.partial; --resume replaces {path}\n",
+    )
+    assert path.read_text() == "theirs"
+    assert len(rows(tmp_path / "out.csv.partial")) == 1
+
+
+def test_results_are_converted(mf: Mf, mf_process: Mf, many: list[Path], tmp_path: Path) -> None:
+    suffixes = ("jsonl", "json", "csv", "tsv", "csv.gz", "json.gz")
+    for suffix in suffixes:
+        assert mf("predict", *many[:8], "-o", tmp_path / f"a.{suffix}", "-q").code == 5
+    for source in suffixes:
+        for target in suffixes:
+            path = tmp_path / f"b.{target}"
+            ran = mf("convert", tmp_path / f"a.{source}", "-o", path, "--overwrite")
+            assert (ran.code, ran.err) == (0, f"note: 8 pictures: 7 classified, 1 failed; {path}\n")
+            if not target.startswith("json") or source.startswith("json.") or target == "jsonl":
+                assert path.read_bytes() == (tmp_path / f"a.{target}").read_bytes(), (source, target)
+    document = json.loads(mf("convert", tmp_path / "a.csv", "--format", "json").out)
+    run = {"engine": "onnxruntime", "precision": "fp32", "top_k": 5}
+    assert {name: document["run"][name] for name in run} == run
+    assert document["summary"] == {"inputs": 8, "ok": 7, "failed": 1, "complete": None, "left_out": {}}
+    assert mf("convert", tmp_path / "a.csv").out == mf("predict", *many[:8], "-q").out
+    piped = mf_process("convert", "-", "--format", "csv", stdin=(tmp_path / "a.json.gz").read_bytes())
+    assert piped.out.splitlines() == (tmp_path / "a.csv").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["none.csv"], 3, "cannot read none.csv: No such file or directory"),
+        (["{here}"], 3, "cannot read {here}: Is a directory"),
+        (["{here}/empty.csv"], 8, "{here}/empty.csv holds the results of no runs"),
+        (["{here}/two.jsonl"], 8, "{here}/two.jsonl holds the results of 2 runs"),
+        (["{here}/a.jsonl", "-o", "{here}/two.jsonl"], 8, "{here}/two.jsonl exists"),
+        (["{here}/a.jsonl", "-o", "x.parquet"], 2, "the suffix of x.parquet names no format"),
+    ],
+)
+def test_what_cannot_be_converted(
+    arguments: list[str], code: int, message: str, mf: Mf, many: list[Path], tmp_path: Path
+) -> None:
+    assert mf("predict", many[0], "-o", tmp_path / "a.jsonl", "-q").code == 0
+    (tmp_path / "empty.csv").touch()
+    row = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "two.jsonl").write_text(row + row.replace('"run":"', '"run":"0'))
+    ran = mf("convert", *(argument.format(here=tmp_path) for argument in arguments))
+    assert (ran.code, ran.err.splitlines()[0]) == (code, f"error: {message.format(here=tmp_path)}")
+
+
+@pytest.mark.slow
+def test_names_that_are_not_utf8_stay_different_in_csv(mf_process: Mf, many: list[Path], tmp_path: Path) -> None:
+    odd = [os.fsencode(tmp_path) + name for name in (b"/\xff.png", b"/\xfe.png")]
+    for path in odd:
+        Path(os.fsdecode(path)).write_bytes(many[0].read_bytes())
+    out = tmp_path / "out.csv"
+    assert mf_process("predict", odd[0], "-q", "-o", out).code == 0
+    assert mf_process("predict", *odd, "-q", "-o", out, "--resume").code == 0
+    with out.open(newline="") as stream:
+        found = list(csv.DictReader(stream))
+    assert len({row["input"] for row in found}) == 1
+    assert [base64.b64decode(row["input_b64"]) for row in found] == odd
+
+
 def test_a_folder_an_archive_and_a_glob(mf: Mf, many: list[Path], tmp_path: Path) -> None:
     import zipfile
 
@@ -362,7 +554,13 @@ def test_a_folder_of_a_phone(mf: Mf, many: list[Path], tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(many[0].read_bytes())
     ran = mf("predict", tmp_path, "--format", "json")
     assert ran.code == 0
-    assert json.loads(ran.out)["summary"] == {"inputs": 1, "ok": 1, "failed": 0, "left_out": {".mp4": 2, ".dng": 1}}
+    assert json.loads(ran.out)["summary"] == {
+        "inputs": 1,
+        "ok": 1,
+        "failed": 0,
+        "complete": True,
+        "left_out": {".mp4": 2, ".dng": 1},
+    }
     assert ran.err.splitlines()[-1] == "note: left out: 2 .mp4, 1 .dng"
     assert mf("predict", tmp_path, "--format", "json", "-q").err == ""
 

@@ -192,7 +192,7 @@ def test_a_strip_has_its_size_and_an_error(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
     def run(**settings: object) -> str:
-        return mfcli.load_predictor(**settings).run_info.run  # type: ignore[arg-type]
+        return mfcli.load_predictor(**settings).settings.run  # type: ignore[arg-type]
 
     base = run()
     assert base == run() == run(model="convformer_t8_64") == run(max_pixels=10)

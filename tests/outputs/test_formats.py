@@ -38,7 +38,7 @@ def write_run(name: FormatName, *results: PictureResult) -> str:
     for result in results:
         writer.write(result)
     failed = sum(result.error is not None for result in results)
-    writer.end(Summary(len(results), len(results) - failed, failed))
+    writer.end(Summary(len(results), len(results) - failed, failed, True))
     return stream.getvalue()
 
 
@@ -102,7 +102,7 @@ def test_json() -> None:
         "precision": "fp32",
         "top_k": 2,
     }
-    assert document["summary"] == {"inputs": 2, "ok": 1, "failed": 1, "left_out": {}}
+    assert document["summary"] == {"inputs": 2, "ok": 1, "failed": 1, "complete": True, "left_out": {}}
     assert json.loads(write_run(FormatName.JSON))["results"] == []
 
 
@@ -161,8 +161,8 @@ def test_table() -> None:
 
 
 def test_summary_in_singular_and_plural() -> None:
-    assert Summary(1, 1, 0).in_words() == "1 picture: 1 classified"
-    assert Summary(2, 0, 2).in_words() == "2 pictures: 0 classified, 2 failed"
+    assert Summary(1, 1, 0, True).in_words() == "1 picture: 1 classified"
+    assert Summary(2, 0, 2, True).in_words() == "2 pictures: 0 classified, 2 failed"
 
 
 def test_control_characters_are_escaped() -> None:

@@ -34,17 +34,6 @@ def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
 
 
-def test_what_was_written_before_an_interrupt_appears(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with atomic_output(tmp_path / "out.csv") as stream:
-            stream.write("a\n")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert (tmp_path / "out.csv").read_text() == "a\n"
-
-
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     path.write_text("old")

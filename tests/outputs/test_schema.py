@@ -84,5 +84,5 @@ def test_the_schema_has_the_codes_and_names_of_the_program() -> None:
     run = definitions["document"]["properties"]["run"]["properties"]
     assert SCHEMA["properties"]["schema"]["const"] == PREDICT_SCHEMA
     assert definitions["error"]["properties"]["code"]["enum"] == list(FailureCode)
-    assert run["engine"]["enum"] == [name for name in EngineName if name is not EngineName.AUTO]
-    assert run["precision"]["enum"] == list(Precision)
+    assert run["engine"]["enum"] == [*(name for name in EngineName if name is not EngineName.AUTO), None]
+    assert run["precision"]["enum"] == [*Precision, None]

@@ -18,6 +18,7 @@ from mfcli import signals
 from mfcli.cli import cache, models
 from mfcli.cli.benchmark import benchmark
 from mfcli.cli.completion import COMPLETE_VARIABLE, answer, completion
+from mfcli.cli.convert import convert
 from mfcli.cli.doctor import doctor
 from mfcli.cli.embed import embed
 from mfcli.cli.help import add_command, list_examples
@@ -43,6 +44,13 @@ add_command(
     "mf predict cat.jpg",
     "mf predict photos -o answers.csv",
     "mf predict photos -m caformer_s18 -o answers.jsonl",
+)
+add_command(
+    app,
+    convert,
+    "mf convert answers.jsonl -o answers.csv",
+    "mf convert answers.csv.partial",
+    "mf convert answers.csv.gz --format jsonl | jq .input",
 )
 add_command(
     app,

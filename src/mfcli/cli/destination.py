@@ -1,10 +1,11 @@
-"""Where the results of mf predict go: standard output, a file that appears whole, or a journal that can be resumed."""
+"""Where the results of mf predict go: standard output, or a file that appears whole and can be resumed."""
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from mfcli.cli.streams import note, standard_output
 from mfcli.errors import OutputError, UsageError
@@ -19,6 +20,53 @@ if TYPE_CHECKING:
 
 _STANDARD_OUTPUT = Path("-")
 _OTHER_SUFFIXES = {"ndjson": "jsonl", "txt": "table"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How results are written.
+
+    Attributes:
+        format: the format.
+        label_type: what a table shows of a class.
+    """
+
+    format: FormatName
+    label_type: LabelType = LabelType.NAME
+
+    @classmethod
+    def parse(cls, path: Path | None, format: FormatName | None, label_type: LabelType | None) -> "Layout":
+        """Read the options.
+
+        Args:
+            path: the file, whose name may end with `.gz`; None for standard output.
+            format: None for the one that the file's suffix names, or a table.
+            label_type: --label-type, which is about tables.
+
+        Raises:
+            UsageError: they contradict one another, or the suffix names no format.
+        """
+        chosen = format or (FormatName.TABLE if path is None else _format_of_suffix(path))
+        if label_type is not None and chosen is not FormatName.TABLE:
+            raise UsageError("--label-type is about tables; csv, json and the others have all three", "leave it out")
+        return cls(chosen, label_type or LabelType.NAME)
+
+    def open_writer(self, stream: TextIO, *, compact: bool, renderer: "PictureRenderer | None" = None) -> Writer:
+        """Return the writer on a stream; `compact` and `renderer` are those of `outputs.open_writer`."""
+        from mfcli.outputs import open_writer
+
+        return open_writer(
+            self.format,
+            stream,
+            compact=compact,
+            label_type=self.label_type,
+            renderer=renderer,
+        )
+
+
+def parse_output(output: Path | None) -> Path | None:
+    """Return the file that -o names, None for standard output."""
+    return None if output == _STANDARD_OUTPUT else output
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,57 +90,40 @@ class Destination:
 
     Attributes:
         path: the file; None for standard output.
-        format: how results are written.
+        layout: how results are written.
         overwrite: whether a file that is there is replaced.
-        resume: whether a journal that is there is continued.
+        resume: whether a file that is there, or what an unfinished run has left of it, is continued.
         retry_failed: whether its failed inputs are classified again.
-        label_type: what a table shows of a class.
     """
 
     path: Path | None
-    format: FormatName
+    layout: Layout
     overwrite: bool = False
     resume: bool = False
     retry_failed: bool = False
-    label_type: LabelType = LabelType.NAME
 
     @classmethod
     def parse(
-        cls,
-        output: Path | None,
-        format: FormatName | None,
-        *,
-        overwrite: bool,
-        resume: bool,
-        retry_failed: bool,
-        label_type: LabelType | None,
+        cls, path: Path | None, layout: Layout, *, overwrite: bool, resume: bool, retry_failed: bool
     ) -> "Destination":
-        """Read the output options.
+        """Read the options about a file that is there.
 
         Args:
-            output: the file, `-` or None for standard output.
-            format: None for the one that the file's suffix names, or a table.
+            path: the file; None for standard output.
+            layout: how results are written.
             overwrite: --overwrite.
             resume: --resume.
             retry_failed: --retry-failed, which implies --resume.
-            label_type: --label-type, which is about tables.
 
         Raises:
-            UsageError: they contradict one another, or the suffix names no format.
+            UsageError: they contradict one another.
         """
         resume = resume or retry_failed
-        path = None if output == _STANDARD_OUTPUT else output
         if overwrite and resume:
             raise UsageError("--overwrite and --resume exclude each other", "mf predict --help")
         if path is None and (resume or overwrite):
             raise UsageError("--resume, --retry-failed and --overwrite are about a file", "-o results.jsonl")
-        if format is None:
-            format = FormatName.TABLE if path is None else _format_of_suffix(path)
-        if resume and format is not FormatName.JSONL:
-            raise UsageError(f"only jsonl can be resumed, not {format}", "-o results.jsonl")
-        if label_type is not None and format is not FormatName.TABLE:
-            raise UsageError(f"--label-type is about tables: {format} has names, wnids and indices", "leave it out")
-        return cls(path, format, overwrite, resume, retry_failed, label_type or LabelType.NAME)
+        return cls(path, layout, overwrite, resume, retry_failed)
 
     def check(self, names: list[str]) -> None:
         """Check before any work that the file may be written.
@@ -101,14 +132,15 @@ class Destination:
             names: the inputs and the list of inputs.
 
         Raises:
-            OutputError: it exists, is an input or the list, or has the suffix of a picture or an archive.
+            OutputError: it or its unfinished form exists, is an input or the list, or has the suffix of a picture or an
+                archive.
         """
         from mfcli.outputs.files import refuse_existing
 
         if self.path is None:
             return
         if not (self.overwrite or self.resume):
-            refuse_existing(self.path)
+            refuse_existing(self.path, resumable=True)
         if is_input_name(str(self.path)) and is_file(self.path):
             raise OutputError(f"{self.path} has the name of a picture or an archive", "name another file with -o")
         for name in names:
@@ -117,69 +149,68 @@ class Destination:
                     raise OutputError(f"{self.path} is an input", "name another file with -o")
 
     @contextlib.contextmanager
-    def open(self, predictor: "Predictor", compact: bool, renderer: "PictureRenderer | None" = None) -> Iterator[Sink]:
+    def open(
+        self, predictor: "Predictor", *, compact: bool, quiet: bool, renderer: "PictureRenderer | None" = None
+    ) -> Iterator[Sink]:
         """Open it for the results of one run.
 
         Args:
-            predictor: makes the results; a journal holds rows of its run alone.
+            predictor: makes the results; a file that is continued holds rows of its run alone.
             compact: whether a table on standard output has one line per picture.
+            quiet: whether nothing is said about an unfinished file.
             renderer: draws pictures beside their tables on standard output; None for no pictures.
 
         Raises:
             OutputError: it cannot be written, or holds the rows of another run.
         """
-        from mfcli.outputs import open_writer
-        from mfcli.outputs.files import atomic_output
-
         if self.path is None:
             with standard_output() as stream:
-                yield Sink(
-                    open_writer(self.format, stream, compact=compact, label_type=self.label_type, renderer=renderer)
-                )
-        elif self.format is not FormatName.JSONL or (exists(self.path) and not is_file(self.path)):
-            with atomic_output(self.path, replace=self.overwrite) as stream:
-                yield Sink(open_writer(self.format, stream, compact=True, label_type=self.label_type))
+                yield Sink(self.layout.open_writer(stream, compact=compact, renderer=renderer))
+        elif exists(self.path) and not is_file(self.path):
+            with self._open_special(self.path) as sink:
+                yield sink
         else:
-            with self._open_journal(predictor) as sink:
+            with self._open_file(self.path, predictor, quiet) as sink:
                 yield sink
 
     @contextlib.contextmanager
-    def _open_journal(self, predictor: "Predictor") -> Iterator[Sink]:
-        from mfcli.outputs import open_writer
-        from mfcli.outputs.files import refuse_existing, translate_write_errors
-        from mfcli.outputs.journal import Journal
+    def _open_special(self, path: Path) -> Iterator[Sink]:
+        """Open a terminal, pipe or device, which gets the results as they come."""
+        from mfcli.outputs.files import atomic_output
 
-        assert self.path is not None  # a journal is a file
-        if not (self.overwrite or self.resume):
-            refuse_existing(self.path)  # again: preparing a model may have taken a while
-        # without resume the file is new, empty or to be overwritten: refused above otherwise
-        journal = Journal(self.path, predictor.settings, overwrite=not self.resume, retry_failed=self.retry_failed)
-        with contextlib.closing(journal), translate_write_errors(self.path):
-            retry_writer = None if journal.retries is None else open_writer(self.format, journal.retries)
-            yield Sink(open_writer(self.format, journal.rows), journal, retry_writer)
+        if self.resume:
+            raise OutputError(f"{path} is not a regular file", "only such a file can be resumed")
+        with atomic_output(path) as stream:
+            yield Sink(self.layout.open_writer(stream, compact=True))
 
     @contextlib.contextmanager
-    def report_interrupt(self, quiet: bool) -> Iterator[None]:
-        """After an interrupt, say where this run's results are, if there are any."""
-        before = self._fingerprint()
-        try:
-            yield
-        except KeyboardInterrupt:
-            if not quiet and self._fingerprint() not in (None, before):
-                go_on = "; --resume goes on" if self.format is FormatName.JSONL else ""
-                note(f"interrupted: {self.path} holds what was done{go_on}")
-            raise
+    def _open_file(self, path: Path, predictor: "Predictor", quiet: bool) -> Iterator[Sink]:
+        from mfcli.outputs.files import is_compressed, refuse_existing, translate_write_errors
+        from mfcli.outputs.result_file import ResultFile
 
-    def _fingerprint(self) -> tuple[int, int, int] | None:
-        """Inode, size and modification time of a file with results; None where there is none."""
-        with contextlib.suppress(OSError):
-            if self.path is not None and (status := self.path.stat()).st_size:
-                return status.st_ino, status.st_size, status.st_mtime_ns
-        return None
+        if not (self.overwrite or self.resume):
+            refuse_existing(path, resumable=True)  # again: preparing a model may have taken a while
+        is_journal = self.layout.format is FormatName.JSONL and not is_compressed(path)
+        file = ResultFile(
+            path,
+            predictor.settings,
+            None if is_journal else partial(self.layout.open_writer, compact=True),
+            overwrite=self.overwrite,
+            resume=self.resume,
+            retry_failed=self.retry_failed,
+        )
+        try:
+            with contextlib.closing(file.journal), translate_write_errors(file.partial):
+                yield Sink(file, file.journal, file.retry_writer)
+        except BaseException as error:
+            if not quiet and exists(file.partial):
+                cause = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
+                note(f"{cause}: {file.partial} holds what was done; resume=True goes on")
+            raise
 
 
 def _format_of_suffix(path: Path) -> FormatName:
-    suffix = path.suffix.lower().removeprefix(".")
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix.removeprefix(".")
     suffix = _OTHER_SUFFIXES.get(suffix, suffix)
     if suffix not in list(FormatName):
         raise UsageError(f"the suffix of {path} names no format", f"add --format, one of {', '.join(FormatName)}")

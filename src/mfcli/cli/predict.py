@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mfcli.cli import predict_options as option
-from mfcli.cli.destination import Destination, Sink
+from mfcli.cli.destination import Destination, Layout, Sink, parse_output
 from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_numbers
 from mfcli.cli.streams import is_terminal, note, standard_input
 from mfcli.errors import ExitCode, MfError, UsageError
@@ -87,10 +87,10 @@ def predict(
     """
     from mfcli.tasks.predict import ANY_FAILURES, MaxFailures
 
-    destination = Destination.parse(
-        output, format, overwrite=overwrite, resume=resume, retry_failed=retry_failed, label_type=label_type
-    )
-    if show and (destination.path is not None or destination.format is not FormatName.TABLE):
+    path = parse_output(output)
+    layout = Layout.parse(path, format, label_type)
+    destination = Destination.parse(path, layout, overwrite=overwrite, resume=resume, retry_failed=retry_failed)
+    if show and (path is not None or layout.format is not FormatName.TABLE):
         raise UsageError("--show is about tables in a terminal", "leave out --show, or -o and --format")
     failures = ANY_FAILURES if max_failures is None else MaxFailures.parse(max_failures)
     size = parse_batch_size(batch_size)
@@ -271,7 +271,7 @@ def _run(request: PredictRequest) -> Summary:
         renderer = _load_renderer(loading) if request.show else None
         predictor = request.model.load(request.settings, loading, with_thumbnails=renderer is not None)
     compact = many and renderer is None
-    with progress, destination.report_interrupt(quiet), destination.open(predictor, compact, renderer) as sink:
+    with progress, destination.open(predictor, compact=compact, quiet=quiet, renderer=renderer) as sink:
         if progress.draws_runs and all(argument.is_countable for argument in arguments):
             _count(progress, inputs.open)
         if not quiet and (limits := request.model.describe_limits(predictor)):

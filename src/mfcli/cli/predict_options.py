@@ -182,7 +182,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="Write results there; - for standard output.",
+        help="Write results there, compressed if it ends with .gz; - for standard output.",
         show_default=False,
         readable=False,
         rich_help_panel=_OUTPUT,
@@ -190,7 +190,7 @@ Output = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.", rich_help_panel=_OUTPUT)]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with a .jsonl FILE: skip what is finished.", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--resume", help="Go on with FILE: skip what is finished.", rich_help_panel=_OUTPUT)
 ]
 RetryFailed = Annotated[
     bool,

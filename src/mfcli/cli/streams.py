@@ -26,7 +26,7 @@ class ReaderGoneError(Exception):
 
 @contextmanager
 def standard_output() -> Iterator[TextIO]:
-    """Yield standard output as UTF-8.
+    """Yield standard output as UTF-8, flushed after each line.
 
     Raises:
         OutputError: it is closed, or the disk is full.
@@ -38,7 +38,7 @@ def standard_output() -> Iterator[TextIO]:
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer))
     _make_blocking(sys.stdout)
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n", line_buffering=True)
     try:
         yield sys.stdout
         sys.stdout.flush()

@@ -1,7 +1,8 @@
-"""Output formats and files: results are written as text, row by row.
+"""Output formats and files: results are written as text, row by row, and read back.
 
 One module per format, imported only when it is chosen. A new format is a module here, a member of `FormatName`, and a
-case in `open_writer` and in `records.write_records`. The journal of resumable runs and the output file belong here too.
+case in `open_writer` and in `records.write_records`. The journal of resumable runs, the output file and the
+reader of results belong here too.
 """
 
 from typing import TYPE_CHECKING, TextIO, assert_never

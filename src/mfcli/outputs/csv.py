@@ -10,7 +10,6 @@ class SeparatedWriter:
     """Separated values, quoted where necessary; rows end with a line feed."""
 
     def __init__(self, stream: TextIO, separator: str) -> None:
-        self._stream = stream
         self._minimal = csv.writer(stream, delimiter=separator, lineterminator="\n")
         self._quoting = csv.writer(stream, delimiter=separator, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
@@ -24,7 +23,14 @@ class SeparatedWriter:
 
     def write(self, result: PictureResult) -> None:
         """Write one row; missing values are empty cells."""
-        cells: list[object] = [result.input, result.member, result.status, self._run.model, result.width, result.height]
+        cells: list[object] = [
+            result.input,
+            result.member,
+            result.status,
+            result.run.model,
+            result.width,
+            result.height,
+        ]
         for prediction in result.predictions:
             cells += [prediction.label, prediction.wnid, prediction.class_index, prediction.prob]
         cells += [None] * (4 * (self._run.top_k - len(result.predictions)))
@@ -35,7 +41,6 @@ class SeparatedWriter:
         # the csv module does not quote a lone carriage return, which readers take for the end of a row
         has_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)
         (self._quoting if has_return else self._minimal).writerow(cells)
-        self._stream.flush()
 
     def end(self, summary: Summary) -> None:
         """Write nothing: every row is complete."""

@@ -10,21 +10,56 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from mfcli.errors import MfError, OutputError
-from mfcli.signals import ForcedInterrupt, defer_signals
+from mfcli.errors import OutputError
+from mfcli.signals import defer_signals
+
+_PARTIAL_SUFFIX = ".partial"
 
 
-def refuse_existing(path: Path) -> None:
+def partial_path(path: Path) -> Path:
+    """Return the file that holds the results for `path` until the run is complete; links are followed."""
+    target = Path(os.path.realpath(path))
+    return target.with_name(target.name + _PARTIAL_SUFFIX)
+
+
+def is_partial(path: Path) -> bool:
+    """Return whether a name is that of the results of an incomplete run."""
+    return path.suffix == _PARTIAL_SUFFIX
+
+
+def refuse_existing(path: Path, *, resumable: bool = False) -> None:
     """Check that a file can be created at `path`, and that no results would be lost.
 
+    Args:
+        path: the file.
+        resumable: whether the run could go on with it, or with what an unfinished run has left of it.
+
     Raises:
-        OutputError: it is a folder or a file with content, its folder does not exist, or may not be read.
+        OutputError: it is a folder or a file with content, its folder does not exist, or may not be read; or an
+            unfinished run has left results.
     """
+    partial = partial_path(path)
     with translate_write_errors(path):
         check_folder(path)
-        exists = path.is_file() and path.stat().st_size > 0
+        exists, is_unfinished = has_content(path), resumable and has_content(partial)
     if exists:
-        raise OutputError(f"{path} exists", "overwrite=True replaces it; resume=True goes on with a .jsonl file")
+        raise OutputError(
+            f"{path} exists", f"overwrite=True replaces it{'; resume=True goes on with it' if resumable else ''}"
+        )
+    if is_unfinished:
+        raise OutputError(
+            f"{partial} holds the results of an unfinished run",
+            "resume=True goes on with it; overwrite=True discards it",
+        )
+
+
+def has_content(path: Path) -> bool:
+    """Return whether there is a regular file that is not empty."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
 
 def check_folder(path: Path) -> None:
@@ -49,24 +84,24 @@ def translate_write_errors(path: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        hint = "name another file: output=FILE"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            go_on = "; resume=True goes on" if path.suffix == ".jsonl" else ""
-            hint = f"free some space{go_on}, or {hint}"
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = f"{'free some space, or ' if is_full else ''}name another file: output=FILE"
+        with contextlib.suppress(OSError):
+            if is_partial(path) or partial_path(path).exists():
+                hint = f"{'free some space; ' if is_full else ''}resume=True goes on with what was done"
         raise OutputError(f"cannot write {path}: {error.strerror or error}", hint) from error
 
 
 @contextlib.contextmanager
 def atomic_output(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
-    """Open a text stream whose content is renamed to `path` at the end, as a whole.
+    """Open a text stream whose content is renamed to `path` at the end, as a whole; after an exception it is deleted.
 
-    After an interrupt or an MfError, what was written until then is published too. After any other exception, which
-    may come in the middle of a row, and where nothing was written, the old file stays. Terminals, pipes and other
-    special files are written directly.
+    The content is compressed if the name ends with `.gz`. Terminals, pipes and other special files are written
+    directly.
 
     Args:
         path: the file.
-        replace: whether a file that exists at the end may be replaced; else the new one is kept beside it.
+        replace: whether a file that exists at the end may be replaced.
 
     Raises:
         OutputError: the file cannot be written, or may not be replaced.
@@ -74,21 +109,12 @@ def atomic_output(path: Path, *, replace: bool = True) -> Iterator[TextIO]:
     with translate_write_errors(path):
         check_folder(path)
         if path.exists() and not path.is_file():
-            with open_text(path.open("wb")) as stream:
+            with path.open("wb") as device, _encode(device, path) as stream:
                 yield stream
             return
         with open_beside(path, replace) as (file, publish):
-            stream = open_text(file)
-            try:
+            with _encode(file, path) as stream:
                 yield stream
-            except ForcedInterrupt:
-                raise
-            except (KeyboardInterrupt, MfError):
-                stream.flush()
-                if file.tell():
-                    publish()
-                raise
-            stream.flush()
             publish()
 
 
@@ -97,33 +123,61 @@ def open_beside(path: Path, replace: bool = True) -> Iterator[tuple[BinaryIO, Ca
     """Open a file beside `path`; yield it and a function that renames it to `path`, keeping the old file's mode.
 
     Where that function was not called, the file is deleted. A symbolic link at `path` stays, and its target is
-    replaced.
+    replaced. A file that was created meanwhile and may not be replaced stays; the new one is kept beside it.
     """
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name[:50]}.{os.getpid()}.part")  # 50 characters may be 200 bytes
-    file = partial.open("w+b")  # a file of this name is left over from a killed process
+    part = target.with_name(f".{target.name[:50]}.{os.getpid()}.part")  # 50 characters may be 200 bytes
+    file = part.open("w+b")  # a file of this name is left over from a killed process
 
     def publish() -> None:
         with defer_signals():
-            file.flush()
-            os.fsync(file.fileno())
-            with contextlib.suppress(OSError):
-                partial.chmod(stat.S_IMODE(target.stat().st_mode))
-            if not replace and target.is_file() and target.stat().st_size:
-                spare = target.with_name(f"{target.stem[:50]}.{os.getpid()}{target.suffix}")
-                partial.replace(spare)
+            spare = target.with_name(f"{target.stem[:50]}.{os.getpid()}{target.suffix}")
+            is_taken = not replace and has_content(target)
+            publish_file(file, part, spare if is_taken else target)
+            if is_taken:
                 raise OutputError(f"{path} was created while this run was in progress", f"the results are in {spare}")
-            partial.replace(target)
 
     try:
         yield file, publish
     finally:
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a failed flush of a file that is deleted
             file.close()
 
 
-def open_text(file: BinaryIO) -> TextIO:
+def publish_file(file: BinaryIO, part: Path, target: Path) -> None:
+    """Rename an open file, once it is on the disk; it gets the mode of the file that it replaces.
+
+    Raises:
+        OSError: it cannot be renamed, or not all of it written.
+    """
+    file.flush()
+    os.fsync(file.fileno())
+    with contextlib.suppress(OSError):
+        part.chmod(stat.S_IMODE(target.stat().st_mode))
+    part.replace(target)
+
+
+@contextlib.contextmanager
+def _encode(file: BinaryIO, path: Path) -> Iterator[TextIO]:
+    """Yield a text stream on a binary one, which compresses if the name of its file ends with `.gz`."""
+    with contextlib.ExitStack() as stack:
+        if is_compressed(path):
+            import gzip
+
+            compressed = gzip.GzipFile("", "wb", 6, file, mtime=0)  # equal results give equal bytes
+            file = stack.enter_context(compressed)  # type: ignore[assignment]  # has what a text stream needs
+        stream = open_text(file)
+        yield stream
+        stream.detach()  # flushes; the file stays open
+
+
+def is_compressed(path: Path) -> bool:
+    """Return whether the name of a file says that its content is compressed."""
+    return path.suffix.lower() == ".gz"
+
+
+def open_text(file: BinaryIO, *, line_buffering: bool = False) -> io.TextIOWrapper:
     """Return a UTF-8 text stream on a binary one, without newline translation; surrogates become `?`."""
-    return io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
+    return io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="", line_buffering=line_buffering)

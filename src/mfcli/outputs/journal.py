@@ -21,14 +21,11 @@ import numpy as np
 
 from mfcli.errors import OutputError
 from mfcli.files import write_atomically
-from mfcli.outputs.files import check_folder, open_beside, open_text, translate_write_errors
-from mfcli.results import PREDICT_SCHEMA, RunSettings
+from mfcli.outputs.files import check_folder, open_beside, open_text, publish_file, translate_write_errors
+from mfcli.outputs.json import format_line
+from mfcli.outputs.reader import StoredResults, is_torn, read_lines
+from mfcli.results import PREDICT_SCHEMA, PictureResult, RunSettings
 from mfcli.signals import defer_signals
-
-MAX_ROW_BYTES = 2**26
-"""No row is longer: one with all of 21,841 classes has 3 MB."""
-
-_ROW_PREFIX = json.dumps({"schema": PREDICT_SCHEMA}, separators=(",", ":")).encode()[:-1]
 
 
 class RowStatus(Enum):
@@ -81,13 +78,20 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, settings: RunSettings, *, overwrite: bool = False, retry_failed: bool = False
+        self,
+        path: Path,
+        settings: RunSettings,
+        *,
+        origin: Path | None = None,
+        overwrite: bool = False,
+        retry_failed: bool = False,
     ) -> None:
         """Open or create the file.
 
         Args:
             path: the file.
             settings: the run whose rows it must hold.
+            origin: a file of results, in any format that can be read; an empty journal begins with its rows.
             overwrite: whether to begin with an empty file, which happens in `begin`.
             retry_failed: whether failed inputs are to be classified again.
 
@@ -98,22 +102,31 @@ class Journal:
         self._given_path = path
         self._path = Path(os.path.realpath(path))
         self._settings = settings
-        self._settings_file = self._path.with_name(f".{self._path.name}.run")
+        self._settings_file = _settings_path(self._path)
+        self._origin_size: int | None = None  # while it holds the rows of its origin and nothing else
         self._overwrite = overwrite
         self._side = self._path.with_name(f".{self._path.name}.retry")  # rows that are to replace failed ones
         with translate_write_errors(path):
             self._is_new = not self._path.exists()
+            self._is_merged = False
             self._obsolete: set[int] = set()
             self._file = self._open_locked()
             try:
+                if origin is not None and not self._size() and origin.exists():
+                    self._take_over(origin)
                 if not overwrite and self._side.exists():
                     self._merge()
-                found = _no_digests() if overwrite else self._scan(self._file)
+                found = _no_digests() if overwrite else self._scan(self._file, path)
+                self._has_rows = any(found.values())
                 self._left = {status: DigestCounter(digests) for status, digests in found.items()}
                 self._file.seek(0, os.SEEK_END)
-                self.rows: TextIO = open_text(self._file)
-                self.retries: TextIO | None = open_text(self._side.open("wb")) if retry_failed else None
+                self.rows: TextIO = open_text(self._file, line_buffering=True)
+                self.retries: TextIO | None = None
+                if retry_failed:
+                    self.retries = open_text(self._side.open("wb"), line_buffering=True)
             except BaseException:
+                if self._is_new:
+                    self._delete_if_needless()
                 self._file.close()
                 raise
 
@@ -123,12 +136,14 @@ class Journal:
             self._file.seek(0)
             self._file.truncate()
             self._side.unlink(missing_ok=True)
-        if _read_settings(self._settings_file) != self._settings:
+        if read_settings(self._path) != self._settings:
             with contextlib.suppress(OSError):  # without it, a later message is less exact
                 write_atomically(self._settings_file, json.dumps(asdict(self._settings)).encode())
 
     def take_status(self, name: bytes, member: str | None) -> RowStatus:
         """Return what is known of an input; an input that is named twice needs two rows, so one is used up."""
+        if not self._has_rows:
+            return RowStatus.NEW
         digest = digest_input(name, member)
         if self._left[RowStatus.OK].take(digest):
             return RowStatus.OK
@@ -142,20 +157,59 @@ class Journal:
         """
         self._obsolete = containers
 
-    def close(self) -> None:
-        """Flush, merge retried rows, and release the file; a file that was created for no row is deleted.
+    def merge(self) -> bool:
+        """Flush, and merge retried rows; nothing can be written afterwards. Return whether there are new rows.
 
         Raises:
             OutputError: the file cannot be written.
         """
         with translate_write_errors(self._given_path), defer_signals():
-            self.rows.flush()
-            if self.retries is not None:
-                self.retries.close()
-                self._merge()
-            if self._is_new:
-                self._delete_if_empty()
+            if not self._is_merged:
+                self.rows.flush()
+                if self.retries is not None:
+                    self.retries.close()
+                    self._merge()
+                self._is_merged = True
+        return self._size() != self._origin_size
+
+    def results(self) -> Iterator[PictureResult]:
+        """Yield the results, after `merge`."""
+        with self._path.open("rb") as file:
+            yield from StoredResults(file, str(self._path))
+
+    def publish(self, path: Path) -> None:
+        """Rename the journal to `path`, after `merge`.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with translate_write_errors(path), defer_signals():
+            publish_file(self._file, self._path, Path(os.path.realpath(path)))
+            self._leave_settings(path)
+
+    def discard(self, path: Path) -> None:
+        """Delete the journal, whose rows are in `path` by now; its settings stay beside that file."""
+        with translate_write_errors(path), defer_signals():
+            self._leave_settings(path)
+            self._path.unlink()
+
+    def close(self) -> None:
+        """Merge retried rows, and release the file; it is deleted if it holds no rows, or only those of its origin.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with translate_write_errors(self._given_path), defer_signals():
+            if not self.merge() or self._is_new:
+                self._delete_if_needless()
             self._file.close()
+
+    def _leave_settings(self, path: Path) -> None:
+        with contextlib.suppress(OSError):  # as where they are written
+            self._settings_file.replace(_settings_path(path))
+
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
 
     def _open_locked(self) -> BinaryIO:
         """Open the file and lock it; repeat where another process has replaced it in between."""
@@ -181,36 +235,48 @@ class Journal:
                 file.close()
                 raise
 
-    def _scan(self, file: BinaryIO) -> "dict[RowStatus, array[int]]":
+    def _take_over(self, origin: Path) -> None:
+        """Begin with the rows of a file of results, which must be this run's."""
+        with origin.open("rb") as file, self._rewrite() as rows:
+            for row in StoredResults(file, str(origin), read_settings(origin)).rows():
+                if row["run"] is None:
+                    raise OutputError(
+                        f"{origin} does not say which run it belongs to", "name another file: output=FILE"
+                    )
+                rows.write(f"{format_line(row)}\n".encode("utf-8", "replace"))
+            self._scan(rows, origin)
+        self._origin_size = self._size()
+
+    def _scan(self, file: BinaryIO, path: Path) -> "dict[RowStatus, array[int]]":
         """Check every row, cut off a torn last one, and return the inputs by status.
 
-        Nothing is changed before all rows have been checked.
+        Nothing is changed before all rows have been checked. `path` is where they come from.
         """
         found = _no_digests()
         good = 0
         file.seek(0)
-        for number, line in enumerate(_read_lines(file), start=1):
+        for number, line in enumerate(read_lines(file), start=1):
             row = _parse_row(line)
             if row is None:
-                if _is_torn(line) and not file.read(1):
+                if is_torn(line) and not file.read(1):
                     file.truncate(good)
                     break
                 raise OutputError(
-                    f"line {number} of {self._given_path} is not a row of mf predict", "name another file: output=FILE"
+                    f"line {number} of {path} is not a row of mf predict", "name another file: output=FILE"
                 )
             if row.fields["run"] != self._settings.run:
                 raise OutputError(
-                    f"{self._given_path} belongs to a different run: {self._describe_difference(row)}",
+                    f"{path} belongs to a different run: {self._describe_difference(row, path)}",
                     "use the settings that it was begun with, or another file: output=FILE",
                 )
             found[RowStatus.OK if row.is_ok else RowStatus.FAILED].append(row.digest)
             good += len(line)
         return found
 
-    def _describe_difference(self, row: _Row) -> str:
+    def _describe_difference(self, row: _Row, path: Path) -> str:
         """Name the settings in which the run of a row differs from this one, as far as they are known."""
         theirs = {name: row.fields.get(name) for name in ("model", "weights_sha256")}
-        kept = _read_settings(self._settings_file)
+        kept = read_settings(path)
         if kept is not None and kept.run == row.fields["run"]:
             theirs = kept.values
         ours = self._settings.values
@@ -228,27 +294,34 @@ class Journal:
         Every reader of the file then finds one row per input, in input order, byte for byte what an uninterrupted run
         would have written. If they were appended, other tools would count retried inputs twice.
         """
-        with self._side.open("r+b") as side, open_beside(self._path) as (merged, publish):
-            self._scan(side)
+        with self._side.open("r+b") as side, self._rewrite() as merged:
+            self._scan(side, self._side)
             retried = _RetriedRows(side)
             self._file.seek(0)
-            for line in _read_lines(self._file):
+            for line in read_lines(self._file):
                 row = _parse_row(line)
                 replacement = retried.take(row.digest) if row and not row.is_ok else None
-                if replacement is not None:
-                    merged.write(replacement)
-                elif not row or row.is_ok or row.digest not in self._obsolete:
-                    merged.write(line)
-            _lock(merged)  # before it is published: the name is never without a lock
-            publish()
-            old, self._file = self._file, _duplicate(merged)
-            old.close()
+                if replacement is None and row and not row.is_ok and row.digest in self._obsolete:
+                    replacement = b""
+                if replacement not in (None, line):
+                    self._origin_size = None
+                merged.write(line if replacement is None else replacement)
         self._side.unlink()
 
-    def _delete_if_empty(self) -> None:
+    @contextlib.contextmanager
+    def _rewrite(self) -> Iterator[BinaryIO]:
+        """Yield an empty file that takes this one's place at the end."""
+        with open_beside(self._path) as (file, publish):
+            yield file
+            _lock(file)  # before it is published: the name is never without a lock
+            publish()
+            old, self._file = self._file, _duplicate(file)
+            old.close()
+
+    def _delete_if_needless(self) -> None:
         status = os.fstat(self._file.fileno())
         with contextlib.suppress(OSError):
-            if not status.st_size and os.path.samestat(status, self._path.stat()):
+            if status.st_size in (0, self._origin_size) and os.path.samestat(status, self._path.stat()):
                 self._path.unlink()
                 self._settings_file.unlink(missing_ok=True)
 
@@ -271,7 +344,7 @@ class _RetriedRows:
         self._places: dict[int, list[tuple[int, int]]] = {}
         start = 0
         file.seek(0)
-        for line in _read_lines(file):
+        for line in read_lines(file):
             if row := _parse_row(line):
                 self._places.setdefault(row.digest, []).append((start, len(line)))
             start += len(line)
@@ -288,10 +361,17 @@ class _RetriedRows:
         return self._file.read(size)
 
 
-def _read_settings(path: Path) -> RunSettings | None:
+def _settings_path(path: Path) -> Path:
+    """Return the file that holds the settings of the results in `path`."""
+    target = Path(os.path.realpath(path))
+    return target.with_name(f".{target.name}.run")
+
+
+def read_settings(path: Path) -> RunSettings | None:
+    """Return the settings that are kept beside the results in `path`; None where they are missing or damaged."""
     try:
-        return RunSettings(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError):  # missing or damaged
+        return RunSettings(**json.loads(_settings_path(path).read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
@@ -306,18 +386,6 @@ def _lock(file: BinaryIO) -> None:
 def _duplicate(file: BinaryIO) -> BinaryIO:
     """Return a second handle of an open file, which keeps its lock when the first is closed."""
     return open(os.dup(file.fileno()), "r+b")  # noqa: PTH123
-
-
-def _read_lines(file: BinaryIO) -> Iterator[bytes]:
-    return iter(lambda: file.readline(MAX_ROW_BYTES), b"")
-
-
-def _is_torn(line: bytes) -> bool:
-    """Return whether a line is the beginning of a row, or the zeros that a system crash leaves of one."""
-    if line.endswith(b"\n"):
-        return False
-    is_prefix = line[: len(_ROW_PREFIX)] == _ROW_PREFIX[: len(line)]
-    return is_prefix or not line.strip(b"\0")
 
 
 def _parse_row(line: bytes) -> _Row | None:

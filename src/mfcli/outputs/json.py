@@ -18,7 +18,7 @@ def format_document(value: Any) -> str:
 
 
 class JsonLinesWriter:
-    """One object per line, flushed after each."""
+    """One object per line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -29,7 +29,6 @@ class JsonLinesWriter:
     def write(self, result: PictureResult) -> None:
         """Write one line."""
         self._stream.write(format_line(result.to_dict()) + "\n")
-        self._stream.flush()
 
     def end(self, summary: Summary) -> None:
         """Write nothing: every line is complete."""
@@ -55,4 +54,3 @@ class JsonWriter:
     def end(self, summary: Summary) -> None:
         """Close the document."""
         self._stream.write('\n],"summary":' + format_line(asdict(summary)) + "}\n")
-        self._stream.flush()

@@ -183,7 +183,7 @@ class _RunState:
         """Complete what was written; where nothing was, nothing is replaced."""
         if self.inputs:
             with defer_signals():
-                self._writer.end(self._summary)
+                self._writer.end(self._summarize(complete=False))
 
     def finish(self) -> Summary:
         """Complete the output after the last source."""
@@ -192,8 +192,9 @@ class _RunState:
         if self._journal is not None:
             # not after an early end: the container may still fail again
             self._journal.drop_failed(self._containers)
-        self._writer.end(self._summary)
-        return self._summary
+        summary = self._summarize(complete=True)
+        self._writer.end(summary)
+        return summary
 
     def _begin(self) -> None:
         if self._journal is not None:
@@ -202,10 +203,9 @@ class _RunState:
             if writer is not None:
                 writer.begin(self._info)
 
-    @property
-    def _summary(self) -> Summary:
+    def _summarize(self, *, complete: bool) -> Summary:
         inputs, failed = self.inputs + self.finished_before, self.failed + self._failed_before
-        return Summary(inputs, inputs - failed, failed, self._left_out.counts)
+        return Summary(inputs, inputs - failed, failed, complete, self._left_out.counts)
 
     def _note_containers(self, source: Source) -> None:
         """Note where a classified picture was found: an earlier failed row of such a container is obsolete.

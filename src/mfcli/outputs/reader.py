@@ -1,0 +1,212 @@
+"""Results back from their files: JSON Lines, JSON, CSV and TSV, compressed or not, told apart by their content."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any, BinaryIO
+
+from mfcli.errors import OutputError
+from mfcli.results import PREDICT_SCHEMA, PictureResult, RunInfo, RunSettings
+
+MAX_ROW_BYTES = 2**26
+"""No row is longer: one with all of 21,841 classes has 3 MB."""
+
+_ROW_PREFIX = json.dumps({"schema": PREDICT_SCHEMA}, separators=(",", ":")).encode()[:-1]
+_DOCUMENT_HEAD_END = b'"results":[\n'
+_CSV_HEADER = re.compile(rb'(?:\xef\xbb\xbf)?"?input"?([,;\t])')
+_BAD_ROW = (ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error)  # UnicodeError is a ValueError
+
+
+class StoredResults:
+    """The results in a file, read anew by each iteration, a row at a time.
+
+    Attributes:
+        name: of the file, for messages.
+        complete: whether the run went through all its inputs; None where the file does not say. Known after an
+            iteration.
+        left_out: files of folders and archives that were not taken, by suffix, as far as the file says. Known after an
+            iteration.
+        run: the run that a JSON document names, else an empty dict. Known after an iteration has begun.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, settings: RunSettings | None = None) -> None:
+        """Find out the format.
+
+        Args:
+            file: can be rewound.
+            name: of the file, for messages.
+            settings: those kept beside the file, which say what CSV and TSV do not.
+
+        Raises:
+            OutputError: it has no format that can be read back.
+        """
+        self.complete: bool | None = None
+        self.left_out: dict[str, int] = {}
+        self.run: dict[str, Any] = {}
+        self.name = name
+        self._settings = settings
+        self._file = _decompress(file)
+        try:
+            head = self._file.readline(MAX_ROW_BYTES)
+        except (OSError, EOFError) as error:
+            raise self._damaged(error) from error
+        self._read: Callable[[], Iterator[dict[str, Any]]]
+        if header := _CSV_HEADER.match(head):
+            separator = header[1].decode()
+            self._read = lambda: self._read_separated(separator)
+        elif head.endswith(_DOCUMENT_HEAD_END):
+            self._read = self._read_document
+        elif is_torn(head) or _is_row(head):
+            self._read = self._read_lines
+        elif head.lstrip().startswith(b"{"):
+            self._read = self._read_foreign_document
+        else:
+            raise OutputError(
+                f"{name} holds no results that can be read", "jsonl, json, and csv or tsv with their header can"
+            )
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows as JSON Lines has them; what CSV and TSV do not say is None.
+
+        Raises:
+            OutputError: a row is not one of mf predict.
+        """
+        for row, _ in self._parsed():
+            yield row
+
+    def __iter__(self) -> Iterator[PictureResult]:
+        """Yield the results.
+
+        Raises:
+            OutputError: a row is not one of mf predict.
+        """
+        for _, result in self._parsed():
+            yield result
+
+    def _parsed(self) -> Iterator[tuple[dict[str, Any], PictureResult]]:
+        self._file.seek(0)
+        rows = self._read()
+        number = 1
+        try:
+            while (row := next(rows, None)) is not None:
+                self._complete_row(row)
+                run = RunInfo(row["model"], row["weights_sha256"], row["run"], None, None, 0)
+                yield row, PictureResult.from_dict(row, run)
+                number += 1
+        except _BAD_ROW as error:
+            raise OutputError(f"row {number} of {self.name} is not a row of mf predict") from error
+        except (OSError, EOFError) as error:
+            raise self._damaged(error) from error
+
+    def _complete_row(self, row: dict[str, Any]) -> None:
+        """Name the run of a row that does not, if the settings are those of its model."""
+        if row["run"] is None and self._settings is not None and self._settings.values.get("model") == row["model"]:
+            row["weights_sha256"], row["run"] = self._settings.values.get("weights_sha256"), self._settings.run
+
+    def _damaged(self, error: Exception) -> OutputError:
+        return OutputError(f"cannot read {self.name}: {error}")
+
+    def _read_lines(self) -> Iterator[dict[str, Any]]:
+        for line in read_lines(self._file):
+            if is_torn(line) and not _is_row(line):
+                self.complete = False
+                return
+            yield json.loads(line)
+
+    def _read_document(self) -> Iterator[dict[str, Any]]:
+        """Read a document as mf writes it, with a line for each row."""
+        self.run = json.loads(self._file.readline() + b"]}")["run"]
+        self.complete = False
+        for line in read_lines(self._file):
+            if line.startswith(b"],"):
+                self._read_summary(json.loads(b"{" + line[2:]))
+            elif line.endswith(b"\n"):
+                yield json.loads(line.rstrip(b",\n"))
+
+    def _read_foreign_document(self) -> Iterator[dict[str, Any]]:
+        """Read a document that another program has written again."""
+        document = json.load(self._file)
+        self.run = document["run"]
+        self._read_summary(document)
+        yield from document["results"]
+
+    def _read_summary(self, document: dict[str, Any]) -> None:
+        summary = document["summary"]
+        self.complete, self.left_out = summary.get("complete"), summary.get("left_out", {})
+
+    def _read_separated(self, separator: str) -> Iterator[dict[str, Any]]:
+        text = io.TextIOWrapper(self._file, encoding="utf-8-sig", newline="")
+        try:
+            yield from map(_parse_cells, csv.DictReader(text, delimiter=separator, strict=True))
+        finally:
+            text.detach()
+
+
+def _decompress(file: BinaryIO) -> BinaryIO:
+    is_compressed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    if not is_compressed:
+        return file
+    import gzip
+
+    return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # has what is needed of one
+
+
+def read_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file, none longer than a row can be."""
+    return iter(lambda: file.readline(MAX_ROW_BYTES), b"")
+
+
+def is_torn(line: bytes) -> bool:
+    """Return whether a line is the beginning of a row, or the zeros that a system crash leaves of one."""
+    if line.endswith(b"\n"):
+        return False
+    is_prefix = line[: len(_ROW_PREFIX)] == _ROW_PREFIX[: len(line)]
+    return is_prefix or not line.strip(b"\0")
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return "input" in json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _parse_cells(cells: dict[Any, Any]) -> dict[str, Any]:
+    """Return the row that the cells of CSV or TSV say.
+
+    Raises:
+        ValueError, KeyError: they are not such cells, or too few or too many.
+    """
+    if None in cells or None in cells.values():
+        raise ValueError("too many or too few cells")
+    predictions = []
+    for rank in count(1):
+        if not cells.get(f"class_index_{rank}"):
+            break
+        predictions.append(
+            {
+                "rank": rank,
+                "class_index": int(cells[f"class_index_{rank}"]),
+                "wnid": cells[f"wnid_{rank}"] or None,
+                "label": cells[f"label_{rank}"],
+                "prob": float(cells[f"prob_{rank}"]),
+            }
+        )
+    return {
+        "schema": PREDICT_SCHEMA,
+        "input": cells["input"],
+        "input_b64": cells.get("input_b64") or None,  # older files have no such column
+        "member": cells["member"] or None,
+        "status": cells["status"],
+        "model": cells["model"],
+        "weights_sha256": None,
+        "run": None,
+        "width": int(cells["width"]) if cells["width"] else None,
+        "height": int(cells["height"]) if cells["height"] else None,
+        "predictions": predictions,
+        "error": {"code": cells["error_code"], "message": cells["error_message"]} if cells["error_code"] else None,
+    }

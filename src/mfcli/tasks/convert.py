@@ -1,0 +1,55 @@
+"""Turn results in one format into another."""
+
+from mfcli.errors import OutputError
+from mfcli.outputs.reader import StoredResults
+from mfcli.outputs.writer import Writer
+from mfcli.results import RunInfo, RunSettings, Summary
+
+
+def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInfo, Summary]:
+    """Read all results once, and return their run and counts.
+
+    Args:
+        results: the file.
+        settings: those kept beside the file, which say what its rows may not.
+
+    Raises:
+        OutputError: it holds no results, those of several runs, or something else.
+    """
+    runs: set[RunInfo] = set()
+    ok = failed = top_k = 0
+    for result in results:
+        runs.add(result.run)
+        ok, failed = ok + (result.error is None), failed + (result.error is not None)
+        top_k = max(top_k, len(result.predictions))
+    if len(runs) != 1:
+        raise OutputError(f"{results.name} holds the results of {len(runs) or 'no'} runs", "convert one run at a time")
+    (run,) = runs
+    known = dict(results.run) or (settings.values if settings is not None and settings.run == run.run else {})
+    info = RunInfo(
+        model=run.model,
+        weights_sha256=run.weights_sha256,
+        run=run.run,
+        engine=known.get("engine"),
+        precision=known.get("precision"),
+        top_k=known.get("top_k", top_k),
+    )
+    return info, Summary(ok + failed, ok, failed, results.complete, results.left_out)
+
+
+def convert(results: StoredResults, run: RunInfo, summary: Summary, writer: Writer) -> None:
+    """Write all results.
+
+    Args:
+        results: the file.
+        run: theirs, from `survey`.
+        summary: theirs, from `survey`.
+        writer: gets them.
+
+    Raises:
+        OutputError: the file has changed since.
+    """
+    writer.begin(run)
+    for result in results:
+        writer.write(result)
+    writer.end(summary)
