@@ -96,6 +96,8 @@ def test_an_existing_file_is_refused_before_any_work(mf: Mf, many: list[Path], t
     ("arguments", "message"),
     [
         (["--resume"], "--resume, --retry-failed and --overwrite are about a file"),
+        (["--no-header", "-o", "x.json"], "--no-header is about csv and tsv"),
+        (["--format", "csv", "--template", "{label}"], "--template and --format exclude each other"),
         (["--resume", "--overwrite", "-o", "x.jsonl"], "--overwrite and --resume exclude each other"),
         (["-o", "x.doc"], "the suffix of x.doc names no format"),
         (["-b", "0"], "--batch-size '0' is neither a number from 1 to 4096 nor auto"),
@@ -236,7 +238,7 @@ def test_a_finished_file_of_any_format_goes_on(suffix: str, mf: Mf, many: list[P
 
 
 def test_what_cannot_be_read_back_cannot_go_on(mf: Mf, many: list[Path], tmp_path: Path) -> None:
-    for options in (["-o", tmp_path / "a.txt"],):
+    for options in (["-o", tmp_path / "a.txt"], ["-o", tmp_path / "a.csv", "--no-header"]):
         assert mf("predict", many[0], *options, "-q").code == 0
         ran = mf("predict", many[0], *options, "-q", "--resume")
         assert (ran.code, ran.err.splitlines()[0]) == (8, f"error: {options[1]} holds no results that can be read")
@@ -482,8 +484,8 @@ def test_results_are_converted(mf: Mf, mf_process: Mf, many: list[Path], tmp_pat
     assert {name: document["run"][name] for name in run} == run
     assert document["summary"] == {"inputs": 8, "ok": 7, "failed": 1, "complete": None, "left_out": {}}
     assert mf("convert", tmp_path / "a.csv").out == mf("predict", *many[:8], "-q").out
-    piped = mf_process("convert", "-", "--format", "csv", stdin=(tmp_path / "a.json.gz").read_bytes())
-    assert piped.out.splitlines() == (tmp_path / "a.csv").read_text().splitlines()
+    piped = mf_process("convert", "-", "--format", "csv", "--no-header", stdin=(tmp_path / "a.json.gz").read_bytes())
+    assert piped.out.splitlines() == (tmp_path / "a.csv").read_text().splitlines()[1:]
 
 
 @pytest.mark.parametrize(
@@ -506,6 +508,17 @@ def test_what_cannot_be_converted(
     (tmp_path / "two.jsonl").write_text(row + row.replace('"run":"', '"run":"0'))
     ran = mf("convert", *(argument.format(here=tmp_path) for argument in arguments))
     assert (ran.code, ran.err.splitlines()[0]) == (code, f"error: {message.format(here=tmp_path)}")
+
+
+def test_lines_of_ones_own(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    text = r"{input}\t{status}\t{prob:.2f}"
+    lines = [line.split("\t") for line in mf("predict", *many[4:6], "-q", "--template", text).out.splitlines()]
+    assert [line[:2] for line in lines] == [[str(many[4]), "ok"], [str(many[5]), "error"]]
+    assert 0 < float(lines[0][2]) <= 1
+    assert lines[1][2] == ""
+    assert mf("predict", *many[4:6], "-q", "-o", tmp_path / "own.gz", "--template", text).code == 5
+    ran = mf("predict", "missing.jpg", "--template", "{nmae}", "--model", "no_such_model")
+    assert (ran.code, ran.err.splitlines()[0]) == (2, "error: a template has no field {nmae}")
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ def convert(
         str, typer.Argument(metavar="RESULTS", help="What mf predict wrote, also FILE.partial; - for standard input.")
     ],
     format: option.Format = None,
+    template: option.Template = None,
+    no_header: option.NoHeader = False,
     label_type: option.ShownLabel = None,
     output: option.Output = None,
     overwrite: option.Overwrite = False,
@@ -39,7 +41,7 @@ def convert(
     from mfcli.tasks import convert as task
 
     path = parse_output(output)
-    layout = Layout.parse(path, format, label_type)
+    layout = Layout.parse(path, format, template, header=not no_header, label_type=label_type)
     if path is not None and not overwrite:
         refuse_existing(path)
     with _open_input(results) as file:

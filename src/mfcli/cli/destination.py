@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mfcli.inference.predictor import Predictor
     from mfcli.outputs.journal import Journal
     from mfcli.outputs.pictures import PictureRenderer
+    from mfcli.outputs.template import Template
 
 _STANDARD_OUTPUT = Path("-")
 _OTHER_SUFFIXES = {"ndjson": "jsonl", "txt": "table"}
@@ -27,29 +28,52 @@ class Layout:
     """How results are written.
 
     Attributes:
-        format: the format.
+        format: one of the formats, or a template for each line.
+        header: whether CSV and TSV begin with the names of their columns.
         label_type: what a table shows of a class.
     """
 
-    format: FormatName
+    format: "FormatName | Template"
+    header: bool = True
     label_type: LabelType = LabelType.NAME
 
     @classmethod
-    def parse(cls, path: Path | None, format: FormatName | None, label_type: LabelType | None) -> "Layout":
+    def parse(
+        cls,
+        path: Path | None,
+        format: FormatName | None,
+        template: str | None,
+        *,
+        header: bool,
+        label_type: LabelType | None,
+    ) -> "Layout":
         """Read the options.
 
         Args:
             path: the file, whose name may end with `.gz`; None for standard output.
             format: None for the one that the file's suffix names, or a table.
+            template: --template, which takes the place of a format.
+            header: no --no-header.
             label_type: --label-type, which is about tables.
 
         Raises:
             UsageError: they contradict one another, or the suffix names no format.
         """
-        chosen = format or (FormatName.TABLE if path is None else _format_of_suffix(path))
+        if template is not None:
+            from mfcli.outputs.template import Template
+
+            if format is not None:
+                raise UsageError("--template and --format exclude each other", "give one of them")
+            chosen: FormatName | Template = Template(template)
+        elif format is not None:
+            chosen = format
+        else:
+            chosen = FormatName.TABLE if path is None else _format_of_suffix(path)
+        if not header and chosen not in (FormatName.CSV, FormatName.TSV):
+            raise UsageError("--no-header is about csv and tsv", "--format csv")
         if label_type is not None and chosen is not FormatName.TABLE:
             raise UsageError("--label-type is about tables; csv, json and the others have all three", "leave it out")
-        return cls(chosen, label_type or LabelType.NAME)
+        return cls(chosen, header, label_type or LabelType.NAME)
 
     def open_writer(self, stream: TextIO, *, compact: bool, renderer: "PictureRenderer | None" = None) -> Writer:
         """Return the writer on a stream; `compact` and `renderer` are those of `outputs.open_writer`."""
@@ -59,6 +83,7 @@ class Layout:
             self.format,
             stream,
             compact=compact,
+            header=self.header,
             label_type=self.label_type,
             renderer=renderer,
         )

@@ -29,6 +29,7 @@ FLAGS = {
     "rounds": "--rounds",
     "seconds": "--seconds",
     "std": "--std",
+    "template": "--template",
     "threads": "--threads",
     "timeout_s": "--timeout",
     "top_k": "--top-k",

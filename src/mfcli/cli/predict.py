@@ -65,6 +65,8 @@ def predict(
     format: option.Format = None,
     label_type: option.ShownLabel = None,
     show: option.Show = False,
+    template: option.Template = None,
+    no_header: option.NoHeader = False,
     output: option.Output = None,
     overwrite: option.Overwrite = False,
     resume: option.Resume = False,
@@ -88,7 +90,7 @@ def predict(
     from mfcli.tasks.predict import ANY_FAILURES, MaxFailures
 
     path = parse_output(output)
-    layout = Layout.parse(path, format, label_type)
+    layout = Layout.parse(path, format, template, header=not no_header, label_type=label_type)
     destination = Destination.parse(path, layout, overwrite=overwrite, resume=resume, retry_failed=retry_failed)
     if show and (path is not None or layout.format is not FormatName.TABLE):
         raise UsageError("--show is about tables in a terminal", "leave out --show, or -o and --format")

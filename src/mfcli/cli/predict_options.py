@@ -188,6 +188,18 @@ Output = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Write a line per picture, such as '{input}\\t{label}\\t{prob:.2f}'.",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+NoHeader = Annotated[
+    bool, typer.Option("--no-header", help="Begin csv and tsv without column names.", rich_help_panel=_OUTPUT)
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.", rich_help_panel=_OUTPUT)]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with FILE: skip what is finished.", rich_help_panel=_OUTPUT)

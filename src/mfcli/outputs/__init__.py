@@ -5,32 +5,35 @@ case in `open_writer` and in `records.write_records`. The journal of resumable r
 reader of results belong here too.
 """
 
-from typing import TYPE_CHECKING, TextIO, assert_never
+from typing import TYPE_CHECKING, TextIO
 
 from mfcli.outputs.writer import FormatName, LabelType, Writer
 
 if TYPE_CHECKING:
     from mfcli.outputs.pictures import PictureRenderer
+    from mfcli.outputs.template import Template
 
 
 def open_writer(
-    name: FormatName,
+    format: "FormatName | Template",
     stream: TextIO,
     *,
     compact: bool = False,
+    header: bool = True,
     label_type: LabelType = LabelType.NAME,
     renderer: "PictureRenderer | None" = None,
 ) -> Writer:
     """Return the writer of a format on a text stream.
 
     Args:
-        name: the format.
+        format: one of the formats, or a template for each line.
         stream: a text stream that does not translate newlines, except for tables.
         compact: whether the table format writes one line per picture instead of a small table each.
+        header: whether CSV and TSV begin with the names of their columns.
         label_type: what tables show of a class.
         renderer: draws the thumbnail of each result beside its table; None for no pictures.
     """
-    match name:
+    match format:
         case FormatName.TABLE:
             from mfcli.outputs.table import LineWriter, TableWriter
 
@@ -46,10 +49,12 @@ def open_writer(
         case FormatName.CSV:
             from mfcli.outputs.csv import SeparatedWriter
 
-            return SeparatedWriter(stream, ",")
+            return SeparatedWriter(stream, ",", header=header)
         case FormatName.TSV:
             from mfcli.outputs.csv import SeparatedWriter
 
-            return SeparatedWriter(stream, "\t")
+            return SeparatedWriter(stream, "\t", header=header)
         case _:
-            assert_never(name)
+            from mfcli.outputs.template import TemplateWriter
+
+            return TemplateWriter(stream, format)

@@ -9,13 +9,16 @@ from mfcli.results import PictureResult, RunInfo, Summary
 class SeparatedWriter:
     """Separated values, quoted where necessary; rows end with a line feed."""
 
-    def __init__(self, stream: TextIO, separator: str) -> None:
+    def __init__(self, stream: TextIO, separator: str, *, header: bool = True) -> None:
+        self._header = header
         self._minimal = csv.writer(stream, delimiter=separator, lineterminator="\n")
         self._quoting = csv.writer(stream, delimiter=separator, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
     def begin(self, run: RunInfo) -> None:
-        """Write the header."""
+        """Write the header, if one is wanted."""
         self._run = run
+        if not self._header:
+            return
         columns = ["input", "member", "status", "model", "width", "height"]
         for rank in range(1, run.top_k + 1):
             columns += [f"label_{rank}", f"wnid_{rank}", f"class_index_{rank}", f"prob_{rank}"]
