@@ -521,6 +521,11 @@ def test_lines_of_ones_own(mf: Mf, many: list[Path], tmp_path: Path) -> None:
     assert (ran.code, ran.err.splitlines()[0]) == (2, "error: a template has no field {nmae}")
 
 
+def test_all_classes(mf: Mf, many: list[Path]) -> None:
+    row = json.loads(mf("predict", many[0], "-q", "-k", "all", "--format", "jsonl").out)
+    assert [p["rank"] for p in row["predictions"]] == list(range(1, 201))
+
+
 @pytest.mark.slow
 def test_names_that_are_not_utf8_stay_different_in_csv(mf_process: Mf, many: list[Path], tmp_path: Path) -> None:
     odd = [os.fsencode(tmp_path) + name for name in (b"/\xff.png", b"/\xfe.png")]

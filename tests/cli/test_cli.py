@@ -150,7 +150,7 @@ def test_hints(mf: Mf, arguments: list[str], hint: str, monkeypatch: pytest.Monk
         (["predict", "x.jpg", "--format", "xml"], 2, "'xml' is not one of"),
         (["predict", "x.jpg", "-k", "0"], 2, "--top-k 0 is less than 1"),
         (["predict", "x.jpg", "-k", "201"], 2, "--top-k 201 is not between 1 and the 200 classes"),
-        (["predict", "x.jpg", "-k", "many"], 2, "Invalid value for '--top-k'"),
+        (["predict", "x.jpg", "-k", "many"], 2, "--top-k 'many' is neither a number nor all"),
         (["predict", "x.jpg", "--max-pixels", "0"], 2, "Invalid value for '--max-pixels'"),
         (["predict", "x.jpg", "--labels", "none.txt"], 2, "cannot read labels from none.txt"),
         (["predict", "-", "-"], 2, "can be given once"),

@@ -1,7 +1,7 @@
 """The option types that several commands share."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -99,3 +99,17 @@ def parse_batch_size(text: str) -> int | None:
     raise UsageError(
         f"--batch-size {text!r} is neither a number from 1 to {MAX_BATCH_SIZE} nor auto", "--batch-size auto"
     )
+
+
+def parse_top_k(text: str) -> int | Literal["all"]:
+    """Read a number of predictions, or `all`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(f"--top-k {text!r} is neither a number nor all", "--top-k 5") from error

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from mfcli.cli import predict_options as option
 from mfcli.cli.destination import Destination, Layout, Sink, parse_output
-from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_numbers
+from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_numbers, parse_top_k
 from mfcli.cli.streams import is_terminal, note, standard_input
 from mfcli.errors import ExitCode, MfError, UsageError
 from mfcli.inference.engines.base import EngineName, Precision
@@ -119,7 +119,7 @@ def predict(
             crop_pct=crop_pct,
             interpolation=interpolation,
             input_size=input_size,
-            top_k=top_k,
+            top_k=None if top_k is None else parse_top_k(top_k),
             engine=engine,
             device=device,
             precision=precision,
@@ -191,7 +191,7 @@ class _ModelRequest:
     crop_pct: float | None
     interpolation: Interpolation | None
     input_size: int | None
-    top_k: int | None
+    top_k: int | Literal["all"] | None
     engine: EngineName
     device: str
     precision: Precision

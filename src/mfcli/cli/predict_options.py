@@ -93,11 +93,11 @@ Weights = Annotated[
     ),
 ]
 TopK = Annotated[
-    int | None,
+    str | None,
     typer.Option(
         "--top-k",
         "-k",
-        metavar="N",
+        metavar="N|all",
         help="Predictions per picture.",
         show_default=f"{DEFAULT_TOP_K}, or all classes",
         rich_help_panel=_MODEL,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, overload
+from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,7 @@ from mfcli.results import (
 from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings, usable_cores
 
 Name = TypeVar("Name", bound=StrEnum)
+TopK = int | Literal["all"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Predictor:
         engine: Engine,
         *,
         labels: tuple[Label, ...] | None = None,
-        top_k: int | None = None,
+        top_k: TopK = None,
         exif: bool = True,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         formats: Iterable[str] = (),
@@ -138,7 +139,7 @@ class Predictor:
             artifact: preprocessing and labels.
             engine: holds the same model.
             labels: names to use instead of the artifact's.
-            top_k: predictions per picture; None for five, or for all where there are fewer classes.
+            top_k: predictions per picture, or `all`; None for five, or for all where there are fewer classes.
             exif: whether pictures are turned upright by their EXIF orientation.
             max_pixels: the largest picture that is decoded or resized to, in pixels.
             formats: optional picture formats to decode as well (`inputs.codecs.OPTIONAL_FORMATS`).
@@ -152,6 +153,8 @@ class Predictor:
         classes = len(artifact.labels)
         if top_k is None:
             top_k = min(DEFAULT_TOP_K, classes)
+        elif top_k == "all":
+            top_k = classes
         if not 1 <= top_k <= classes:
             raise UsageError(
                 f"top_k={top_k} is not between 1 and the {classes} classes of {artifact.variant}",
@@ -391,7 +394,7 @@ def load_predictor(
     crop_pct: float | None = None,
     interpolation: str | None = None,
     input_size: int | None = None,
-    top_k: int | None = None,
+    top_k: TopK = None,
     engine: EngineName | str = EngineName.AUTO,
     device: str = "auto",
     precision: Precision | str = Precision.FP32,
@@ -418,7 +421,7 @@ def load_predictor(
         crop_pct: share of the resized shorter side that the centre crop keeps.
         interpolation: bicubic, bilinear, lanczos, hamming, box or nearest.
         input_size: height and width of the crop in pixels; another artifact is built for another size.
-        top_k: predictions per picture; None for five, or for all where there are fewer classes.
+        top_k: predictions per picture, or `all`; None for five, or for all where there are fewer classes.
         engine: which runtime computes the logits.
         device: where: auto, cpu, cuda, cuda:N or mps.
         precision: the arithmetic: fp32, bf16 or fp16.
@@ -442,7 +445,7 @@ def load_predictor(
     overrides = PreprocessOverrides.parse(
         mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation, input_size=input_size
     )
-    if top_k is not None and top_k < 1:  # checked before anything is downloaded or prepared
+    if isinstance(top_k, int) and top_k < 1:  # checked before anything is downloaded or prepared
         raise UsageError(f"top_k={top_k} is less than 1", "top_k=1")
     engine = _parse_choice(EngineName, engine, "engine")
     names = None if labels is None else make_labels(labels)
