@@ -1,11 +1,14 @@
 """What a caller in Python sees of an error: the message and the next step."""
 
 import pickle
+from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 
 import mfcli
-from mfcli.errors import PictureError
+from conftest import Ran
+from mfcli.errors import ExitCode, PictureError, is_out_of_memory, package_error
 
 
 def test_an_error_shows_its_next_step() -> None:
@@ -19,3 +22,22 @@ def test_an_error_shows_its_next_step() -> None:
 def test_errors_cross_processes(error: mfcli.MfError) -> None:
     found = pickle.loads(pickle.dumps(error))
     assert (type(found), vars(found), str(found)) == (type(error), vars(error), str(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (ImportError("libx.so: failed to map segment from shared object"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("[ONNXRuntimeError] : 6 : std::bad_alloc"), True),
+        (RuntimeError("bad node"), False),
+    ],
+)
+def test_memory_has_run_out(
+    error: Exception, expected: bool, mf: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_out_of_memory(error) is expected
+    assert ("too little memory to load x" in package_error("x", error).message) is expected
+    monkeypatch.setattr("mfcli.cli.app", Mock(side_effect=error))
+    assert mf().code == (ExitCode.ENGINE if expected else ExitCode.BUG)

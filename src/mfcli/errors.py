@@ -7,6 +7,9 @@ catches them. Messages name parameters (`top_k=0`), which the command line shows
 
 from enum import IntEnum, StrEnum
 
+_OUT_OF_MEMORY = ("bad_alloc", "failed to map segment", "annot allocate memory", "ailed to allocate memory")
+"""What loaders and runtimes say if memory has run out."""
+
 
 class ExitCode(IntEnum):
     """The exit codes of the command line."""
@@ -125,8 +128,35 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory has run out; runtimes say it in words alone."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def memory_error(doing: str) -> EngineError:
+    """Return the error of a run that is short of memory.
+
+    Args:
+        doing: what there is too little memory for: "load onnxruntime".
+    """
+    return EngineError(
+        f"there is too little memory to {doing}",
+        "use less: batch_size=1 workers=1 threads=1; or raise the limit: ulimit -v, or that of the container",
+    )
+
+
+def threads_error(number: int, error: RuntimeError) -> EngineError:
+    """Return the error of threads that cannot be started: memory is short, or there is a limit on processes."""
+    return EngineError(
+        f"cannot start {number} threads ({error}): there is too little memory, or a limit on processes",
+        "threads=1 workers=1, or raise the limits: ulimit -v, ulimit -u",
+    )
+
+
 def package_error(package: str, error: Exception) -> EngineError:
     """Return the error of a package that is not installed, or cannot be loaded."""
+    if is_out_of_memory(error):
+        return memory_error(f"load {package}")
     if isinstance(error, ModuleNotFoundError) and error.name == package:
         return EngineError(f"{package} is not installed", f"pip install {package}")
     return EngineError(f"{package} cannot be loaded: {first_line(error)}", f"pip install --force-reinstall {package}")

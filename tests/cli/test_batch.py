@@ -5,6 +5,7 @@ import contextlib
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -656,6 +657,25 @@ def test_a_list_through_a_pipe_is_read_once(mf_terminal: Mf, many: list[Path], t
     given = ("predict", "--files-from", tmp_path / "list", "-o", tmp_path / "o.jsonl")
     assert mf_terminal(*given, meanwhile=lambda: (tmp_path / "list").write_text(names)).code == 5
     assert [row["input"] for row in rows(tmp_path / "o.jsonl")] == [str(path) for path in many * 20]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit_mb", [200, 300, 500, 700, 900, 1100, 1300])
+def test_a_lack_of_memory_is_never_the_pictures_fault(limit_mb: int, tmp_path: Path) -> None:
+    picture(4000, 3000).save(tmp_path / "0.jpg")
+    picture(4000, 3000).save(tmp_path / "1.jpg", progressive=True)
+    for number in range(2, 12):
+        (tmp_path / f"{number}.jpg").symlink_to(tmp_path / f"{number % 2}.jpg")
+    limit = limit_mb * 2**20
+    ran = subprocess.run(
+        [sys.executable, "-m", "mfcli", "predict", tmp_path, "-q", "-j", "4", "--format", "jsonl"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        check=False,
+    )
+    assert '"status":"error"' not in ran.stdout
+    assert ran.returncode == 0 or "too little memory" in ran.stderr or "cannot allocate memory" in ran.stderr
 
 
 @pytest.mark.slow

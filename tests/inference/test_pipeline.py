@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -157,9 +158,34 @@ def test_the_queue_before_the_workers_is_bounded() -> None:
     results.close()  # type: ignore[attr-defined]
 
 
+def test_an_item_that_runs_out_of_memory_is_prepared_again_alone() -> None:
+    lock, active, most = threading.Lock(), 0, 0
+
+    def prepare(item: int, *, alone: bool) -> int:
+        nonlocal active, most
+        with lock:
+            active += 1
+            most = max(most, active)
+            beside = active - 1
+        time.sleep(0.002)
+        with lock:
+            active -= 1
+        if alone:
+            assert not beside
+        elif item % 5 == 0:
+            raise MemoryError
+        return item
+
+    found = run_pipeline(
+        range(100), partial(prepare, alone=False), list, PipelineConfig(4, 2, 4), partial(prepare, alone=True)
+    )
+    assert list(found) == list(range(100))
+    assert most > 1
+
+
 def test_a_limit_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     started = only_threads(2, monkeypatch)
-    with pytest.raises(EngineError, match="cannot start 7 threads: can't start new thread"):
+    with pytest.raises(EngineError, match="cannot start 7 threads .*too little memory, or a limit on processes"):
         list(run_pipeline(range(9), lambda item: item, lambda batch: list(batch), PipelineConfig(4, 2, 4)))
     for thread in started:
         thread.join(10)

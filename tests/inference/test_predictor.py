@@ -15,11 +15,12 @@ from PIL import Image
 
 import mfcli
 from conftest import CHECKOUT
-from mfcli.errors import EngineError, FailureCode, MfError, UsageError
+from mfcli.errors import EngineError, FailureCode, MfError, PictureError, UsageError
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.pictures import Picture
 from mfcli.inputs.sources import Source
+from mfcli.results import Failure
 
 
 def test_a_real_photo_is_named(coffee: Path) -> None:
@@ -60,12 +61,32 @@ def test_no_picture_is_too_large_where_memory_is_short(coffee: Path, monkeypatch
 
     predictor = mfcli.load_predictor()
     monkeypatch.setattr("mfcli.inference.predictor.decode", fail)
-    result = predictor.predict(coffee)
-    assert result.error is not None
-    assert (result.error.code, result.error.message) == (FailureCode.TOO_LARGE, "does not fit into memory")
-    monkeypatch.setattr("mfcli.inference.predictor._has_free_memory", lambda: False)
+    for workers in (0, 3):  # an ordinary picture
+        with pytest.raises(EngineError, match=f"too little memory to decode {coffee}"):
+            list(predictor.stream([coffee], workers=workers))
+    monkeypatch.setattr("mfcli.inference.predictor._ORDINARY_PIXELS", 100)
+    for workers in (0, 3):
+        (result,) = predictor.stream([coffee], workers=workers)
+        assert result.error == Failure(FailureCode.TOO_LARGE, "does not fit into memory")
+    monkeypatch.setattr("mfcli.inference.predictor.has_free_memory", lambda _: False)
     with pytest.raises(EngineError, match="too little memory"):
         predictor.predict(coffee)
+
+
+def test_no_picture_is_damaged_where_memory_is_short(coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PictureError(FailureCode.DECODE, "broken data stream")  # what libjpeg says as well without memory
+
+    predictor = mfcli.load_predictor()
+    monkeypatch.setattr("mfcli.inference.predictor.decode", fail)
+    for is_limited, is_free in ((False, False), (True, True)):
+        monkeypatch.setattr("mfcli.inference.predictor.is_memory_limited", lambda: is_limited)  # noqa: B023
+        monkeypatch.setattr("mfcli.inference.predictor.has_free_memory", lambda _: is_free)  # noqa: B023
+        (result,) = predictor.stream([coffee], workers=2)
+        assert result.error == Failure(FailureCode.DECODE, "broken data stream")
+    monkeypatch.setattr("mfcli.inference.predictor.has_free_memory", lambda _: False)
+    with pytest.raises(EngineError, match="too little memory"):
+        list(predictor.stream([coffee], workers=2))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mfcli.errors import FailureCode, PictureError
+from mfcli.errors import EngineError, FailureCode, PictureError
 from mfcli.inputs import archives
 from mfcli.inputs.archives import iter_members
 from mfcli.inputs.members import Member
@@ -178,6 +178,19 @@ def test_tar_bomb(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes
     path = tmp_path / f"p.tar.{suffix}"
     path.write_bytes(compress((tmp_path / "p.tar").read_bytes()))
     assert read(path) == {"a.jpg": b"a", None: "too_large"}
+
+
+@pytest.mark.parametrize("name", ["p.zip", "p.tar"])
+def test_an_archive_for_which_there_is_no_memory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setattr("mfcli.inputs.archives.open_file", fail)
+    assert read(tmp_path / name) == {None: "too_large"}
+    monkeypatch.setattr("mfcli.inputs.archives.has_free_memory", lambda _: False)
+    with pytest.raises(EngineError, match="too little memory to read "):
+        read(tmp_path / name)
 
 
 def test_oversized_and_chained_name_headers_of_a_tar(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from mfcli.cli.help import add_command, list_examples
 from mfcli.cli.labels import labels
 from mfcli.cli.predict import predict
 from mfcli.cli.streams import ReaderGoneError, fail, keep_descriptors, say, standard_output
-from mfcli.errors import EngineError, ExitCode, MfError
+from mfcli.errors import EngineError, ExitCode, MfError, is_out_of_memory, memory_error
 from mfcli.settings import Settings
 from mfcli.version import __version__
 
@@ -176,6 +176,8 @@ def _report(error: Exception, debug: bool) -> int:
         import traceback
 
         say(traceback.format_exc())
+    if is_out_of_memory(error) and not isinstance(error, MfError):
+        error = memory_error("go on")
     is_ours = isinstance(error, MfError)
     if signals.was_interrupted() and (not is_ours or isinstance(error, EngineError)):
         return ExitCode.INTERRUPTED  # a KeyboardInterrupt inside an import, which then failed with another error

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from mfcli.errors import EngineError
+from mfcli.errors import threads_error
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -73,9 +73,11 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         prepare: Callable[[Item], Prepared | Done[Result]],
         compute: Callable[[Sequence[Prepared]], Sequence[Result]],
         config: PipelineConfig,
+        prepare_alone: Callable[[Item], Prepared | Done[Result]],
     ) -> None:
         self._items = items
         self._prepare = prepare
+        self._prepare_alone = prepare_alone
         self._compute = compute
         self._config = config
         lock = threading.Lock()  # guards everything below
@@ -87,6 +89,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         self._to_prepare: deque[_Slot[Item, Prepared, Result]] = deque()
         self._ready: deque[_Slot[Item, Prepared, Result]] = deque()
         self._preparing = 0  # items that workers hold
+        self._out_of_memory = 0  # items that wait until no other is being prepared, or have come so far
         self._batch_size = min(_FIRST_BATCH_SIZE, config.batch_size)  # doubles each time: the first results come soon
         self._input_ended = False
         self._feed_error: BaseException | None = None
@@ -113,8 +116,8 @@ class _Pipeline(Generic[Item, Prepared, Result]):
             thread = threading.Thread(target=target, daemon=True, name=f"mf-{target.__name__.strip('_')}")
             try:
                 thread.start()
-            except RuntimeError as error:  # a limit on processes
-                raise EngineError(f"cannot start {len(targets)} threads: {error}", "workers=1") from error
+            except RuntimeError as error:
+                raise threads_error(len(targets), error) from error
 
     def _wait_for_oldest(self) -> _Slot[Item, Prepared, Result] | None:
         """Remove and return the oldest item once it is done; None after the last one."""
@@ -155,7 +158,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         """Run a worker thread: prepare one item after another."""
         while True:
             with self._can_prepare:
-                while not self._to_prepare and not self._stopped:
+                while (not self._to_prepare or self._out_of_memory) and not self._stopped:
                     self._can_prepare.wait()
                 if self._stopped:
                     return
@@ -164,7 +167,9 @@ class _Pipeline(Generic[Item, Prepared, Result]):
                 self._can_feed.notify()
             prepared: Prepared | None = None
             try:
-                outcome = self._prepare(slot.item)  # type: ignore[arg-type]  # dropped only below
+                outcome = self._prepare_once(slot.item)  # type: ignore[arg-type]  # dropped only below
+                if outcome is None:
+                    outcome = self._retry_alone(slot.item)  # type: ignore[arg-type]
                 if isinstance(outcome, Done):
                     slot.result = outcome.result
                 else:
@@ -174,6 +179,8 @@ class _Pipeline(Generic[Item, Prepared, Result]):
             slot.item = None
             with self._can_prepare:
                 self._preparing -= 1
+                if self._out_of_memory:
+                    self._can_prepare.notify_all()
                 if prepared is None:
                     slot.is_done = True
                     self._can_yield.notify()
@@ -181,6 +188,28 @@ class _Pipeline(Generic[Item, Prepared, Result]):
                     slot.prepared, slot.ready_at = prepared, time.monotonic()
                     self._ready.append(slot)
                 self._can_compute.notify()
+
+    def _prepare_once(self, item: Item) -> Prepared | Done[Result] | None:
+        """Prepare an item; None if memory runs out, without the exception, whose traceback holds what it has taken."""
+        try:
+            return self._prepare(item)
+        except MemoryError:
+            return None
+
+    def _retry_alone(self, item: Item) -> Prepared | Done[Result]:
+        """Prepare an item again while no other is being prepared: those may have taken the memory."""
+        with self._can_prepare:
+            self._out_of_memory += 1
+            self._preparing -= 1
+            while self._preparing:
+                self._can_prepare.wait()
+            self._preparing += 1
+        try:
+            return self._prepare_alone(item)
+        finally:
+            with self._can_prepare:
+                self._out_of_memory -= 1
+                self._can_prepare.notify_all()
 
     def _run(self) -> None:
         """Run a compute thread: compute one batch after another."""
@@ -219,6 +248,7 @@ def run_pipeline(
     prepare: Callable[[Item], Prepared | Done[Result]],
     compute: Callable[[Sequence[Prepared]], Sequence[Result]],
     config: PipelineConfig,
+    prepare_alone: Callable[[Item], Prepared | Done[Result]] | None = None,
 ) -> Iterator[Result]:
     """Yield one result per item, in the items' order.
 
@@ -227,9 +257,11 @@ def run_pipeline(
         prepare: called in a worker thread with one item; returns the input of `compute`, or a `Done` result.
         compute: called in a compute thread with 1 to `config.batch_size` prepared items; returns as many results.
         config: numbers of threads, and the batch size.
+        prepare_alone: called again with an item for which `prepare` raised MemoryError, while no other is being
+            prepared; None for `prepare`.
 
     Raises:
         BaseException: whatever `items`, `prepare` or `compute` raises, in place of the first result it affects.
         EngineError: the threads cannot be started.
     """
-    return _Pipeline(items, prepare, compute, config).iter_results()
+    return _Pipeline(items, prepare, compute, config, prepare_alone or prepare).iter_results()

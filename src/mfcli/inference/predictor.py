@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
@@ -20,16 +20,17 @@ from PIL.Image import Image
 
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import FORMAT_VERSION, Artifact
-from mfcli.errors import EngineError, FailureCode, PictureError, UsageError
+from mfcli.errors import EngineError, FailureCode, PictureError, UsageError, memory_error
 from mfcli.files import is_folder
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
 from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
 from mfcli.inputs.codecs import formats_with
-from mfcli.inputs.decode import DecodedPicture, decode
+from mfcli.inputs.decode import DecodedPicture, decode, read_size
 from mfcli.inputs.pictures import Picture, check_picture, is_many, make_source
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source
+from mfcli.memory import has_free_memory, is_memory_limited
 from mfcli.models.label_files import Labels, make_labels
 from mfcli.models.preprocess import PreprocessOverrides, make_preprocess_plan
 from mfcli.models.registry import Variant, default_variant, find_variant
@@ -61,8 +62,15 @@ class PreparedPicture:
     thumbnail: Image | None
 
 
+_ORDINARY_PIXELS = 2**26
+"""More than most cameras take; a picture that is larger may not fit into memory."""
+_BYTES_PER_PIXEL = 20
+"""Memory for decoding and resizing; a progressive JPEG takes most."""
 _ORDINARY_BYTES = 2**26
-"""Memory for decoding and resizing a photo of about ten million pixels."""
+"""Memory for a picture of which nothing is known."""
+_DOES_NOT_FIT = Failure(FailureCode.TOO_LARGE, "does not fit into memory")
+_PERHAPS_FOR_MEMORY = frozenset({FailureCode.DECODE, FailureCode.TRUNCATED, FailureCode.UNSUPPORTED})
+"""Failures that decoders also report if memory is short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +296,8 @@ class Predictor:
         sources = map(self._make_source, pictures)
         if workers == 0:
             return map(self._predict_one, sources)
-        return run_pipeline(sources, self.prepare, self._compute, self.pipeline_config(batch_size, workers))
+        config = self.pipeline_config(batch_size, workers)
+        return run_pipeline(sources, partial(self.prepare, alone=False), self._compute, config, self.prepare)
 
     def pipeline_config(self, batch_size: int | None = None, workers: int | None = None) -> PipelineConfig:
         """Return the sizes of the pipeline that `stream` runs with these arguments."""
@@ -307,25 +316,65 @@ class Predictor:
         with source.open() as file:
             return decode(file, exif=self._exif, max_pixels=self._max_pixels, formats=self._formats)
 
-    def prepare(self, source: Source) -> "PreparedPicture | Done[PictureResult]":
-        """Decode and preprocess a picture, or return its result if that fails."""
+    def prepare(self, source: Source, *, alone: bool = True) -> "PreparedPicture | Done[PictureResult]":
+        """Decode and preprocess a picture, or return its result if that fails.
+
+        Args:
+            source: the picture.
+            alone: whether no other picture is being prepared; then a lack of memory is decided, else only reported.
+
+        Raises:
+            MemoryError: memory is short, perhaps because of the other pictures.
+            EngineError: there is too little memory for an ordinary picture.
+        """
         picture: DecodedPicture | None = None
         try:
             picture = self._decode(source)
             pixels = self.artifact.plan.apply(picture.rgb, self._max_pixels)
             thumbnail = picture.make_thumbnail(self._thumbnail_side) if self._thumbnail_side else None
-        except MemoryError as error:
-            if not _has_free_memory():
-                raise EngineError("there is too little memory", "batch_size=1 workers=1 threads=1") from error
-            return Done(
-                self._make_result(source, picture, (), Failure(FailureCode.TOO_LARGE, "does not fit into memory"))
-            )
+            return PreparedPicture(source, picture.width, picture.height, pixels, thumbnail)
+        except MemoryError:
+            failure = _DOES_NOT_FIT
         except PictureError as error:
-            return Done(self._make_result(source, picture, (), Failure(error.code, error.message)))
-        return PreparedPicture(source, picture.width, picture.height, pixels, thumbnail)
+            failure = Failure(error.code, error.message)
+        # here the exceptions are gone, whose tracebacks hold what was decoded so far
+        if failure is _DOES_NOT_FIT or (failure.code in _PERHAPS_FOR_MEMORY and is_memory_limited()):
+            if not alone:
+                raise MemoryError
+            if self._is_memory_short(source, is_certain=failure is _DOES_NOT_FIT):
+                raise memory_error(f"decode {source.shown_name}")
+        return Done(self._make_result(source, picture, (), failure))
+
+    def _is_memory_short(self, source: Source, *, is_certain: bool) -> bool:
+        """Return whether the run is to blame for a picture that failed: an ordinary one would not fit into memory.
+
+        Args:
+            source: the picture.
+            is_certain: whether it failed for lack of memory.
+        """
+        pixels = self._count_pixels(source)
+        if pixels is None or pixels > _ORDINARY_PIXELS:
+            return not has_free_memory(_ORDINARY_BYTES)
+        return is_certain or not has_free_memory(_BYTES_PER_PIXEL * pixels)
+
+    def _count_pixels(self, source: Source) -> int | None:
+        """Return the pixels of a picture, before or after resizing, whichever are more; None if that is not known."""
+        try:
+            if source.decoded is not None:
+                size = source.decoded.rgb.size
+            else:
+                with source.open() as file:
+                    size = read_size(file, self._formats)
+        except (MemoryError, PictureError):
+            return None
+        resized = self.artifact.plan.compute_resized_size(*size)
+        return max(size[0] * size[1], resized[0] * resized[1])
 
     def _compute(self, pictures: Sequence[PreparedPicture]) -> list[PictureResult]:
-        logits, *extra = self.engine.compute(np.stack([picture.pixels for picture in pictures]))
+        try:
+            logits, *extra = self.engine.compute(np.stack([picture.pixels for picture in pictures]))
+        except MemoryError as error:
+            raise memory_error(f"classify {len(pictures)} pictures at once") from error
         for picture, row in zip(pictures, logits, strict=True):
             if not np.isfinite(row).all():
                 if self.engine.precision is Precision.FP16:  # overflows above 65504
@@ -374,14 +423,6 @@ class Predictor:
             Prediction(rank, int(index), self.labels[index].wnid, self.labels[index].name, float(probs[index]))
             for rank, index in enumerate(order, start=1)
         )
-
-
-def _has_free_memory() -> bool:
-    """Return whether an ordinary picture still fits into memory; if not, the run is short of it, not the picture."""
-    try:
-        return bool(bytearray(_ORDINARY_BYTES))
-    except MemoryError:
-        return False
 
 
 def load_predictor(

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mfcli.errors import PictureError
+from mfcli.errors import FailureCode, PictureError, memory_error
 from mfcli.inputs.members import Member, relative_name, translate_archive_errors
 from mfcli.inputs.tar_archive import iter_tar
 from mfcli.inputs.walk import open_file
 from mfcli.inputs.zip_archive import ZipReader, iter_zip
+from mfcli.memory import has_free_memory
 from mfcli.results import Failure
 
 
@@ -33,6 +34,10 @@ def iter_members(path: str, takes: Callable[[str], bool], max_bytes: int) -> Ite
             yield from (iter_zip if _is_zip(path) else iter_tar)(file, takes, max_bytes)
     except PictureError as error:
         yield Member(None, Failure(error.code, error.message))
+    except MemoryError as error:
+        if not has_free_memory(max_bytes):  # else its headers ask for more than any ordinary archive does
+            raise memory_error(f"read {path}") from error
+        yield Member(None, Failure(FailureCode.TOO_LARGE, "does not fit into memory"))
 
 
 def _is_zip(path: str) -> bool:

@@ -114,6 +114,25 @@ def decode(
             return _decode(file, exif, max_pixels, formats)
 
 
+def read_size(file: BinaryIO, formats: Sequence[str]) -> tuple[int, int]:
+    """Return (width, height) in pixels by a picture's header.
+
+    Args:
+        file: binary and seekable.
+        formats: the formats to try, by Pillow's names.
+
+    Raises:
+        PictureError: the header cannot be read.
+        MemoryError: it does not fit into memory.
+    """
+    with (
+        _translate_pillow_errors(file, DEFAULT_MAX_PIXELS),
+        _guard_pillow_globals(DEFAULT_MAX_PIXELS),
+        Image.open(file, formats=_list_available(formats, file.read(_PREFIX_BYTES))) as picture,
+    ):
+        return picture.size
+
+
 def decode_image(image: Image.Image, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedPicture:
     """Turn a picture that Pillow opened or made into what `decode` makes of its file; the result shares no memory.
 

@@ -87,13 +87,11 @@ def refuse_bomb(bytes_out: int, bytes_in: int) -> None:
 
 @contextlib.contextmanager
 def translate_archive_errors() -> Iterator[None]:
-    """Turn whatever reading raises into a PictureError; hostile bytes raise almost anything."""
+    """Turn whatever reading raises, but MemoryError, into a PictureError; hostile bytes raise almost anything."""
     try:
         yield
-    except PictureError:
+    except (PictureError, MemoryError):
         raise
-    except MemoryError as error:
-        raise PictureError(FailureCode.TOO_LARGE, "does not fit into memory") from error
     except EOFError as error:
         raise PictureError(FailureCode.TRUNCATED, "is truncated: its data ends early") from error
     except RecursionError as error:  # a chain of long-name headers

@@ -231,7 +231,8 @@ def _expand(
     match argument.kind:
         case ArgumentKind.STDIN:
             assert stdin is not None  # checked before
-            return None, iter([Source(STDIN, opener=partial(_read_stdin, stdin, selection.max_bytes))])
+            read = functools.cache(partial(_read_stdin, stdin, selection.max_bytes))  # it may be opened again
+            return None, iter([Source(STDIN, opener=lambda: io.BytesIO(read()))])
         case ArgumentKind.URL:
             return None, iter([make_url_source(name, selection)])
         case ArgumentKind.FOLDER:
@@ -257,11 +258,11 @@ def _make_empty(name: str, member: str | None, selection: Selection) -> Source:
     return Source(name, member, Failure(FailureCode.NOT_FOUND, f"contains no {matching}pictures"))
 
 
-def _read_stdin(stdin: BinaryIO, max_bytes: int) -> BinaryIO:
+def _read_stdin(stdin: BinaryIO, max_bytes: int) -> bytes:
     data = stdin.read(max_bytes + 1) or b""
     if len(data) > max_bytes:
         raise PictureError(FailureCode.TOO_LARGE, f"is over {max_bytes} bytes")
-    return io.BytesIO(data)
+    return data
 
 
 def _make_file_source(found: FoundPath) -> Source:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from mfcli.errors import EngineError
+from mfcli.errors import threads_error
 from mfcli.results import Output
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def check_threads(number: int) -> None:
         for thread in threads:
             thread.start()
     except RuntimeError as error:
-        raise EngineError(f"cannot start {number} threads: {error}", "threads=1 workers=1") from error
+        raise threads_error(number, error) from error
     finally:
         stop.set()
         for thread in threads:

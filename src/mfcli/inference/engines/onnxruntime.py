@@ -17,7 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mfcli.artifact.file import Artifact, runtime_source
-from mfcli.errors import EngineError, first_line
+from mfcli.errors import EngineError, first_line, is_out_of_memory, memory_error, threads_error
 from mfcli.hub.bundled import is_bundled
 from mfcli.inference.engines.base import (
     EngineName,
@@ -62,12 +62,10 @@ class OnnxRuntimeEngine:
                 model, session_options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions share no base class
-            if "bad_alloc" in str(error):
-                hint = "not enough memory: check ulimit -v and what else is running"
-            elif is_bundled(artifact.path):
-                hint = artifact.remedy
-            else:
-                hint = f"if the file is damaged, delete it and run again: rm {artifact.path}"
+            if is_out_of_memory(error):
+                raise memory_error(f"load {artifact.path}") from error
+            remedy = f"if the file is damaged, delete it and run again: rm {artifact.path}"
+            hint = artifact.remedy if is_bundled(artifact.path) else remedy
             raise EngineError(f"ONNX Runtime cannot load {artifact.path}: {first_line(error)}", hint) from error
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -85,13 +83,15 @@ class OnnxRuntimeEngine:
         try:
             return concatenate_outputs(self._pool.map(self._run, parts))
         except RuntimeError as error:  # the pool starts its threads here
-            raise EngineError(f"ONNX Runtime failed: {first_line(error)}", "threads=1 workers=1") from error
+            raise threads_error(self._threads, error) from error
 
     def _run(self, part: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         try:
             with self._free_threads:
                 return tuple(self._session.run(self._outputs, {"input": part}))
         except Exception as error:
+            if is_out_of_memory(error):
+                raise memory_error(f"classify {len(part)} pictures at once") from error
             raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
 
     @cached_property
