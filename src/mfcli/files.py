@@ -66,9 +66,12 @@ def is_folder(path: Path) -> bool:
 
 
 def list_files(folder: Path, pattern: str) -> list[Path]:
-    """Return the matches of a glob in a folder, sorted; nothing if the folder is missing or may not be entered."""
+    """Return what matches a glob in a folder and is no folder, dangling links included, sorted.
+
+    It is nothing if the folder is missing or may not be entered.
+    """
     with contextlib.suppress(OSError):
-        return sorted(folder.glob(pattern))
+        return sorted(path for path in folder.glob(pattern) if not is_folder(path))
     return []
 
 

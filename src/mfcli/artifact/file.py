@@ -206,17 +206,7 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
         raise ModelError(f"{path} is damaged, or not an artifact of mfcli", REINSTALL) from error
 
 
-_FIELDS = (
-    "format_version",
-    "variant",
-    "key",
-    "weights_sha256",
-    "source_url",
-    "preprocess",
-    "labels",
-    "versions",
-    "check",
-)
+_FIELDS = ("format_version", "variant", "key", "weights_sha256", "source_url", "labels", "versions", "check")
 
 
 def record_mtime(artifact: Artifact) -> None:

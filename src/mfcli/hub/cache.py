@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfcli.errors import ModelError
-from mfcli.files import cache_write_error, is_file, is_folder, known_sha256, list_files, write_atomically
+from mfcli.files import cache_write_error, is_file, known_sha256, list_files, write_atomically
 from mfcli.models.registry import Variant
 from mfcli.settings import Settings
 
@@ -199,14 +199,13 @@ def compare_digest(what: str, sha256: str, expected: Mapping[str, str], hint: st
 def list_checkpoints(settings: Settings) -> list[Path]:
     """Return the checkpoints in the cache; the parent folder of each is named after its model."""
     found = list_files(settings.cache_dir / "checkpoints", "*/*")
-    files = [path for path in found if path.suffix != ".json" and path.name != "lock" and path.name[0] != "."]
-    return [path for path in files if not is_folder(path)]
+    return [path for path in found if path.suffix != ".json" and path.name != "lock" and path.name[0] != "."]
 
 
 def list_artifacts(settings: Settings) -> list[tuple[str, Path]]:
     """Return the artifacts in the cache, valid or not, each with the name of its model."""
     found = list_files(settings.cache_dir / "artifacts", "*.onnx")
-    return [(path.stem.rpartition("-")[0], path) for path in found if path.name[0] != "." and not is_folder(path)]
+    return [(path.stem.rpartition("-")[0], path) for path in found if path.name[0] != "."]
 
 
 def sidecar_path(path: Path) -> Path:

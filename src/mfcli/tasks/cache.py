@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from mfcli.artifact.build import compare_artifact, require_comparison
 from mfcli.artifact.file import artifact_key, find_artifact, open_artifact, read_origins
 from mfcli.errors import ModelError, OutputError
-from mfcli.files import ELSEWHERE, cache_delete_error, exists, is_folder, is_glob, list_files, sha256_of
+from mfcli.files import ELSEWHERE, cache_delete_error, exists, is_glob, list_files, sha256_of
 from mfcli.hub.cache import is_intact, is_untouched, list_artifacts, list_checkpoints, read_sidecar, sidecar_path
 from mfcli.models.registry import VARIANTS, Variant, find_variant
 from mfcli.settings import Settings
@@ -91,13 +91,8 @@ def _find_artifacts(settings: Settings) -> Iterator[CacheEntry]:
 
 
 def _find_partial_files(settings: Settings) -> Iterator[CacheEntry]:
-    for path in _exclude_folders(list_files(settings.cache_dir / "partial", "*.part")):
+    for path in list_files(settings.cache_dir / "partial", "*.part"):
         yield CacheEntry(Kind.PARTIAL, None, path, _get_size(path), None)
-
-
-def _exclude_folders(found: Iterable[Path]) -> list[Path]:
-    """Return what is not a folder, dangling links included."""
-    return [path for path in found if not is_folder(path)]
 
 
 def _get_size(path: Path) -> int:
@@ -229,10 +224,10 @@ def match_entries(settings: Settings, names: list[str]) -> list[CacheEntry]:
 
 def _find_records(settings: Settings) -> Iterator[CacheEntry]:
     """Yield the sidecars of checkpoints that are gone, and the digests of first downloads."""
-    for path in _exclude_folders(list_files(settings.cache_dir / "checkpoints", "*/*.json")):
+    for path in list_files(settings.cache_dir / "checkpoints", "*/*.json"):
         if not exists(path.with_suffix("")):
             yield CacheEntry(Kind.OTHER, path.parent.name, path, _get_size(path), None)
-    for path in _exclude_folders(list_files(settings.cache_dir / "known", "*.json")):
+    for path in list_files(settings.cache_dir / "known", "*.json"):
         yield CacheEntry(Kind.OTHER, path.stem, path, _get_size(path), None)
 
 
@@ -269,9 +264,8 @@ def _is_stale(entry: CacheEntry) -> bool:
 
 def _find_temporary_files(settings: Settings) -> list[CacheEntry]:
     """Return the temporary files of killed processes: in the cache's own folders, under names of write_atomically."""
-    folders = [settings.cache_dir / name for name in ("artifacts", "known", "digests", "partial")]
-    folders += list_files(settings.cache_dir / "checkpoints", "*/")
-    hidden = [path for folder in folders for path in _exclude_folders(list_files(folder, ".*"))]
+    folders = ("artifacts", "known", "digests", "partial", "checkpoints/*")
+    hidden = [path for folder in folders for path in list_files(settings.cache_dir, f"{folder}/.*")]
     paths = [path for path in hidden if _TEMPORARY.fullmatch(path.name) and _is_old(path)]
     return [CacheEntry(Kind.OTHER, None, path, _get_size(path), None) for path in paths]
 
