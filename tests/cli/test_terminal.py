@@ -149,7 +149,7 @@ def test_help_ends_with_three_examples(mf: Callable[..., Ran], name: str) -> Non
         assert name in example
         check_options(example)
         words = shlex.split(example)
-        if words[0] in QUICK and "--against-torch" not in words:
+        if words[0] in QUICK and not {"--against-torch", "rm"} & {*words}:
             assert mf(*words).code == 0, example
         else:  # only read
             COMMANDS[words[0]].make_context(words[0], words[1:])

@@ -192,7 +192,7 @@ Template = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="Write a line per picture, such as '{input}\\t{label}\\t{prob:.2f}'.",
+        help="Write a line per picture, such as '{input} {prob:.2f}'.",
         show_default=False,
         rich_help_panel=_OUTPUT,
     ),
