@@ -6,6 +6,7 @@ Imported for `mf predict --show` alone.
 import logging
 import os
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,15 +33,15 @@ def load_renderer(stream: TextIO) -> PictureRenderer:
     if not console.is_terminal or console.no_color or console.color_system is None:
         raise UsageError("pictures are shown only in a terminal with colours")
     logging.getLogger("textual_image").setLevel(logging.ERROR)  # a terminal that does not answer is a warning
-    with _read_answers_from_terminal(stream):
-        try:
+    try:
+        with _read_answers_from_terminal(stream):
             from textual_image.renderable import Image as TerminalImage  # asks for the graphics
 
             console.measure(TerminalImage(Image.new("RGB", (1, 1))))  # asks for the size of a cell
-        except ImportError as error:
-            raise UsageError("pictures are shown by textual-image: pip install textual-image") from error
-        except ZeroDivisionError as error:
-            raise UsageError("pictures are shown only in a terminal that tells its size") from error
+    except ImportError as error:
+        raise UsageError("pictures are shown by textual-image: pip install textual-image") from error
+    except (OSError, termios.error, ZeroDivisionError) as error:  # the last: a terminal of 0 columns
+        raise UsageError(f"pictures are not shown: the terminal cannot be asked for its size ({error})") from error
 
     def render(picture: Image.Image) -> RenderableType:
         scale = min(_COLUMNS / picture.width, 2 * _ROWS / picture.height)
