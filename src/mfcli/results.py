@@ -262,6 +262,7 @@ class Summary:
         failed: the other rows.
         complete: whether the run went through all its inputs; None where a file of results does not say.
         left_out: files of folders and archives that were not taken, by suffix.
+        finished_before: rows of earlier runs.
     """
 
     inputs: int
@@ -269,11 +270,13 @@ class Summary:
     failed: int
     complete: bool | None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    finished_before: int = 0
 
     def in_words(self) -> str:
         """Return the counts as text."""
         pictures = "1 picture" if self.inputs == 1 else f"{self.inputs} pictures"
-        return f"{pictures}: {self.ok} classified" + (f", {self.failed} failed" if self.failed else "")
+        words = f"{pictures}: {self.ok} classified" + (f", {self.failed} failed" if self.failed else "")
+        return f"nothing was left to do; {words} before" if 0 < self.inputs == self.finished_before else words
 
 
 @dataclass(frozen=True, slots=True)

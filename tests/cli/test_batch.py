@@ -567,6 +567,14 @@ def test_a_folder_an_archive_and_a_glob(mf: Mf, many: list[Path], tmp_path: Path
     assert mf("predict", name, "-q").out.startswith(f"{name}  ")  # it can be pasted back
 
 
+def test_a_resume_that_has_nothing_to_do(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    assert "note: 2 pictures: 2 classified;" in mf("predict", *many[:2], "-o", path).err
+    assert "note: 3 pictures: 3 classified;" in mf("predict", *many[:3], "-o", path, "--resume").err
+    again = mf("predict", *many[:3], "-o", path, "--resume")
+    assert (again.code, again.err) == (0, f"note: nothing was left to do; 3 pictures: 3 classified before; {path}\n")
+
+
 def test_a_folder_of_a_phone(mf: Mf, many: list[Path], tmp_path: Path) -> None:
     for name in ("a.mp4", "b.MP4", "c.dng"):
         (tmp_path / name).touch()

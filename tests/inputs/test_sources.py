@@ -234,6 +234,18 @@ def test_long_lines() -> None:
     assert [code_of(source) for source in found if source.argument != "a.jpg"] == ["too_large"] * 2
 
 
+@pytest.mark.parametrize("listed", [b"a.jpg\nf/1.jpg\n", b"f\0a.jpg\0", b"./a.jpg\r\n"])
+@pytest.mark.usefixtures("here")
+def test_names_in_place_of_a_picture(listed: bytes) -> None:
+    (source,) = iter_sources(["-"], io.BytesIO(listed))
+    with pytest.raises(UsageError, match="lists names") as caught:
+        source.open()
+    assert caught.value.hint == "files_from=-"
+    with pytest.raises(NoInputsError) as found:
+        iter_sources([], io.BytesIO(listed))
+    assert "files_from=-" in str(found.value.hint)
+
+
 @pytest.mark.parametrize("size", [1, 3, 7])
 @pytest.mark.usefixtures("here")
 def test_a_list_read_in_small_chunks(size: int) -> None:

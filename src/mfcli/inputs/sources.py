@@ -150,7 +150,8 @@ def _check_usage(arguments: list[str], stdin: BinaryIO | None, files_from: str |
         raise UsageError("nul=True is about the names in a list, and there is no list", "files_from=FILE")
     stdin_problem = _find_stdin_problem(stdin)
     if not arguments and files_from is None:
-        raise NoInputsError("nothing to classify", "mf predict PICTURE..." if stdin_problem else _FROM_STDIN)
+        hint = "mf predict PICTURE..." if stdin_problem else f"names on standard input: files_from=-; {_FROM_STDIN}"
+        raise NoInputsError("nothing to classify", hint)
     if arguments.count(STDIN) > 1:
         raise UsageError("'-' stands for one picture on standard input and can be given once", _FROM_STDIN)
     if STDIN in arguments and files_from == STDIN:
@@ -262,6 +263,9 @@ def _read_stdin(stdin: BinaryIO, max_bytes: int) -> bytes:
     data = stdin.read(max_bytes + 1) or b""
     if len(data) > max_bytes:
         raise PictureError(FailureCode.TOO_LARGE, f"is over {max_bytes} bytes")
+    name = re.split(rb"[\0\n]", data[:MAX_LINE_BYTES], maxsplit=1)[0]
+    if len(name) < len(data) and os.path.lexists(os.fsdecode(name.rstrip(b"\r"))):  # find DIR | mf predict -
+        raise UsageError("standard input lists names, and '-' reads the bytes of one picture", "files_from=-")
     return data
 
 

@@ -53,4 +53,6 @@ class JsonWriter:
 
     def end(self, summary: Summary) -> None:
         """Close the document."""
-        self._stream.write('\n],"summary":' + format_line(asdict(summary)) + "}\n")
+        counts = asdict(summary)
+        del counts["finished_before"]  # its rows are in this document as well
+        self._stream.write('\n],"summary":' + format_line(counts) + "}\n")

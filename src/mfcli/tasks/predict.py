@@ -205,7 +205,7 @@ class _RunState:
 
     def _summarize(self, *, complete: bool) -> Summary:
         inputs, failed = self.inputs + self.finished_before, self.failed + self._failed_before
-        return Summary(inputs, inputs - failed, failed, complete, self._left_out.counts)
+        return Summary(inputs, inputs - failed, failed, complete, self._left_out.counts, self.finished_before)
 
     def _note_containers(self, source: Source) -> None:
         """Note where a classified picture was found: an earlier failed row of such a container is obsolete.
