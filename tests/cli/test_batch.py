@@ -824,6 +824,6 @@ def test_a_folder_in_an_archive_is_many_pictures_and_a_member_one(mf: Mf, many: 
         (f"{archived}/inner", 3),
         (f"{archived}/2024.05", 3),
         (f"{archived}/inner/*.png", 3),
-        (f"{archived}/inner/000.png", 10),
+        (f"{archived}/inner/000.png", 11),  # a concept and a table
     ):
         assert len(mf("predict", name, "-q").out.splitlines()) == lines, name

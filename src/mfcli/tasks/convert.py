@@ -33,6 +33,7 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
         engine=known.get("engine"),
         precision=known.get("precision"),
         top_k=known.get("top_k", top_k),
+        confidence=known.get("confidence"),
     )
     return info, Summary(ok + failed, ok, failed, results.complete, results.left_out)
 
