@@ -295,6 +295,8 @@ class Summary:
         """Return the counts as text."""
         pictures = "1 picture" if self.inputs == 1 else f"{self.inputs} pictures"
         words = f"{pictures}: {self.ok} classified" + (f", {self.failed} failed" if self.failed else "")
+        if self.complete is False:
+            return f"{words}; incomplete"
         return f"nothing was left to do; {words} before" if 0 < self.inputs == self.finished_before else words
 
 

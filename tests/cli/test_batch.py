@@ -130,7 +130,7 @@ def wait_for_rows(path: Path, count: int) -> None:
 def whole(many: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a run that nothing ended, over fifteen times the pictures, in every format."""
     path = tmp_path_factory.mktemp("whole") / "whole.json"
-    assert start(["predict", *many * 15, "-o", path, "-q"]).wait(60) == 5
+    assert start(["predict", *many * 15, "-o", path, "-q"]).wait(240) == 5
     for suffix in ("jsonl", "csv", "tsv", "csv.gz", "jsonl.gz"):
         assert start(["convert", path, "-o", path.with_suffix(f".{suffix}"), "-q"]).wait(60) == 0
     return path

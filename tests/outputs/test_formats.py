@@ -172,6 +172,7 @@ def test_table() -> None:
 def test_summary_in_singular_and_plural() -> None:
     assert Summary(1, 1, 0, True).in_words() == "1 picture: 1 classified"
     assert Summary(2, 0, 2, True).in_words() == "2 pictures: 0 classified, 2 failed"
+    assert Summary(2, 2, 0, False).in_words() == "2 pictures: 2 classified; incomplete"
 
 
 def test_control_characters_are_escaped() -> None:
