@@ -1,0 +1,118 @@
+"""Datasets: the layouts, and everything that could give a picture a wrong class."""
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from mfcli.errors import MfError, NoInputsError, UsageError
+from mfcli.inputs.dataset import Split, read_dataset
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def rows(path: Path) -> list[tuple[str, str, str]]:
+    dataset = read_dataset(path)
+    folder = path if path.is_dir() else path.parent
+    return [(str(Path(p.source.input).relative_to(folder)), p.label, p.split.value) for p in dataset.pictures]
+
+
+def test_a_folder_of_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "b/2.jpg", "b/10.jpg", "b/deep/er.png", "a/x.jpg", "a/notes.txt", ".git/y.jpg", "z.jpg")
+    assert rows(tmp_path) == [
+        ("a/x.jpg", "a", "train"),
+        ("b/2.jpg", "b", "train"),
+        ("b/10.jpg", "b", "train"),
+        ("b/deep/er.png", "b", "train"),
+    ]
+    assert read_dataset(tmp_path).classes == ("a", "b")
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_split_folders_match_classes_by_name(val: str, tmp_path: Path) -> None:
+    touch(
+        tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", f"{val}/c/2.jpg", f"{val}/a/2.jpg", "test/b/3.jpg"
+    )
+    dataset = read_dataset(tmp_path)
+    judged = {(p.label, p.split) for p in dataset.pictures if p.split is not Split.TRAIN}
+    assert judged == {("a", Split.VAL), ("c", Split.VAL), ("b", Split.TEST)}
+    assert dataset.classes == ("a", "b", "c")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    touch(tmp_path, "train/1.jpg", "plane/1.jpg")
+    assert read_dataset(tmp_path).classes == ("plane", "train")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_csv_file(end: str, tmp_path: Path) -> None:
+    touch(tmp_path, "x/1.jpg", "2.jpg")
+    lines = ["﻿Label, Path", '"a, b",x/1.jpg', "c,missing.jpg", "", " c ,2.jpg", ""]
+    (tmp_path / "l.csv").write_bytes(end.join(lines).encode())
+    assert rows(tmp_path / "l.csv") == [
+        ("x/1.jpg", "a, b", "train"),
+        ("missing.jpg", "c", "train"),
+        ("2.jpg", "c", "train"),
+    ]
+
+
+def test_a_csv_file_with_splits(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,label,split\n1,a,train\n2,b,train\n3,a,valid\n4,b,test\n")
+    assert [row[2] for row in rows(tmp_path / "l.csv")] == ["train", "train", "val", "test"]
+
+
+def test_empty_classes_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg", "b/1.jpg", "c/readme.txt")
+    assert read_dataset(tmp_path).empty == ("c",)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a/1.jpg"], "a single class, a"),
+        (["a.jpg"], "no folders with pictures"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"], "c: pictures to judge by, but none to learn from"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"], "has train, val, valid"),
+        (["train/a/1.jpg", "train/b/1.jpg", "extra/a/1.jpg"], "has extra beside train"),
+        (["Ants/1.jpg", "ants/1.jpg"], "'Ants' and 'ants' differ only in case"),
+        ([f"{unicodedata.normalize(form, 'é')}/1.jpg" for form in ("NFC", "NFD")], "differ only in case or Unicode"),
+        (["a\nb/1.jpg", "c/1.jpg"], r"'a\nb' cannot be the name of a class"),
+    ],
+)
+def test_folders_that_are_refused(names: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_dataset(touch(tmp_path, *names))
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label,colour\n", "has the columns path,label,colour"),
+        ("a.jpg,a\nb.jpg,b\n", "has the columns a.jpg,a"),
+        ("path,label\na.jpg\n", "line 2: 1 columns instead of 2"),
+        ("path,label\na.jpg,\n", "line 2: an empty path or label"),
+        ("path,label\na.jpg,a/b\nb.jpg,c\n", "'a/b' cannot be the name of a class"),
+        ("path,label\na.jpg,.a\nb.jpg,c\n", "'.a' cannot be the name of a class"),
+        ("path,label,split\na.jpg,a,all\n", "unknown split 'all'"),
+        ("path,label\n\xff", "is not a CSV file in UTF-8"),
+        ("path,label\n", "no folders with pictures"),
+    ],
+)
+def test_csv_files_that_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError) as caught:
+        read_dataset(tmp_path / "l.csv")
+    assert message in caught.value.message
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(MfError, match="neither a folder nor a file"):
+        read_dataset(tmp_path / "missing")
+    with pytest.raises(NoInputsError, match="no pictures in"):
+        read_dataset(touch(tmp_path, "a/x.txt", "b/y.txt"))
