@@ -16,12 +16,6 @@ from mfcli.errors import UsageError
 BUNDLED_ALIAS = "bundled"
 """The name that always stands for the model that ships with the package."""
 
-DEFAULT_CONFIDENCE = 0.8
-"""Probability that a concept holds to be named."""
-
-MIN_CONFIDENCE = 0.5
-"""Below it, two concepts without a common class could hold it."""
-
 DEFAULT_TOP_K = 5
 DEFAULT_BENCHMARK_SECONDS, DEFAULT_BENCHMARK_ROUNDS = 12.0, 5
 DEFAULT_MAX_PIXELS = 178_956_970
@@ -43,6 +37,7 @@ class Settings:
         hub_cache_dir: the cache of Hugging Face's client.
         torch_hub_dir: the folder of torch.hub's checkpoints.
         compare: whether artifacts must have been compared with torch.
+        models_dir: the folder of models of the user's own classes, if any.
     """
 
     model: str
@@ -53,6 +48,7 @@ class Settings:
     hub_cache_dir: Path | None = None
     torch_hub_dir: Path | None = None
     compare: bool = False
+    models_dir: Path | None = None
 
     @property
     def cache_dir(self) -> Path:
@@ -98,6 +94,7 @@ class Settings:
             hub_cache_dir=_find_hub_cache(environ),
             torch_hub_dir=_find_torch_hub(environ),
             compare=compare or _is_true(environ, "MF_CHECK"),
+            models_dir=_expand_home(Path(environ["MF_MODELS_DIR"])) if environ.get("MF_MODELS_DIR") else None,
         )
 
 

@@ -21,6 +21,7 @@ from mfcli.artifact.file import (
 from mfcli.errors import ModelError, UsageError
 from mfcli.files import cached_sha256, lock
 from mfcli.hub.bundled import bundled_file
+from mfcli.models.own import MODEL_FILE
 from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Progress
 from mfcli.settings import Settings
@@ -52,6 +53,8 @@ def ensure_artifact(
         OutputError: the cache is not writable.
         UsageError: the bundled model is to be fetched from elsewhere, or an address is malformed.
     """
+    if variant.folder is not None:
+        return _open_own(variant, variant.folder, weights_file)
     if weights_file is not None:
         digest, origin = cached_sha256(weights_file, settings.cache_dir / "digests"), os.path.realpath(weights_file)
     elif variant.pretraining is Pretraining.BUNDLED:
@@ -84,6 +87,17 @@ def _obtain(variant: Variant, settings: Settings, progress: Progress, fetch: "Fe
     if not is_intact(stored) and _find(variant, stored.path, stored.sha256, settings) is None:
         stored = get(replace(fetch, keep=True))
     return stored
+
+
+def _open_own(variant: Variant, folder: Path, weights_file: Path | None) -> Artifact:
+    if weights_file is not None:
+        raise UsageError(f"{variant.name} has its weights in {folder}", "name the base model, or leave weights out")
+    try:
+        artifact = open_artifact(folder / MODEL_FILE, variant, None, None)
+    except ModelError as error:
+        raise ModelError(error.message, f"train it again: mf train DIR -o {folder} --overwrite") from error
+    record_mtime(artifact)
+    return artifact
 
 
 def _open_bundled(variant: Variant, fetch: "FetchOptions | None") -> Artifact:

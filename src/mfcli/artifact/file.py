@@ -19,6 +19,7 @@ from mfcli.artifact.metadata import read_metadata
 from mfcli.errors import ModelError, UsageError, first_line
 from mfcli.files import is_file, list_files, sha256_of, write_atomically
 from mfcli.hub.bundled import REINSTALL, bundled_file, is_bundled
+from mfcli.models.own import MODEL_FILE
 from mfcli.models.preprocess import PreprocessPlan
 from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Label
@@ -129,6 +130,8 @@ def find_artifacts(variant: Variant, settings: Settings) -> list[Artifact]:
     """Return a variant's valid artifacts on this machine: the bundled one, then those in the cache, sorted by name."""
     from mfcli.hub.cache import list_artifacts
 
+    if variant.folder is not None:
+        return [open_artifact(variant.folder / MODEL_FILE, variant, None, None)]
     bundled = variant.pretraining is Pretraining.BUNDLED
     paths = [bundled_file(f"{variant.name}.onnx")] if bundled else []
     with contextlib.suppress(UsageError):  # no cache directory

@@ -25,6 +25,7 @@ from mfcli.cli.help import add_command, list_examples
 from mfcli.cli.labels import labels
 from mfcli.cli.predict import predict
 from mfcli.cli.streams import ReaderGoneError, fail, keep_descriptors, say, standard_output
+from mfcli.cli.train import train
 from mfcli.errors import EngineError, ExitCode, MfError, is_out_of_memory, memory_error
 from mfcli.settings import Settings
 from mfcli.version import __version__
@@ -81,6 +82,13 @@ add_command(
     "mf labels animal --tree",
 )
 app.add_typer(cache.app)
+add_command(
+    app,
+    train,
+    "mf train photos -o runs/flowers",
+    "mf train labels.csv -o runs/flowers --model caformer_s18",
+    "mf predict photo.jpg --model runs/flowers",
+)
 add_command(
     app,
     embed,

@@ -102,7 +102,6 @@ def embed(
                 max_pixels=max_pixels,
                 formats=extra_formats,
                 features=True,
-                confidence=None,
                 settings=settings,
                 progress=progress,
             )

@@ -8,7 +8,6 @@ import sys
 
 FLAGS = {
     "batch_size": "--batch-size",
-    "confidence": "--confidence",
     "crop_pct": "--crop-pct",
     "device": "--device",
     "engine": "--engine",

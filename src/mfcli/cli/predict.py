@@ -18,15 +18,16 @@ from mfcli.cli.destination import Destination, Layout, Sink, parse_output
 from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_numbers, parse_top_k
 from mfcli.cli.streams import is_terminal, note, standard_input
 from mfcli.errors import ExitCode, MfError, UsageError
+from mfcli.hub.bundled import is_bundled
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.arguments import Argument, classify, classify_list
 from mfcli.inputs.codecs import formats_with, suffixes_of
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
-from mfcli.models.registry import Interpolation, Pretraining, find_variant
+from mfcli.models.registry import Interpolation, find_variant
 from mfcli.outputs.writer import FormatName, NotifyingWriter
 from mfcli.results import Summary
-from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, Settings
+from mfcli.settings import DEFAULT_MAX_PIXELS, Settings
 
 if TYPE_CHECKING:
     from mfcli.cli.progress import StderrProgress
@@ -56,7 +57,6 @@ def predict(
     model: option.Model = None,
     weights: option.Weights = None,
     top_k: option.TopK = None,
-    confidence: option.Confidence = DEFAULT_CONFIDENCE,
     labels: option.Labels = None,
     mean: option.Mean = None,
     std: option.Std = None,
@@ -121,7 +121,6 @@ def predict(
             interpolation=interpolation,
             input_size=input_size,
             top_k=None if top_k is None else parse_top_k(top_k),
-            confidence=confidence,
             engine=engine,
             device=device,
             precision=precision,
@@ -194,7 +193,6 @@ class _ModelRequest:
     interpolation: Interpolation | None
     input_size: int | None
     top_k: int | Literal["all"] | None
-    confidence: float
     engine: EngineName
     device: str
     precision: Precision
@@ -216,7 +214,6 @@ class _ModelRequest:
             interpolation=self.interpolation,
             input_size=self.input_size,
             top_k=self.top_k,
-            confidence=self.confidence,
             engine=self.engine,
             device=self.device,
             precision=self.precision,
@@ -231,13 +228,18 @@ class _ModelRequest:
 
     def describe_limits(self, predictor: "Predictor") -> str | None:
         """What the reader of the answers has to know about the model, if anything."""
-        variant, classes = find_variant(predictor.artifact.variant), len(predictor.labels)
-        if self.weights is None and variant.pretraining is Pretraining.BUNDLED:
+        classes = len(predictor.labels)
+        if is_bundled(predictor.artifact.path):
             return (
                 f"answered by the small bundled model, which knows {classes} classes and can name nothing else; "
                 "one that knows 1000: --model caformer_s18"
             )
-        if classes != variant.num_classes and predictor.labels == predictor.artifact.labels:
+        if self.weights is None:
+            return None
+        if (
+            classes != find_variant(predictor.artifact.variant).num_classes
+            and predictor.labels == predictor.artifact.labels
+        ):
             return f"the head of {self.weights} has {classes} classes without names; name them: --labels FILE"
         return None
 

@@ -1,7 +1,10 @@
 """Class labels of artifacts that are built: ImageNet's, or numbered ones. label_files.py reads the user's."""
 
+import contextlib
 import csv
 import gzip
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mfcli.errors import ModelError
@@ -41,6 +44,14 @@ def look_up_wnids(wnids: list[str]) -> tuple[Label, ...]:
 def _read_imagenet() -> list[list[str]]:
     with gzip.open(IMAGENET_FILE, "rt", encoding="utf-8", newline="") as file:
         return list(csv.reader(file, delimiter="\t"))[1:]
+
+
+def make_class_labels(names: Sequence[str]) -> tuple[Label, ...]:
+    """Return the labels of the user's own classes; where all are WordNet ids, with ImageNet's names of these."""
+    if all(re.fullmatch(r"n\d{8}", name) for name in names):
+        with contextlib.suppress(KeyError):
+            return look_up_wnids(list(names))
+    return tuple(Label(None, name) for name in names)
 
 
 def make_numbered_labels(num_classes: int) -> tuple[Label, ...]:

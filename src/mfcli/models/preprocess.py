@@ -167,8 +167,12 @@ class PreprocessOverrides:
         """Return a variant with this preprocessing.
 
         Raises:
-            UsageError: its architecture cannot take the input size.
+            UsageError: its architecture cannot take the input size, or it is a model of the user's own classes.
         """
+        if variant.folder is not None:
+            if self != PreprocessOverrides():
+                raise UsageError(f"{variant.name} has the preprocessing that it was trained with", "leave it out")
+            return variant
         size = self.input_size or variant.input_size[1]
         if variant.family is Family.RANDFORMER and size != variant.input_size[1]:
             raise UsageError(

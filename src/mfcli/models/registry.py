@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -36,13 +37,14 @@ class Pretraining(StrEnum):
     """What a checkpoint was trained on.
 
     IN1K is ImageNet-1k; IN21K the full ImageNet of 21,841 classes; IN21FT1K the latter, then fine-tuned on the
-    former; BUNDLED is the small model that ships with the package.
+    former; BUNDLED is the small model that ships with the package; OWN is a folder that `mf train` wrote.
     """
 
     IN1K = "in1k"
     IN21FT1K = "in21ft1k"
     IN21K = "in21k"
     BUNDLED = "bundled"
+    OWN = "own"
 
 
 class Interpolation(StrEnum):
@@ -118,6 +120,7 @@ class Variant:
         interpolation: the filter of resizing.
         mean: per channel of values scaled to 0..1.
         std: likewise.
+        folder: where a model of the user's own classes is; None for a row of the registry.
     """
 
     name: str
@@ -136,11 +139,17 @@ class Variant:
     interpolation: Interpolation = Interpolation.BICUBIC
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    folder: Path | None = None
 
     @property
     def family(self) -> Family:
         """The architecture's family."""
         return self.architecture.family
+
+    @property
+    def reference(self) -> str:
+        """What finds it: the name, or the folder of a model of the user's own classes."""
+        return str(self.folder or self.name)
 
     @property
     def url(self) -> str | None:
@@ -368,11 +377,17 @@ def _normalize_name(name: str) -> str:
 def find_variant(name: str) -> Variant:
     """Return the variant with a name: the paper's, timm's, or an alias; case and a `timm/` prefix are ignored.
 
+    Other names are those of folders that `mf train` wrote, as paths or in the folder of models.
+
     Raises:
-        ModelError: no variant has this name; the hint suggests similar ones.
+        ModelError: no variant has this name, and the hint suggests similar ones; or the folder is damaged.
     """
     key = _normalize_name(name)
     variant = VARIANTS.get(_ALIASES.get(key, key))
+    if variant is None:
+        from mfcli.models.own import find_own_variant
+
+        variant = find_own_variant(name)
     if variant is None:
         import difflib
 

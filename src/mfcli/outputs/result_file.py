@@ -86,6 +86,5 @@ class ResultFile:
             for result in self.journal.results():
                 writer.write(result)
                 ok, failed = ok + (result.error is None), failed + (result.error is not None)
-            counts = dataclasses.replace(summary, inputs=ok + failed, ok=ok, failed=failed, finished_before=0)
-            writer.end(counts)
+            writer.end(dataclasses.replace(summary, inputs=ok + failed, ok=ok, failed=failed))
         self.journal.discard(self._path)

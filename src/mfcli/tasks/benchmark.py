@@ -135,7 +135,7 @@ def benchmark(plan: BenchmarkPlan, settings: Settings, progress: Progress = lamb
         UsageError: weights are given for several models or together with random weights; the device is unknown, or the
             number of threads out of range.
     """
-    variants = list({variant.name: variant for variant in map(find_variant, plan.models)}.values())
+    variants = list({variant.reference: variant for variant in map(find_variant, plan.models)}.values())
     if plan.weights and (plan.random_weights or len(variants) > 1):
         what = "random_weights=True" if plan.random_weights else "several models"
         raise UsageError(f"weights={plan.weights} and {what} exclude each other", "leave one of them out")
@@ -148,7 +148,7 @@ def benchmark(plan: BenchmarkPlan, settings: Settings, progress: Progress = lamb
             if plan.random_weights:
                 settings = replace(settings, named_cache_dir=folder / "cache")
             images = plan.images or (*map(str, _generate_pictures(folder, progress)),)
-            weights = {v.name: _prepare_weights(v, plan, folder, settings, progress) for v in variants}
+            weights = {v.reference: _prepare_weights(v, plan, folder, settings, progress) for v in variants}
         rows = len(variants) * len(plan.engines) * len(plan.precisions) * len(plan.batch_sizes)
         progress(f"measuring {rows} rows" if rows > 1 else "measuring")
         return _measure(list(_iter_cases(plan, variants, weights, images, settings)), plan, progress)
@@ -201,9 +201,9 @@ def _iter_cases(
     for variant, engine, precision, size in itertools.product(
         variants, plan.engines, plan.precisions, plan.batch_sizes
     ):
-        file = weights[variant.name]
+        file = weights[variant.reference]
         yield Case(
-            model=variant.name,
+            model=variant.reference,
             weights=str(file) if file else None,
             engine=engine.value,
             precision=precision.value,

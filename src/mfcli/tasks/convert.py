@@ -1,7 +1,5 @@
 """Turn results in one format into another."""
 
-from itertools import islice
-
 from mfcli.errors import OutputError
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import Writer
@@ -35,7 +33,6 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
         engine=known.get("engine"),
         precision=known.get("precision"),
         top_k=known.get("top_k", top_k),
-        confidence=known.get("confidence"),
     )
     return info, Summary(ok + failed, ok, failed, results.complete, results.left_out)
 
@@ -53,6 +50,6 @@ def convert(results: StoredResults, run: RunInfo, summary: Summary, writer: Writ
         OutputError: the file has changed since.
     """
     writer.begin(run)
-    for result in islice(results, summary.inputs):  # a run in progress may have added more
+    for result in results:
         writer.write(result)
     writer.end(summary)

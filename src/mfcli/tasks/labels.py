@@ -65,7 +65,7 @@ def list_classes(variant: Variant, pattern: str | None, settings: Settings) -> t
 
 
 def _load_labels(variant: Variant, settings: Settings) -> tuple[Label, ...]:
-    if variant.pretraining is Pretraining.BUNDLED:
+    if variant.pretraining in (Pretraining.BUNDLED, Pretraining.OWN):
         return ensure_artifact(variant, None, settings).labels
     return load_imagenet_labels(variant.num_classes)
 

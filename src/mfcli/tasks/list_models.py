@@ -6,6 +6,7 @@ from mfcli.errors import ModelError, UsageError
 from mfcli.files import is_file, is_glob
 from mfcli.hub.bundled import bundled_file
 from mfcli.hub.cache import ModelCache
+from mfcli.models.own import MODEL_FILE, list_own_variants
 from mfcli.models.registry import Family, Pretraining, Variant, list_variants
 from mfcli.settings import Settings
 
@@ -60,7 +61,8 @@ def list_models(wanted: ModelFilter, settings: Settings) -> tuple[ListedModel, .
         ModelError: none matches.
     """
     sizes = _measure_sizes(settings)
-    listed = (ListedModel(v, sizes.get(v.name, 0)) for v in list_variants() if wanted.matches(v))
+    variants = (*list_variants(), *list_own_variants(settings.models_dir))
+    listed = (ListedModel(v, sizes.get(v.reference, 0)) for v in variants if wanted.matches(v))
     found = tuple(model for model in listed if model.size_bytes or not wanted.downloaded)
     if not found:
         raise ModelError("no model matches", "see mf list-models")
@@ -75,6 +77,9 @@ def _measure_sizes(settings: Settings) -> dict[str, int]:
         _ = settings.cache_dir
     except UsageError:  # no cache directory
         cache = None
+    for variant in list_own_variants(settings.models_dir):
+        assert variant.folder is not None
+        sizes[variant.reference] = (variant.folder / MODEL_FILE).stat().st_size
     for variant in list_variants():
         if variant.pretraining is Pretraining.BUNDLED:
             sizes[variant.name] = bundled_file(f"{variant.name}.onnx").stat().st_size

@@ -1,0 +1,191 @@
+"""What a head is trained on: the features of pictures and of their mirror images, computed once.
+
+They are kept in the cache by the digest of the file and by everything that shapes them, so that a second training, or
+one that was killed, computes only what is new.
+"""
+
+import contextlib
+import hashlib
+import json
+import threading
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mfcli.errors import OutputError, PictureError, UsageError
+from mfcli.files import is_file, lock
+from mfcli.inference.pipeline import Done, run_pipeline
+from mfcli.inference.predictor import Predictor, PreparedPicture
+from mfcli.inputs.sources import Source
+from mfcli.models.splits import hash_pictures
+from mfcli.results import Failure, Progress, Tally
+from mfcli.settings import Settings, usable_cores
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """A picture as a head sees it.
+
+    Attributes:
+        digest: SHA-256 of its file.
+        width: pixels of the upright picture.
+        height: likewise.
+        hash: its difference hash, see `models.splits`.
+        features: as it is and mirrored, float32 (2, dim).
+    """
+
+    digest: bytes
+    width: int
+    height: int
+    hash: int
+    features: NDArray[np.float32]
+
+
+def compute_views(
+    predictor: Predictor, sources: Sequence[Source], settings: Settings, progress: Progress = lambda _: None
+) -> list[Views | Failure]:
+    """Return the views of pictures in their order, or why one cannot be read.
+
+    Args:
+        predictor: its engine computes features.
+        sources: the pictures.
+        settings: locate the cache; without one, everything is computed.
+        progress: told the counts.
+
+    Raises:
+        EngineError: the engine fails.
+    """
+    with ThreadPoolExecutor(2 * usable_cores()) as pool:
+        digests = list(pool.map(_read_digest, sources))
+    store = _Store(predictor, settings)
+    wanted = {digest: source for digest, source in zip(digests, sources, strict=True) if isinstance(digest, bytes)}
+    known = store.read(wanted)
+    failures: dict[bytes, Failure] = {}
+    missing = {digest: source for digest, source in wanted.items() if digest not in known}
+    for done, views in enumerate(_compute_missing(predictor, missing, store), start=1):
+        if isinstance(views, Views):
+            known[views.digest] = views
+        else:
+            failures[views[0]] = views[1]
+        progress(Tally(done, len(failures), len(known) - done + len(failures)))
+    return [
+        digest if isinstance(digest, Failure) else known[digest] if digest in known else failures[digest]
+        for digest in digests
+    ]
+
+
+def _read_digest(source: Source) -> bytes | Failure:
+    try:
+        with source.open() as file:
+            return hashlib.sha256(file.read()).digest()
+    except PictureError as error:
+        return Failure(error.code, error.message)
+
+
+_Failed = tuple[bytes, Failure]
+
+
+def _compute_missing(predictor: Predictor, missing: dict[bytes, Source], store: "_Store") -> Iterable[Views | _Failed]:
+    """Yield the views of each picture, or why there are none."""
+
+    def prepare(item: tuple[bytes, Source]) -> tuple[bytes, PreparedPicture] | Done[Views | _Failed]:
+        digest, source = item
+        prepared = predictor.prepare(source)
+        if not isinstance(prepared, Done):
+            return digest, prepared
+        assert prepared.result.error is not None  # only failures are done
+        return Done((digest, prepared.result.error))
+
+    def compute(pictures: Sequence[tuple[bytes, PreparedPicture]]) -> list[Views | _Failed]:
+        pixels = np.stack([picture.pixels for _, picture in pictures])
+        _, as_is = predictor.engine.compute(pixels)
+        _, mirrored = predictor.engine.compute(np.ascontiguousarray(pixels[..., ::-1]))
+        features = np.stack([as_is, mirrored], 1)
+        hashes = hash_pictures(pixels).tolist()
+        views = [
+            Views(digest, picture.width, picture.height, *values)
+            for (digest, picture), *values in zip(pictures, hashes, features, strict=True)
+        ]
+        store.append(views)
+        return list(views)
+
+    return run_pipeline(missing.items(), prepare, compute, predictor.pipeline_config())
+
+
+class _Store:
+    """The views in the cache: a file of records of equal size after a line of text, to which new ones are appended.
+
+    A record has a checksum; what a killed process left at the end is dropped. Where the cache cannot be written, the
+    views are not kept.
+    """
+
+    def __init__(self, predictor: Predictor, settings: Settings) -> None:
+        shaping = {name: predictor.settings.values[name] for name in _SHAPING}
+        key = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+        self._path: Path | None = None
+        with contextlib.suppress(UsageError):  # no cache directory
+            self._path = settings.cache_dir / "features" / f"{predictor.artifact.variant}-{key[:16]}.bin"
+        self._thread_lock = threading.Lock()
+
+    def read(self, wanted: Iterable[bytes]) -> dict[bytes, Views]:
+        """Return the views that are there, by digest."""
+        if self._path is None or not is_file(self._path):
+            return {}
+        wanted = set(wanted)
+        known: dict[bytes, Views] = {}
+        try:
+            with self._locked(self._path), self._path.open("r+b") as file:
+                header = file.readline(_MAX_HEADER)
+                kind = _record_type(int(header.split()[-1]))
+                start, data = len(header), file.read()
+                count = len(data) // kind.itemsize
+                for index, record in enumerate(np.frombuffer(data, kind, count)):
+                    if zlib.crc32(record.tobytes()[:-4]) != record["checksum"]:
+                        count = index
+                        break
+                    digest = record["digest"].tobytes()
+                    if digest in wanted:
+                        known[digest] = Views(
+                            digest, int(record["width"]), int(record["height"]), int(record["hash"]), record["features"]
+                        )
+                file.truncate(start + count * kind.itemsize)
+        except (OSError, OutputError, ValueError, IndexError):  # read-only, or not ours
+            self._path = None
+        return known
+
+    def append(self, views: Sequence[Views]) -> None:
+        """Keep views."""
+        if self._path is None:
+            return
+        dim = views[0].features.shape[1]
+        records = np.zeros(len(views), _record_type(dim))
+        records["digest"] = [np.frombuffer(own.digest, np.uint8) for own in views]
+        for name in ("width", "height", "hash", "features"):
+            records[name] = [getattr(own, name) for own in views]
+        records["checksum"] = [zlib.crc32(record.tobytes()[:-4]) for record in records]
+        try:
+            with self._thread_lock, self._locked(self._path), self._path.open("ab") as file:
+                header = b"" if file.tell() else f"mfcli.features {dim}\n".encode()
+                file.write(header + records.tobytes())
+        except (OSError, OutputError):
+            self._path = None
+
+    @staticmethod
+    def _locked(path: Path) -> AbstractContextManager[None]:
+        return lock(path.with_suffix(".lock"), "another training", lambda _: None)
+
+
+_SHAPING = ("format_version", "artifact", "weights_sha256", "preprocess", "engine", "precision", "exif")
+"""The settings of a run that shape features."""
+_MAX_HEADER = 64
+
+
+def _record_type(dim: int) -> np.dtype[np.void]:
+    numbers = [("width", "<i4"), ("height", "<i4"), ("hash", "<u8")]
+    return np.dtype([("digest", "u1", (32,)), *numbers, ("features", "<f4", (2, dim)), ("checksum", "<u4")])

@@ -1,0 +1,256 @@
+"""mf train: from pictures to a model that is used like any other, and everything that may go wrong on the way."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mfcli
+from colours import COLOURS, write_classes, write_picture
+from conftest import CHECKOUT, Ran
+
+Mf = Callable[..., Ran]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_classes(tmp_path / "photos", 12)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "metrics.json").read_text()))
+
+
+def test_a_trained_model_is_a_model_like_any_other(
+    mf: Mf, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs" / "colours"
+    ran = mf("train", photos, "-o", folder)
+    assert (ran.code, ran.out.splitlines()[0].split()) == (
+        0,
+        ["judged_by", "pictures", "top1", "interval_95", "log_loss", "calibration_error"],
+    )
+    assert f"the model is in {folder}" in ran.err
+    picture = write_picture(tmp_path / "new.png", "green", 99)
+    row = json.loads(mf("predict", picture, "--model", folder, "--format", "jsonl", "-q").out)
+    assert (row["model"], row["predictions"][0]["label"], len(row["predictions"])) == ("colours", "green", 3)
+    assert row["predictions"][0]["prob"] > 0.6
+    assert mf("predict", picture, "--model", folder).err == ""  # nothing about the bundled model
+    assert mfcli.load_predictor(str(folder)).predict(picture).label == "green"
+    assert json.loads(mf("info", folder, "--format", "json").out)["num_classes"] == 3
+    assert mf("embed", picture, "-m", folder, "-o", tmp_path / "f.npz", "-q").code == 0
+    monkeypatch.setenv("MF_MODELS_DIR", str(folder.parent))
+    assert json.loads(mf("list-models", "--pretraining", "own", "--format", "jsonl").out)["name"] == "colours"
+    assert mf("predict", picture, "-m", "colours", "-q").code == 0
+
+
+def test_the_files_agree_with_one_another(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "colours"
+    figures = json.loads(mf("train", photos, "-o", folder, "--format", "json").out)
+    assert figures == read_metrics(folder)
+    assert figures["pictures"] == {"train": 30, "val": 6, "test": 0, "left_out": 0}
+    assert figures["val"]["top1"] == 1
+    split = read_csv(folder / "split.csv")
+    assert sorted(row["path"] for row in split) == sorted(map(str, photos.glob("*/*.png")))
+    judged = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert {row["input"] for row in judged} == {row["path"] for row in split if row["split"] == "val"}
+    for row in judged:
+        again = json.loads(mf("predict", row["input"], "-m", folder, "--format", "jsonl", "-q").out)
+        assert (again["run"], again["width"]) == (row["run"], row["width"])
+        assert again["predictions"][0]["prob"] == pytest.approx(row["predictions"][0]["prob"], abs=1e-5)
+    assert [(row["label"], row["train_count"], row["val_recall"]) for row in read_csv(folder / "results.csv")] == [
+        (colour, "10", "1.0") for colour in sorted(COLOURS)
+    ]
+    assert (folder / "confusion.csv").read_text() == "truth,blue,green,red\nblue,2,0,0\ngreen,0,2,0\nred,0,0,2\n"
+    assert "| blue | 10 |" in (folder / "card.md").read_text()
+
+
+def test_the_same_pictures_give_the_same_bytes(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    models = []
+    for name in ("a", "b"):
+        folder = tmp_path / name / "colours"
+        assert mf("train", photos, "-o", folder, "-q").code == 0
+        models.append([(folder / file).read_bytes() for file in ("model.onnx", "head.safetensors", "split.csv")])
+        if name == "a":
+            shutil.rmtree(os.environ["MF_CACHE_DIR"])
+    assert models[0] == models[1]
+
+
+def test_moved_and_renamed_pictures_fall_on_the_same_side(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    sides = []
+    for seed in ("0", "0", "1"):
+        assert mf("train", photos, "-o", tmp_path / "m", "--overwrite", "--seed", seed, "-q").code == 0
+        rows = read_csv(tmp_path / "m" / "split.csv")
+        sides.append({Path(row["path"]).read_bytes() for row in rows if row["split"] == "val"})
+        for number, path in enumerate(sorted(photos.glob("*/*.png"))):
+            path.rename(path.with_name(f"{97 * number % 36 + 100}-{number}.png"))
+    assert sides[0] == sides[1] != sides[2]
+
+
+def test_a_val_class_that_is_missing_changes_nothing_else(mf: Mf, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_classes(data / "train", 6)
+    write_classes(data / "val", 4, first=50)
+    assert mf("train", data, "-o", tmp_path / "whole", "-q").code == 0
+    shutil.rmtree(data / "val" / "blue")
+    ran = mf("train", data, "-o", tmp_path / "less" / "whole")
+    assert (ran.code, "1 classes have no pictures to judge by: blue" in ran.err) == (0, True)
+    models = [(folder / "model.onnx").read_bytes() for folder in (tmp_path / "whole", tmp_path / "less" / "whole")]
+    assert models[0] == models[1]
+    rows = [
+        {row["label"]: row["val_recall"] for row in read_csv(folder / "results.csv")}
+        for folder in (tmp_path / "whole", tmp_path / "less" / "whole")
+    ]
+    assert rows[0] | {"blue": ""} == rows[1]
+
+
+def test_what_is_wrong_with_pictures_is_listed(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    (photos / "red" / "broken.jpg").write_bytes(b"no picture")
+    shutil.copy(photos / "red" / "0.png", photos / "blue" / "also.png")
+    (photos / "empty").mkdir()
+    write_picture(photos / "orange" / "0.png", "red", 77)
+    ran = mf("train", photos, "-o", tmp_path / "m")
+    assert ran.code == 0
+    assert f"note: 1 pictures cannot be read and are left out: {photos}/red/broken.jpg" in ran.err
+    assert "note: 2 pictures are under two labels" in ran.err
+    assert "note: 1 classes have no pictures and are left out: empty" in ran.err
+    assert "note: 1 classes have fewer than 5 pictures: orange" in ran.err
+    notes = {Path(row["path"]).name: row["note"] for row in read_csv(tmp_path / "m" / "split.csv") if row["note"]}
+    assert notes["also.png"] == "the same picture is in red"
+    assert notes["broken.jpg"].startswith("unsupported: ")
+
+
+def test_pictures_in_train_and_val_are_reported(mf: Mf, tmp_path: Path) -> None:
+    write_classes(tmp_path / "data" / "train", 5)
+    write_classes(tmp_path / "data" / "val", 1)
+    ran = mf("train", tmp_path / "data", "-o", tmp_path / "m")
+    assert "note: 3 pictures to judge by are also in train, which flatters the figures" in ran.err
+
+
+def test_a_csv_file_with_a_missing_picture(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in sorted(photos.glob("*/*.png"))]
+    (photos / "labels.csv").write_bytes("\r\n".join(["path,label", *rows, "gone.png,red", ""]).encode())
+    ran = mf("train", photos / "labels.csv", "-o", tmp_path / "m")
+    assert (ran.code, "1 pictures cannot be read and are left out" in ran.err) == (0, True)
+    assert read_metrics(tmp_path / "m")["pictures"] == {"train": 30, "val": 6, "test": 0, "left_out": 1}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_pictures_a_class(count: int, mf: Mf, tmp_path: Path) -> None:
+    assert mf("train", write_classes(tmp_path / "few", count), "-o", tmp_path / "m", "-q").code == 0
+    picture = write_picture(tmp_path / "new.png", "red", 99)
+    assert (
+        json.loads(mf("predict", picture, "-m", tmp_path / "m", "--format", "jsonl", "-q").out)["predictions"][0][
+            "label"
+        ]
+        == "red"
+    )
+
+
+def test_all_pictures_broken(mf: Mf, tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(b"no picture")
+    ran = mf("train", tmp_path / "data", "-o", tmp_path / "m")
+    assert (ran.code, ran.out) == (3, "")
+    assert "0 of 2 classes have readable pictures to learn from" in ran.err
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_is_there_is_replaced_only_when_asked_for(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    assert mf("train", photos, "-o", folder, "-q").code == 0
+    before = (folder / "model.onnx").stat().st_mtime_ns
+    assert mf("train", photos, "-o", folder).code == 8
+    resumed = mf("train", photos, "-o", folder, "--resume")
+    assert (resumed.code, f"note: {folder} is finished" in resumed.err) == (0, True)
+    assert (folder / "model.onnx").stat().st_mtime_ns == before
+    other = mf("train", photos, "-o", folder, "--resume", "--seed", "1")
+    assert (other.code, "was trained with another seed" in other.err) == (2, True)
+    assert mf("train", photos / "missing", "-o", folder, "--overwrite").code == 2
+    assert (folder / "model.onnx").stat().st_mtime_ns == before
+    assert mf("train", photos, "-o", folder, "--overwrite", "-q").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "photos"]
+
+
+def test_a_foreign_folder_is_never_replaced(mf: Mf, photos: Path) -> None:
+    ran = mf("train", photos, "-o", photos, "--overwrite")
+    assert (ran.code, "is not a folder of mf train" in ran.err) == (8, True)
+    assert len(list(photos.glob("*/*.png"))) == 36
+
+
+@pytest.mark.parametrize("name", ["bundled", "caformer_s18", "a\nb"])
+def test_names_of_models_that_are_refused(name: str, mf: Mf, photos: Path, tmp_path: Path) -> None:
+    ran = mf("train", photos, "-o", tmp_path / name)
+    assert (ran.code, "cannot be the name of a model" in ran.err) == (2, True)
+
+
+def test_folders_that_are_no_models(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    assert mf("train", photos, "-o", folder, "-q").code == 0
+    args = json.loads((folder / "args.json").read_text())
+    model, bytes_of = folder / "model.onnx", (folder / "model.onnx").read_bytes()
+    for change, message in (
+        (lambda: model.write_bytes(bytes_of[:1000]), "is damaged, or not an artifact"),
+        (lambda: model.write_bytes(bytes_of[:-1] + b"x"), "changed since it was built"),
+        (model.unlink, "has no model.onnx"),
+        (lambda: (folder / "args.json").write_text(json.dumps(args | {"base": "resnet"})), "unknown base model"),
+        (lambda: (folder / "args.json").write_text("{"), "is damaged"),
+        (lambda: (folder / "args.json").unlink(), "is not a model of mf train"),
+    ):
+        change()
+        ran = mf("predict", CHECKOUT / "examples" / "orange.jpg", "-m", folder)
+        assert (ran.code, ran.out) == (4, "")
+        assert message in ran.err
+
+
+def test_own_weights_and_preprocessing_are_fixed(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    assert mf("train", photos, "-o", tmp_path / "m", "-q").code == 0
+    for options in (("--weights", tmp_path / "x.pth"), ("--crop-pct", "0.8")):
+        assert mf("predict", photos, "-m", tmp_path / "m", *options).code == 2
+
+
+@pytest.mark.slow
+def test_a_published_architecture_with_a_two_layer_head(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    from mfcli.models.checkpoint import write_random
+    from mfcli.models.registry import find_variant
+
+    write_random(tmp_path / "w.safetensors", find_variant("convformer_s18"))
+    ran = mf("train", photos, "-o", tmp_path / "m", "-m", "convformer_s18", "--weights", tmp_path / "w.safetensors")
+    assert ran.code == 0, ran.err
+    row = json.loads(mf("predict", photos / "red" / "0.png", "-m", tmp_path / "m", "--format", "jsonl", "-q").out)
+    assert (row["model"], len(row["predictions"])) == ("m", 3)
+    assert np.isfinite(row["predictions"][0]["prob"])
+
+
+@pytest.mark.slow
+def test_a_killed_training_is_resumed_to_the_same_bytes(mf: Mf, tmp_path: Path) -> None:
+    photos = write_classes(tmp_path / "photos", 60)
+    assert mf("train", photos, "-o", tmp_path / "whole" / "m", "-q").code == 0
+    runs = tmp_path / "runs"
+    command = [sys.executable, "-m", "mfcli", "train", str(photos), "-o", str(runs / "m"), "-q", "--resume"]
+    environment = os.environ | {"MF_CACHE_DIR": str(tmp_path / "cache")}
+    for delay in (0.3, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as run:
+            time.sleep(delay)
+            run.kill()
+        assert run.returncode == -signal.SIGKILL or (runs / "m" / "card.md").exists()
+    subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=True)
+    for file in ("model.onnx", "head.safetensors", "predictions.jsonl"):
+        assert (runs / "m" / file).read_bytes() == (tmp_path / "whole" / "m" / file).read_bytes()
+    assert [path.name for path in runs.iterdir()] == ["m"]
