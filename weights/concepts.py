@@ -6,8 +6,8 @@
 For each confidence: the share of pictures for which a concept is named, the share of these that show it (its synset is
 the true class or above it), the mean probability of the concepts, and the bits gained per picture: log2 of ImageNet's
 classes over those below the concept, 0 where it is wrong or none is named. Below stands, at each of these accuracies,
-what Deng et al. gain (https://doi.org/10.1109/CVPR.2012.6248086): the concept with the largest probability times (bits +
-constant), the constant being the one that gains most bits at that accuracy or a higher one.
+what Deng et al. gain (https://doi.org/10.1109/CVPR.2012.6248086): the concept with the largest probability times (bits
++ constant), the constant being the one that gains most bits at that accuracy or a higher one.
 
 Folders are those of evaluate.py; --holdout N takes the pictures of a training folder that `train.py --holdout N` leaves
 out.
@@ -89,7 +89,8 @@ class Answers:
     def gain_most(self, constant: float) -> Row:
         """Measure the concept of the largest expected gain; none where the root's, `constant`, is larger."""
         gains = (self.bits + constant) * self.probs
-        return self.measure(constant, gains.argmax(1), gains.max(1) > constant)
+        are_better: NDArray[np.bool_] = gains.max(1) > constant
+        return self.measure(constant, gains.argmax(1), are_better)
 
 
 def list_pictures(folder: Path, holdout: int) -> list[tuple[Path, str]]:

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from mfcli.models import concepts
     from mfcli.models.metaformer import create_model
     from mfcli.models.registry import Variant, list_variants
-    from mfcli.results import Failure, Label, PictureResult, Prediction, RunInfo
+    from mfcli.results import Concept, Failure, Label, PictureResult, Prediction, RunInfo
 
 # ONNX Runtime 1.29 and later report to their maker, on Linux too and from their import on, unless told not to before.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
+    "Concept",
     "EngineError",
     "Failure",
     "FailureCode",
@@ -60,7 +61,7 @@ _MODULES = {
     "mfcli.models": "concepts",
     "mfcli.models.metaformer": "create_model",
     "mfcli.models.registry": "Variant list_variants",
-    "mfcli.results": "Failure Label PictureResult Prediction RunInfo",
+    "mfcli.results": "Concept Failure Label PictureResult Prediction RunInfo",
 }
 """Where the public names are, as imported above."""
 

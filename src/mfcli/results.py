@@ -85,6 +85,19 @@ class Concept:
     prob: float
     classes: int
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Concept":
+        """Return the concept that `to_dict` wrote.
+
+        Raises:
+            ValueError, TypeError, KeyError: it did not.
+        """
+        return cls(str(fields["wnid"]), str(fields["label"]), float(fields["prob"]), int(fields["classes"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return {"wnid": self.wnid, "label": self.label, "prob": self.prob, "classes": self.classes}
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -110,6 +123,7 @@ class RunInfo:
         engine: the engine's name.
         precision: the data type of the computation: fp32, bf16 or fp16.
         top_k: number of predictions per picture.
+        confidence: the probability that a concept holds to be named; None where none is.
     """
 
     model: str
@@ -118,6 +132,7 @@ class RunInfo:
     engine: str | None
     precision: str | None
     top_k: int
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -133,6 +148,7 @@ class PictureResult:
         predictions: best first; empty if there is an error.
         error: why there are no predictions; None if the picture was classified.
         run: the settings that it comes from.
+        concept: what the picture shows with the confidence asked for; None if nothing that says enough does.
         features: what the head got, float32 (dim,); None unless it was asked for.
         thumbnail: a small picture in mode RGB, upright; None unless the predictor makes them.
     """
@@ -145,6 +161,7 @@ class PictureResult:
     predictions: tuple[Prediction, ...]
     error: Failure | None
     run: RunInfo
+    concept: Concept | None = None
     features: "NDArray[np.float32] | None" = field(default=None, compare=False, repr=False)
     thumbnail: "Image | None" = field(default=None, compare=False)
 
@@ -190,6 +207,7 @@ class PictureResult:
                 {"rank": p.rank, "class_index": p.class_index, "wnid": p.wnid, "label": p.label, "prob": p.prob}
                 for p in self.predictions
             ],
+            "concept": self.concept.to_dict() if self.concept else None,
             "error": {"code": self.error.code.value, "message": self.error.message} if self.error else None,
         }
 
@@ -200,7 +218,7 @@ class PictureResult:
         Raises:
             ValueError, TypeError, KeyError: it is not such a row.
         """
-        error = row["error"]
+        error, concept = row["error"], row.get("concept")  # rows of older versions have none
         result = cls(
             input=row["input"],
             input_b64=row["input_b64"],
@@ -213,6 +231,7 @@ class PictureResult:
             ),
             error=None if error is None else Failure(FailureCode(error["code"]), error["message"]),
             run=run,
+            concept=None if concept is None else Concept.from_dict(concept),
         )
         texts = [result.input, *(p.label for p in result.predictions), *(p.wnid or "" for p in result.predictions)]
         if not all(isinstance(text, str) for text in texts):
@@ -276,6 +295,8 @@ class Summary:
         """Return the counts as text."""
         pictures = "1 picture" if self.inputs == 1 else f"{self.inputs} pictures"
         words = f"{pictures}: {self.ok} classified" + (f", {self.failed} failed" if self.failed else "")
+        if self.complete is False:
+            return f"{words}; incomplete"
         return f"nothing was left to do; {words} before" if 0 < self.inputs == self.finished_before else words
 
 

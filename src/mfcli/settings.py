@@ -16,6 +16,12 @@ from mfcli.errors import UsageError
 BUNDLED_ALIAS = "bundled"
 """The name that always stands for the model that ships with the package."""
 
+DEFAULT_CONFIDENCE = 0.8
+"""Probability that a concept holds to be named."""
+
+MIN_CONFIDENCE = 0.5
+"""Below it, two concepts without a common class could hold it."""
+
 DEFAULT_TOP_K = 5
 DEFAULT_BENCHMARK_SECONDS, DEFAULT_BENCHMARK_ROUNDS = 12.0, 5
 DEFAULT_MAX_PIXELS = 178_956_970

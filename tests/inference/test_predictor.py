@@ -20,6 +20,7 @@ from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.pictures import Picture
 from mfcli.inputs.sources import Source
+from mfcli.models.concepts import HeadConcepts
 from mfcli.results import Failure
 
 
@@ -221,11 +222,12 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
     others = [
         run(top_k=3),
         run(exif=False),
+        run(confidence=0.9),
         run(engine="torch"),
         run(labels=map(str, range(200))),
         run(model="bundled", weights=small_weights),
     ]
-    assert len({base, *others}) == 6
+    assert len({base, *others}) == 7
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,8 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
         ({"top_k": 201}, "top_k=201 is not between 1 and the 200 classes of convformer_t8_64"),
         ({"labels": ()}, "0 labels for the 200 classes of convformer_t8_64"),
         ({"labels": ["a"]}, "1 labels for the 200 classes of convformer_t8_64"),
+        ({"confidence": 0.49}, "confidence=0.49 is not between 0.5 and 1"),
+        ({"confidence": float("nan"), "model": "caformer_s18"}, "confidence=nan is not between 0.5 and 1"),
         ({"engine": "abacus"}, "unknown engine 'abacus'"),
     ],
 )
@@ -242,6 +246,24 @@ def test_settings_that_do_not_fit(settings: dict[str, object], message: str) -> 
     with pytest.raises(UsageError) as caught:
         mfcli.load_predictor(**settings)  # type: ignore[arg-type]
     assert caught.value.message == message
+
+
+@pytest.mark.parametrize("file", ["orange.jpg", "espresso.jpg"])
+def test_the_concept_is_that_of_the_whole_distribution(file: str) -> None:
+    whole = mfcli.load_predictor(top_k=200)
+    predictions = whole.predict(CHECKOUT / "examples" / file).predictions
+    probs = np.zeros(200)
+    probs[[p.class_index for p in predictions]] = [p.prob for p in predictions]
+    for confidence in (0.5, 0.9, 0.99):
+        expected = HeadConcepts(whole.labels).name(probs, confidence)
+        predictor = mfcli.load_predictor(top_k=1, confidence=confidence)
+        assert predictor.predict(CHECKOUT / "examples" / file).concept == expected
+
+
+@pytest.mark.parametrize("settings", [{"confidence": None}, {"labels": [f"{i}" for i in range(200)]}])
+def test_there_is_no_concept(settings: dict[str, object], coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfcli.models.concepts.load_hierarchy", None)  # nothing is loaded
+    assert mfcli.load_predictor(**settings).predict(coffee).concept is None  # type: ignore[arg-type]
 
 
 def test_the_environment_chooses_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

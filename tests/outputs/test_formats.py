@@ -15,9 +15,9 @@ from mfcli.outputs import open_writer
 from mfcli.outputs.records import write_records
 from mfcli.outputs.table import write_table
 from mfcli.outputs.writer import FormatName, LabelType
-from mfcli.results import Failure, PictureResult, Prediction, RunInfo, Summary
+from mfcli.results import Concept, Failure, PictureResult, Prediction, RunInfo, Summary
 
-RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 2)
+RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 2, 0.8)
 OK = PictureResult(
     'a "b",\tc\n\r.jpg',
     None,
@@ -27,6 +27,7 @@ OK = PictureResult(
     (Prediction(1, 281, "n02123045", "tabby, tabby cat", 0.1 + 0.2), Prediction(2, 0, None, "\u00e9t\u00e9", 1e-20)),
     None,
     RUN,
+    Concept("n02121620", "cat", 0.9 + 0.01, 7),
 )
 BAD = PictureResult("caf\ufffd", "Y2Fm6Q==", None, None, None, (), Failure(FailureCode.DECODE, 'broken "here"'), RUN)
 
@@ -64,6 +65,7 @@ ROWS: list[dict[str, Any]] = [
             },
             {"rank": 2, "class_index": 0, "wnid": None, "label": "\u00e9t\u00e9", "prob": 1e-20},
         ],
+        "concept": {"wnid": "n02121620", "label": "cat", "prob": 0.91, "classes": 7},
         "error": None,
     },
     {
@@ -78,6 +80,7 @@ ROWS: list[dict[str, Any]] = [
         "width": None,
         "height": None,
         "predictions": [],
+        "concept": None,
         "error": {"code": "decode", "message": 'broken "here"'},
     },
 ]
@@ -101,6 +104,7 @@ def test_json() -> None:
         "engine": "onnxruntime",
         "precision": "fp32",
         "top_k": 2,
+        "confidence": 0.8,
     }
     assert document["summary"] == {"inputs": 2, "ok": 1, "failed": 1, "complete": True, "left_out": {}}
     assert json.loads(write_run(FormatName.JSON))["results"] == []
@@ -121,14 +125,18 @@ HEADER = [
     "wnid_2",
     "class_index_2",
     "prob_2",
+    "concept",
+    "concept_wnid",
+    "concept_prob",
+    "concept_classes",
     "error_code",
     "error_message",
     "input_b64",
 ]
 CELLS = [
     'a "b",\tc\n\r.jpg||ok|caformer_s18|640|480|tabby, tabby cat|n02123045|281|0.30000000000000004'
-    "|\u00e9t\u00e9||0|1e-20|||",
-    'caf\ufffd||error|caformer_s18|||||||||||decode|broken "here"|Y2Fm6Q==',
+    "|\u00e9t\u00e9||0|1e-20|cat|n02121620|0.91|7|||",
+    'caf\ufffd||error|caformer_s18|||||||||||||||decode|broken "here"|Y2Fm6Q==',
 ]
 
 
@@ -143,12 +151,13 @@ def test_csv_and_tsv_round_trip(name: FormatName, separator: str) -> None:
 def test_csv_quotes_only_where_necessary() -> None:
     plain = PictureResult("a.jpg", None, None, 1, 2, (Prediction(1, 5, "n1", "cat", 0.5),), None, RUN)
     row = write_run(FormatName.CSV, plain).splitlines()[1]
-    assert row == "a.jpg,,ok,caformer_s18,1,2,cat,n1,5,0.5,,,,,,,"
+    assert row == "a.jpg,,ok,caformer_s18,1,2,cat,n1,5,0.5,,,,,,,,,,,"
 
 
 def test_table() -> None:
     assert write_run(FormatName.TABLE, OK, BAD) == (
         'a "b",\\tc\\n\\r.jpg  640x480\n'
+        "cat 91.0%\n"
         "╭───┬───────┬───────┬──────────────────────╮\n"
         "│ # │ label │  prob │                      │\n"
         "├───┼───────┼───────┼──────────────────────┤\n"
@@ -163,6 +172,7 @@ def test_table() -> None:
 def test_summary_in_singular_and_plural() -> None:
     assert Summary(1, 1, 0, True).in_words() == "1 picture: 1 classified"
     assert Summary(2, 0, 2, True).in_words() == "2 pictures: 0 classified, 2 failed"
+    assert Summary(2, 2, 0, False).in_words() == "2 pictures: 2 classified; incomplete"
 
 
 def test_control_characters_are_escaped() -> None:
@@ -268,10 +278,27 @@ def test_the_first_probability_is_whole(columns: int, letter: str, monkeypatch: 
     ],
 )
 def test_what_tables_show_of_a_class(label_type: LabelType, wordnet: str, own: str, compact: bool) -> None:
-    result = replace(OK, predictions=(OK.predictions[0], Prediction(2, 1, None, "red, round", 0.25)))
+    predictions = (OK.predictions[0], Prediction(2, 1, None, "red, round", 0.25))
+    result = replace(OK, predictions=predictions, concept=None)
     stream = io.StringIO()
     open_writer(FormatName.TABLE, stream, compact=compact, label_type=label_type).write(result)
     assert re.findall(r"(?:  |│ [12] │ )(\S[^│]*?) +(?:│ )?[\d.]+%", stream.getvalue()) == [wordnet, own]
+
+
+@pytest.mark.parametrize(
+    ("label_type", "wnid", "shown"),
+    [
+        (LabelType.NAME, "n02121620", "cat 91.0%"),
+        (LabelType.WNID, "n02121620", "n02121620 91.0%"),
+        (LabelType.NAME, "n02123045", None),  # the first class
+    ],
+)
+def test_a_table_has_a_concept_above_it(label_type: LabelType, wnid: str, shown: str | None) -> None:
+    stream = io.StringIO()
+    result = replace(OK, concept=Concept(wnid, "cat", 0.91, 7))
+    open_writer(FormatName.TABLE, stream, label_type=label_type).write(result)
+    line = stream.getvalue().splitlines()[1]
+    assert line == shown if shown else line.startswith("╭")
 
 
 def test_records_keep_their_types_in_json() -> None:

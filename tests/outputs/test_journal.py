@@ -86,6 +86,21 @@ def test_a_device_is_written_directly() -> None:
     assert not Path("/dev/null").is_file()
 
 
+def test_a_pipe_gets_what_was_written_before_an_interrupt() -> None:
+    reader, writer = os.pipe()
+
+    def interrupted() -> None:
+        with atomic_output(Path(f"/dev/fd/{writer}")) as stream:
+            stream.write("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert os.read(reader, 9) == b"x"
+    os.close(reader)
+    os.close(writer)
+
+
 @pytest.mark.parametrize(("name", "message"), [("there.csv", "exists"), (".", "folder"), ("no/x.csv", "no folder")])
 def test_what_cannot_be_written_is_refused_at_once(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "there.csv").write_text("x")

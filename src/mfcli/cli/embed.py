@@ -102,6 +102,7 @@ def embed(
                 max_pixels=max_pixels,
                 formats=extra_formats,
                 features=True,
+                confidence=None,
                 settings=settings,
                 progress=progress,
             )

@@ -8,6 +8,7 @@ import sys
 
 FLAGS = {
     "batch_size": "--batch-size",
+    "confidence": "--confidence",
     "crop_pct": "--crop-pct",
     "device": "--device",
     "engine": "--engine",

@@ -27,7 +27,7 @@ from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
 from mfcli.models.registry import Interpolation, find_variant
 from mfcli.outputs.writer import FormatName, NotifyingWriter
 from mfcli.results import Summary
-from mfcli.settings import DEFAULT_MAX_PIXELS, Settings
+from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, Settings
 
 if TYPE_CHECKING:
     from mfcli.cli.progress import StderrProgress
@@ -57,6 +57,7 @@ def predict(
     model: option.Model = None,
     weights: option.Weights = None,
     top_k: option.TopK = None,
+    confidence: option.Confidence = DEFAULT_CONFIDENCE,
     labels: option.Labels = None,
     mean: option.Mean = None,
     std: option.Std = None,
@@ -121,6 +122,7 @@ def predict(
             interpolation=interpolation,
             input_size=input_size,
             top_k=None if top_k is None else parse_top_k(top_k),
+            confidence=confidence,
             engine=engine,
             device=device,
             precision=precision,
@@ -193,6 +195,7 @@ class _ModelRequest:
     interpolation: Interpolation | None
     input_size: int | None
     top_k: int | Literal["all"] | None
+    confidence: float
     engine: EngineName
     device: str
     precision: Precision
@@ -214,6 +217,7 @@ class _ModelRequest:
             interpolation=self.interpolation,
             input_size=self.input_size,
             top_k=self.top_k,
+            confidence=self.confidence,
             engine=self.engine,
             device=self.device,
             precision=self.precision,

@@ -103,6 +103,12 @@ TopK = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+Confidence = Annotated[
+    float,
+    typer.Option(
+        metavar="P", help="Name a concept that holds this share of the probability: 0.5 to 1.", rich_help_panel=_MODEL
+    ),
+]
 Labels = Annotated[
     Path | None,
     typer.Option(

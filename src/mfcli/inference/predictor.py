@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from mfcli.models.preprocess import PreprocessOverrides, make_preprocess_plan
 from mfcli.models.registry import Variant, default_variant, find_variant
 from mfcli.results import (
     PREDICT_SCHEMA,
+    Concept,
     Failure,
     Label,
     Output,
@@ -45,7 +46,10 @@ from mfcli.results import (
     RunInfo,
     RunSettings,
 )
-from mfcli.settings import DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, Settings, usable_cores
+from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, MIN_CONFIDENCE, Settings, usable_cores
+
+if TYPE_CHECKING:
+    from mfcli.models.concepts import HeadConcepts
 
 Name = TypeVar("Name", bound=StrEnum)
 TopK = int | Literal["all"] | None
@@ -83,6 +87,7 @@ class RunFingerprint:
     precision: Precision
     top_k: int
     exif: bool
+    confidence: float | None
 
     @property
     def run(self) -> str:
@@ -109,6 +114,7 @@ class RunFingerprint:
             "precision": self.precision,
             "top_k": self.top_k,
             "exif": self.exif,
+            "confidence": self.confidence,
         }
 
 
@@ -140,6 +146,7 @@ class Predictor:
         offline: bool = False,
         options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
         thumbnail_side: int | None = None,
+        confidence: float | None = DEFAULT_CONFIDENCE,
     ) -> None:
         """Bind a model to the settings of a run.
 
@@ -154,9 +161,10 @@ class Predictor:
             offline: whether pictures may not be fetched from URLs.
             options: what the engine was loaded with.
             thumbnail_side: width and height in pixels of the thumbnails in results, at most; None for none.
+            confidence: probability that a concept holds to be named, 0.5 to 1; None to name none.
 
         Raises:
-            UsageError: top_k, or the number of labels, does not fit the head; a format is unknown.
+            UsageError: confidence, top_k, or the number of labels, does not fit the head; a format is unknown.
         """
         classes = len(artifact.labels)
         if top_k is None:
@@ -168,6 +176,7 @@ class Predictor:
                 f"top_k={top_k} is not between 1 and the {classes} classes of {artifact.variant}",
                 f"top_k={min(max(top_k, 1), classes)}",
             )
+        _check_confidence(confidence)
         if labels is not None and len(labels) != classes:
             raise UsageError(
                 f"{len(labels)} labels for the {classes} classes of {artifact.variant}",
@@ -182,7 +191,8 @@ class Predictor:
         self._formats = formats_with(formats)
         self._selection = Selection(offline=offline)
         self._thumbnail_side = thumbnail_side
-        fingerprint = RunFingerprint(artifact, self.labels, engine.name, engine.precision, top_k, exif)
+        self._confidence = confidence
+        fingerprint = RunFingerprint(artifact, self.labels, engine.name, engine.precision, top_k, exif, confidence)
         self.settings = fingerprint.settings
         self.run_info = RunInfo(
             model=artifact.variant,
@@ -191,6 +201,7 @@ class Predictor:
             engine=engine.name,
             precision=engine.precision,
             top_k=top_k,
+            confidence=confidence,
         )
 
     def __repr__(self) -> str:
@@ -389,8 +400,8 @@ class Predictor:
                 )
         features = extra[0] if extra else [None] * len(logits)
         return [
-            self._make_result(p.source, p, self.rank(row), None, own)
-            for p, row, own in zip(pictures, logits, features, strict=True)
+            self._make_result(p.source, p, predictions, None, concept, own)
+            for p, (predictions, concept), own in zip(pictures, map(self.rank, logits), features, strict=True)
         ]
 
     def _make_result(
@@ -399,6 +410,7 @@ class Predictor:
         picture: DecodedPicture | PreparedPicture | None,
         predictions: tuple[Prediction, ...],
         error: Failure | None,
+        concept: Concept | None = None,
         features: NDArray[np.float32] | None = None,
     ) -> PictureResult:
         return PictureResult(
@@ -410,18 +422,39 @@ class Predictor:
             predictions=predictions,
             error=error,
             run=self.run_info,
+            concept=concept,
             features=features,
             thumbnail=picture.thumbnail if isinstance(picture, PreparedPicture) else None,
         )
 
-    def rank(self, logits: NDArray[np.float32]) -> tuple[Prediction, ...]:
-        """Rank float32 logits (classes,); equal ones in head order."""
+    def rank(self, logits: NDArray[np.float32]) -> tuple[tuple[Prediction, ...], Concept | None]:
+        """Rank float32 logits (classes,), equal ones in head order, and name the concept over them."""
         shifted = np.exp(logits.astype(np.float64) - logits.max())
         probs = shifted / shifted.sum()
         order = np.argsort(-logits, kind="stable")[: self.run_info.top_k]
-        return tuple(
+        predictions = tuple(
             Prediction(rank, int(index), self.labels[index].wnid, self.labels[index].name, float(probs[index]))
             for rank, index in enumerate(order, start=1)
+        )
+        concept = None
+        if self._confidence is not None and self._concepts is not None:
+            concept = self._concepts.name(probs, self._confidence)
+        return predictions, concept
+
+    @cached_property
+    def _concepts(self) -> "HeadConcepts | None":
+        """The concepts over the classes; None, and not loaded, where no class has a WordNet id."""
+        if all(label.wnid is None for label in self.labels):
+            return None
+        from mfcli.models.concepts import HeadConcepts
+
+        return HeadConcepts(self.labels)
+
+
+def _check_confidence(confidence: float | None) -> None:
+    if confidence is not None and not MIN_CONFIDENCE <= confidence <= 1:
+        raise UsageError(
+            f"confidence={confidence:g} is not between {MIN_CONFIDENCE} and 1", f"confidence={DEFAULT_CONFIDENCE}"
         )
 
 
@@ -445,6 +478,7 @@ def load_predictor(
     formats: Iterable[str] = (),
     features: bool = False,
     thumbnail_side: int | None = None,
+    confidence: float | None = DEFAULT_CONFIDENCE,
     settings: Settings | None = None,
     progress: Progress = lambda _: None,
 ) -> Predictor:
@@ -472,6 +506,7 @@ def load_predictor(
         formats: optional picture formats to decode as well: dds, icns, ico, pcx, ppm, psd, qoi, sgi, tga.
         features: whether all results have features, as those of `Predictor.embed` have in any case.
         thumbnail_side: see `Predictor`.
+        confidence: see `Predictor`.
         settings: defaults; None reads the environment.
         progress: called with a message before a long step, and with the progress of a download.
 
@@ -479,13 +514,14 @@ def load_predictor(
         ModelError: the name is unknown, there are no weights that fit, or a folder is not a model's.
         EngineError: the engine cannot load the model.
         OutputError: the artifact cannot be kept.
-        UsageError: top_k, labels, preprocessing, engine, precision or formats are not valid.
+        UsageError: top_k, confidence, labels, preprocessing, engine, precision or formats are not valid.
         TypeError: labels are neither names nor a path.
     """
     settings = settings or Settings.from_environ()
     overrides = PreprocessOverrides.parse(
         mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation, input_size=input_size
     )
+    _check_confidence(confidence)
     if isinstance(top_k, int) and top_k < 1:  # checked before anything is downloaded or prepared
         raise UsageError(f"top_k={top_k} is less than 1", "top_k=1")
     engine = _parse_choice(EngineName, engine, "engine")
@@ -515,6 +551,7 @@ def load_predictor(
         offline=settings.offline,
         options=options,
         thumbnail_side=thumbnail_side,
+        confidence=confidence,
     )
 
 

@@ -22,6 +22,7 @@ class SeparatedWriter:
         columns = ["input", "member", "status", "model", "width", "height"]
         for rank in range(1, run.top_k + 1):
             columns += [f"label_{rank}", f"wnid_{rank}", f"class_index_{rank}", f"prob_{rank}"]
+        columns += ["concept", "concept_wnid", "concept_prob", "concept_classes"]
         self._write([*columns, "error_code", "error_message", "input_b64"])
 
     def write(self, result: PictureResult) -> None:
@@ -37,6 +38,8 @@ class SeparatedWriter:
         for prediction in result.predictions:
             cells += [prediction.label, prediction.wnid, prediction.class_index, prediction.prob]
         cells += [None] * (4 * (self._run.top_k - len(result.predictions)))
+        concept = result.concept
+        cells += [concept.label, concept.wnid, concept.prob, concept.classes] if concept else [None] * 4
         cells += [result.error.code.value, result.error.message] if result.error else [None, None]
         self._write([*cells, result.input_b64])
 

@@ -87,7 +87,7 @@ def translate_write_errors(path: Path) -> Iterator[None]:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = f"{'free some space, or ' if is_full else ''}name another file: output=FILE"
         with contextlib.suppress(OSError):
-            if is_partial(path) or partial_path(path).exists():
+            if has_content(path if is_partial(path) else partial_path(path)):
                 hint = f"{'free some space; ' if is_full else ''}resume=True goes on with what was done"
         raise OutputError(f"cannot write {path}: {error.strerror or error}", hint) from error
 
@@ -169,8 +169,10 @@ def _encode(file: BinaryIO, path: Path) -> Iterator[TextIO]:
             compressed = gzip.GzipFile("", "wb", 6, file, mtime=0)  # equal results give equal bytes
             file = stack.enter_context(compressed)  # type: ignore[assignment]  # has what a text stream needs
         stream = open_text(file)
-        yield stream
-        stream.detach()  # flushes; the file stays open
+        try:
+            yield stream
+        finally:
+            stream.detach()  # flushes; the file stays open
 
 
 def is_compressed(path: Path) -> bool:

@@ -208,5 +208,15 @@ def _parse_cells(cells: dict[Any, Any]) -> dict[str, Any]:
         "width": int(cells["width"]) if cells["width"] else None,
         "height": int(cells["height"]) if cells["height"] else None,
         "predictions": predictions,
+        "concept": _parse_concept(cells) if cells.get("concept") else None,  # older files have no such column
         "error": {"code": cells["error_code"], "message": cells["error_message"]} if cells["error_code"] else None,
+    }
+
+
+def _parse_concept(cells: dict[Any, Any]) -> dict[str, Any]:
+    return {
+        "wnid": cells["concept_wnid"],
+        "label": cells["concept"],
+        "prob": float(cells["concept_prob"]),
+        "classes": int(cells["concept_classes"]),
     }

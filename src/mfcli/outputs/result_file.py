@@ -86,5 +86,6 @@ class ResultFile:
             for result in self.journal.results():
                 writer.write(result)
                 ok, failed = ok + (result.error is None), failed + (result.error is not None)
-            writer.end(dataclasses.replace(summary, inputs=ok + failed, ok=ok, failed=failed))
+            counts = dataclasses.replace(summary, inputs=ok + failed, ok=ok, failed=failed, finished_before=0)
+            writer.end(counts)
         self.journal.discard(self._path)

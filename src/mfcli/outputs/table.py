@@ -70,16 +70,24 @@ class TableWriter:
                 self._console.print(self._place_beside(self._renderer(result.thumbnail), result, name + size))
             else:
                 self._console.print(name + size)
-                self._console.print(self._make_table(result, self._console.width))
+                self._console.print(self._make_body(result, self._console.width))
 
     def _place_beside(self, picture: RenderableType, result: PictureResult, title: Text) -> RenderableType:
         """Return the picture beside its table, above it in a narrow terminal."""
         room = self._console.width - self._console.measure(picture).maximum - _PADDING
         if room < _MIN_CELLS_BESIDE_PICTURE:
-            return Group(picture, title, self._make_table(result, self._console.width))
+            return Group(picture, title, self._make_body(result, self._console.width))
         grid = Table.grid(padding=(0, _PADDING))
-        grid.add_row(picture, Group(title, self._make_table(result, room)))
+        grid.add_row(picture, Group(title, self._make_body(result, room)))
         return grid
+
+    def _make_body(self, result: PictureResult, room: int) -> RenderableType:
+        """Return the table of classes, below the concept where that is not the first class."""
+        table, concept = self._make_table(result, room), result.concept
+        if concept is None or (result.top and result.top.wnid == concept.wnid):
+            return table
+        label = concept.wnid if self._label_type is LabelType.WNID else escape_control_characters(concept.label)
+        return Group(Text(f"{label} {concept.prob:.1%}", overflow="fold"), table)
 
     def _make_table(self, result: PictureResult, room: int) -> Table:
         table = Table(box=ROUNDED)

@@ -1,5 +1,7 @@
 """Turn results in one format into another."""
 
+from itertools import islice
+
 from mfcli.errors import OutputError
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import Writer
@@ -33,6 +35,7 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
         engine=known.get("engine"),
         precision=known.get("precision"),
         top_k=known.get("top_k", top_k),
+        confidence=known.get("confidence"),
     )
     return info, Summary(ok + failed, ok, failed, results.complete, results.left_out)
 
@@ -50,6 +53,6 @@ def convert(results: StoredResults, run: RunInfo, summary: Summary, writer: Writ
         OutputError: the file has changed since.
     """
     writer.begin(run)
-    for result in results:
+    for result in islice(results, summary.inputs):  # a run in progress may have added more
         writer.write(result)
     writer.end(summary)

@@ -422,13 +422,15 @@ def _make_split_row(picture: AssignedPicture) -> SplitRow:
 
 def _make_result(own: Predictor, picture: AssignedPicture, logits: NDArray[np.float32]) -> PictureResult:
     source, views = picture.labelled.source, picture.known_views
+    predictions, concept = own.rank(logits)
     return PictureResult(
         input=source.input,
         input_b64=source.input_b64,
         member=source.member,
         width=views.width,
         height=views.height,
-        predictions=own.rank(logits),
+        predictions=predictions,
         error=None,
         run=own.run_info,
+        concept=concept,
     )
