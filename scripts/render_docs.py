@@ -21,7 +21,7 @@ from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 from typer.main import get_command
 
-from mfcli.cli import app
+from mfcli.cli import make_app
 from mfcli.models.registry import Variant, list_variants
 
 CHECKOUT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ _TYPES = {"text": "TEXT", "str": "TEXT", "integer": "N", "int": "N", "float": "X
 
 def render_commands() -> str:
     """Return the page of all commands, with their arguments and options."""
-    sections = [_render_command(name, command) for name, command in _walk_commands("mf", get_command(app))]
+    sections = [_render_command(name, command) for name, command in _walk_commands("mf", get_command(make_app()))]
     return "\n".join([_COMMANDS_HEAD, *sections])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.main import get_command
 
-from mfcli.cli import app
+from mfcli.cli import make_app
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -33,7 +33,7 @@ def mf_commands(text: str) -> Iterator[str]:
 def check_options(command: str) -> None:
     """Fail for a command of `mf` that does not exist, or has an option that does not."""
     name, *words = shlex.split(command)
-    described = get_command(app).commands[name]  # type: ignore[attr-defined]
+    described = get_command(make_app()).commands[name]  # type: ignore[attr-defined]
     if hasattr(described, "commands"):
         described = described.commands[words.pop(0)]
     known = {option for parameter in described.params for option in parameter.opts}

@@ -39,5 +39,5 @@ def test_memory_has_run_out(
 ) -> None:
     assert is_out_of_memory(error) is expected
     assert ("too little memory to load x" in package_error("x", error).message) is expected
-    monkeypatch.setattr("mfcli.cli.app", Mock(side_effect=error))
+    monkeypatch.setattr("mfcli.cli.make_app", Mock(side_effect=error))
     assert mf().code == (ExitCode.ENGINE if expected else ExitCode.BUG)

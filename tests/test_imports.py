@@ -9,6 +9,8 @@ import pytest
 
 HEAVY = ("torch", "timm", "torchvision", "onnx", "onnxscript", "safetensors", "requests")
 
+COMMANDS = {f"mfcli.cli.{name}" for name in ("benchmark", "cache", "convert", "doctor", "models", "predict")}
+
 
 def modules_after(*arguments: str) -> set[str]:
     program = (
@@ -33,6 +35,7 @@ def test_predict_imports_neither_torch_nor_timm(format: str, coffee: Path) -> No
     assert "onnxruntime" in modules
     assert not modules & set(HEAVY)
     assert ("rich" in modules) == (format == "table")
+    assert {name for name in modules if name.startswith("mfcli.cli.")} & COMMANDS == {"mfcli.cli.predict"}
 
 
 @pytest.mark.slow

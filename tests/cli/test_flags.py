@@ -3,7 +3,7 @@
 import pytest
 import typer
 
-from mfcli.cli import app
+from mfcli.cli import make_app
 from mfcli.cli.flags import FLAGS, SWITCHES, name_flags
 
 
@@ -32,7 +32,7 @@ def test_what_was_typed_is_not_rewritten(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_every_flag_is_an_option() -> None:
-    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    commands = typer.main.get_command(make_app()).commands.values()  # type: ignore[attr-defined]
     options = {name for command in commands for parameter in command.params for name in parameter.opts}
     named = {*FLAGS.values(), *(switch.removeprefix("no ") for switch in SWITCHES.values())}
     assert named <= options

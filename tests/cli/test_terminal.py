@@ -22,7 +22,7 @@ from typer.main import get_command
 import mfcli
 from conftest import Ran
 from documents import check_options, mf_commands
-from mfcli.cli import app
+from mfcli.cli import make_app
 from mfcli.models.registry import list_variants
 
 Screen = Callable[..., Ran]
@@ -110,7 +110,7 @@ def test_benchmark_shows_what_it_measures(mf_terminal: Callable[..., Ran], coffe
         assert re.search(rf"━ +[\d:-]+ {what}: convformer_t8_64, auto, fp32, batches of 1", shown)
 
 
-ROOT: Any = get_command(app)
+ROOT: Any = get_command(make_app())
 COMMANDS = {
     "": ROOT,
     **ROOT.commands,

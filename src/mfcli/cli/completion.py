@@ -14,9 +14,8 @@ from typing import Annotated
 
 import typer
 
+from mfcli.cli import COMPLETE_VARIABLE
 from mfcli.cli.streams import standard_output
-
-COMPLETE_VARIABLE = "_MF_COMPLETE"
 
 
 class Shell(StrEnum):

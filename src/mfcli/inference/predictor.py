@@ -31,7 +31,6 @@ from mfcli.inputs.pictures import Picture, check_picture, is_many, make_source
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source
 from mfcli.memory import has_free_memory, is_memory_limited
-from mfcli.models.label_files import Labels, make_labels
 from mfcli.models.preprocess import PreprocessOverrides, make_preprocess_plan
 from mfcli.models.registry import Variant, default_variant, find_variant
 from mfcli.results import (
@@ -50,6 +49,7 @@ from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, DEFAULT_TOP_K
 
 if TYPE_CHECKING:
     from mfcli.models.concepts import HeadConcepts
+    from mfcli.models.label_files import Labels
 
 Name = TypeVar("Name", bound=StrEnum)
 TopK = int | Literal["all"] | None
@@ -462,7 +462,7 @@ def load_predictor(
     model: str | None = None,
     *,
     weights: str | Path | None = None,
-    labels: Labels | None = None,
+    labels: "Labels | None" = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     crop_pct: float | None = None,
@@ -525,7 +525,11 @@ def load_predictor(
     if isinstance(top_k, int) and top_k < 1:  # checked before anything is downloaded or prepared
         raise UsageError(f"top_k={top_k} is less than 1", "top_k=1")
     engine = _parse_choice(EngineName, engine, "engine")
-    names = None if labels is None else make_labels(labels)
+    names = None
+    if labels is not None:
+        from mfcli.models.label_files import make_labels
+
+        names = make_labels(labels)
     extra = (Output.FEATURES,) if features else ()
     options = EngineOptions(device, _parse_choice(Precision, precision, "precision"), threads, extra)
     named = None if model is None else find_variant(model)
