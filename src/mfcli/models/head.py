@@ -1,15 +1,16 @@
 """The head of the user's own classes: a linear layer on features, chosen and calibrated by cross-validation.
 
-Two kinds compete in the same folds by their log loss: multinomial logistic regression over a path of strengths, and
-linear discriminant analysis over a grid of shrinkages, which is nearest mean at shrinkage 1 and better where a class
-has few pictures. The winner is fitted to all pictures, and divided by the temperature that suits its logits in the
-folds.
+Multinomial logistic regression over a path of strengths, and linear discriminant analysis over a grid of shrinkages,
+which is nearest mean at shrinkage 1, are judged in the same folds by their log loss. Of each kind the simplest is kept
+that is as good as the best within a standard error, and then the better one or the mean of both is taken, which is a
+linear layer as well. It is fitted to all pictures, and divided by the temperature that suits its logits in the folds.
 
 scikit-learn is not needed: at the log loss of its LogisticRegressionCV this is many times as fast, which
 benchmarks/own_classes.py measures, because the features are rotated to uncorrelated ones, in which the curvature of the
 loss is nearly diagonal and L-BFGS needs a few steps.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,8 +28,8 @@ Targets = NDArray[np.intp]
 
 STRENGTHS = tuple(float(strength) for strength in np.logspace(-4, 4, 17))
 """The inverse of the penalty on the weights, as scikit-learn's C."""
-SHRINKAGES = (0.02, 0.1, 0.3, 0.6, 1.0)
-"""Of the covariance within the classes towards a multiple of the identity."""
+SHRINKAGES = (1.0, 0.6, 0.3, 0.1, 0.02)
+"""Of the covariance within the classes towards a multiple of the identity; the first where nothing can be judged."""
 _PATIENCE, _CLEARLY_WORSE = 2, 1.01
 """Strengths in a row that make the loss worse before the path ends, and the factor for which one is enough."""
 _MAX_PRODUCTS = 2e11
@@ -51,6 +52,7 @@ class Method(StrEnum):
 
     REGRESSION = "logistic_regression"
     DISCRIMINANT = "linear_discriminant"
+    MEAN = "mean_of_both"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +79,18 @@ class FittedHead:
     Attributes:
         head: the temperature is folded into it.
         method: what it was fitted by.
-        strength: the regression's strength, or the shrinkage.
+        strengths: the strength of the regression and the shrinkage of the discriminant that were chosen.
         temperature: what the logits were divided by.
-        losses: log loss in the folds by method and strength, after the temperature.
+        losses: what was tried, its strength, and its log loss in the folds after a temperature.
         out_of_fold: logits of each training picture from the model that was not fitted to it, over the temperature,
             float64 (N, classes); NaN for a picture that is in no fold.
     """
 
     head: Head
     method: Method
-    strength: float
+    strengths: dict[Method, float]
     temperature: float
-    losses: dict[tuple[Method, float], float]
+    losses: list[tuple[Method, float | None, float]]
     out_of_fold: Floats
 
 
@@ -115,6 +117,16 @@ class TrainingSet:
         """The number of classes."""
         return int(self.targets.max()) + 1
 
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """Which pictures are in a fold, (N,)."""
+        return self.folds >= 0
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether anything can be judged."""
+        return bool(self.seen.any())
+
 
 def fit_head(data: TrainingSet, is_over: Callable[[], bool] = lambda: False) -> FittedHead:
     """Choose, fit and calibrate a head.
@@ -130,21 +142,50 @@ def fit_head(data: TrainingSet, is_over: Callable[[], bool] = lambda: False) -> 
         raise UsageError("the features have NaN or infinite values", "use another model")
     scaling = _Scaling(data.fitted)
     data = replace(data, features=scaling.apply(data.features), fitted=scaling.apply(data.fitted))
-    has_folds = bool((data.folds >= 0).any())
-    candidates = list(_try_discriminants(data, SHRINKAGES if has_folds else SHRINKAGES[-1:]))
-    if has_folds and data.fitted.size * data.num_classes <= _MAX_PRODUCTS:
-        candidates += _try_regressions(data, is_over)
+    candidates = list(_try_discriminants(data))
+    chosen = [_choose_simplest(data, candidates)]
+    is_feasible = data.has_folds and data.fitted.size * data.num_classes <= _MAX_PRODUCTS
+    if is_feasible and (regressions := _try_regressions(data, is_over)):
+        chosen.append(_choose_simplest(data, regressions))
+        candidates += regressions
+    finalists = [*chosen, *([_take_mean(data, chosen)] if len(chosen) > 1 else [])]
+    best = min(finalists, key=lambda candidate: candidate.loss)
+    weights = np.mean([_fit_all(data, part) / part.temperature for part in best.parts or (best,)], axis=0)
+    if best.parts:
+        weights /= best.temperature
+    return FittedHead(
+        head=scaling.unfold(weights),
+        method=best.method,
+        strengths={candidate.method: candidate.strength for candidate in chosen if candidate.strength is not None},
+        temperature=best.temperature,
+        losses=[(tried.method, tried.strength, tried.loss) for tried in (*candidates, *finalists[2:])],
+        out_of_fold=best.logits / best.temperature,
+    )
+
+
+def _choose_simplest(data: TrainingSet, candidates: "list[_Candidate]") -> "_Candidate":
+    """Return the first candidate, from the simplest on, that is as good as the best within a standard error."""
+    if not data.has_folds:
+        return candidates[0]
     best = min(candidates, key=lambda candidate: candidate.loss)
-    weights = _fit_all(data, best) / best.temperature
-    losses = {(candidate.method, candidate.strength): candidate.loss for candidate in candidates if has_folds}
-    logits = best.logits / best.temperature
-    return FittedHead(scaling.unfold(weights), best.method, best.strength, best.temperature, losses, logits)
+    for candidate in candidates:
+        worse_by = (candidate.picture_losses - best.picture_losses) * data.weights[data.seen] * data.seen.sum()
+        if worse_by.mean() <= worse_by.std() / math.sqrt(len(worse_by)):
+            return candidate
+    return best
+
+
+def _take_mean(data: TrainingSet, parts: "list[_Candidate]") -> "_Candidate":
+    logits = np.mean([part.logits / part.temperature for part in parts], axis=0)
+    return _Candidate(data, Method.MEAN, None, logits, parts=tuple(parts))
 
 
 def _fit_all(data: TrainingSet, best: "_Candidate") -> Floats:
-    if best.weights is None:
+    assert best.strength is not None
+    if best.method is Method.DISCRIMINANT:
         return _Discriminant(data.fitted, data.targets, data.num_classes).fit(best.strength)
-    regression = _Regression(data.fitted, data.targets, data.weights, data.num_classes)
+    assert best.weights is not None
+    regression = Regression(data.fitted, data.targets, data.weights, data.num_classes)
     return regression.fit(best.strength, best.weights, _FINAL_TOLERANCE)
 
 
@@ -173,15 +214,32 @@ class _Scaling:
 
 
 class _Candidate:
-    """A way to fit a head, judged by its logits in the folds; `weights` are near those for all pictures."""
+    """A way to fit a head, judged by its logits in the folds.
+
+    Args:
+        data: the training pictures.
+        method: the kind.
+        strength: of the regression, or the shrinkage.
+        logits: of each picture, from the fold in which it was judged.
+        weights: where the fit to all pictures begins.
+        parts: those that it is the mean of.
+    """
 
     def __init__(
-        self, data: TrainingSet, method: Method, strength: float, logits: Floats, weights: Floats | None = None
+        self,
+        data: TrainingSet,
+        method: Method,
+        strength: float | None,
+        logits: Floats,
+        weights: Floats | None = None,
+        parts: "tuple[_Candidate, ...]" = (),
     ) -> None:
-        self.method, self.strength, self.logits, self.weights = method, strength, logits, weights
-        seen = np.flatnonzero(data.folds >= 0)
-        self.temperature = fit_temperature(logits[seen], data.targets[seen], data.weights[seen])
-        self.loss = log_loss(logits[seen] / self.temperature, data.targets[seen], data.weights[seen])
+        self.method, self.strength, self.logits = method, strength, logits
+        self.weights, self.parts = weights, parts
+        targets, picture_weights = data.targets[data.seen], data.weights[data.seen]
+        self.temperature = fit_temperature(logits[data.seen], targets, picture_weights)
+        self.picture_losses = compute_losses(logits[data.seen] / self.temperature, targets)
+        self.loss = float(self.picture_losses @ picture_weights / picture_weights.sum()) if len(targets) else math.inf
 
 
 def _list_folds(data: TrainingSet) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -190,12 +248,12 @@ def _list_folds(data: TrainingSet) -> list[tuple[NDArray[np.intp], NDArray[np.in
     return [(np.flatnonzero(data.folds != number), np.flatnonzero(data.folds == number)) for number in numbers]
 
 
-def _try_discriminants(data: TrainingSet, shrinkages: tuple[float, ...]) -> Iterator[_Candidate]:
+def _try_discriminants(data: TrainingSet) -> Iterator[_Candidate]:
     folds = [
         (judged, _Discriminant(data.fitted[fitted], data.targets[fitted], data.num_classes))
         for fitted, judged in _list_folds(data)
     ]
-    for shrinkage in shrinkages:
+    for shrinkage in SHRINKAGES:
         logits = np.full((len(data.targets), data.num_classes), np.nan)
         for judged, discriminant in folds:
             logits[judged] = data.features[judged] @ discriminant.fit(shrinkage)
@@ -229,7 +287,7 @@ def _try_regressions(data: TrainingSet, is_over: Callable[[], bool]) -> list[_Ca
     """Follow the path of strengths from the strongest penalty on, each fold from its previous weights."""
     folds = _list_folds(data)
     problems = [
-        _Regression(data.fitted[fitted], data.targets[fitted], data.weights[fitted], data.num_classes)
+        Regression(data.fitted[fitted], data.targets[fitted], data.weights[fitted], data.num_classes)
         for fitted, _ in folds
     ]
     weights = [problem.start() for problem in problems]
@@ -252,7 +310,7 @@ def _has_passed_best(candidates: list[_Candidate]) -> bool:
     return bool(losses) and (losses[-1] > _CLEARLY_WORSE * best or best < min(losses[-_PATIENCE:]))
 
 
-class _Regression:
+class Regression:
     """Multinomial logistic regression: the mean log loss plus the squares of the weights over 2 * strength * N.
 
     L-BFGS, whose first approximation of the curvature is diagonal: that of the features, which are uncorrelated, times
@@ -341,11 +399,15 @@ def _multiply_inverse_curvature(gradient: Floats, steps: list[tuple[Floats, Floa
     return result
 
 
-def log_loss(logits: Floats, targets: Targets, weights: Floats) -> float:
-    """Return the weighted mean of -log(probability of the class); NaN without pictures."""
+def compute_losses(logits: Floats, targets: Targets) -> Floats:
+    """Return -log(probability of the right class) of each picture, (N,)."""
     shifted = logits - logits.max(1, keepdims=True)
-    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(targets)), targets]
-    return float(losses @ weights / weights.sum()) if len(targets) else float("nan")
+    return np.asarray(np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(targets)), targets])
+
+
+def log_loss(logits: Floats, targets: Targets, weights: Floats) -> float:
+    """Return the weighted mean of the losses."""
+    return float(compute_losses(logits, targets) @ weights / weights.sum())
 
 
 def fit_temperature(logits: Floats, targets: Targets, weights: Floats) -> float:

@@ -7,6 +7,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -139,7 +140,7 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
     )
     views = compute_views(predictor, [picture.source for picture in dataset.pictures], settings, progress)
     pictures = assign_pictures(dataset, views, request.seed)
-    classes = tuple(sorted({picture.label for picture in pictures if picture.split is Split.TRAIN}))
+    classes = list_classes(pictures)
     if len(classes) < 2:
         raise NoInputsError(
             f"{len(classes)} of {len(dataset.classes)} classes have readable pictures to learn from",
@@ -151,7 +152,7 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
     def is_over() -> bool:
         return request.time_limit_s is not None and time.monotonic() - started > request.time_limit_s
 
-    fitted = fit_head(_make_training_set(pictures, classes, request), is_over)
+    fitted = fit_head(make_training_set(pictures, classes, request), is_over)
     with _new_folder(request.output) as folder:
         own = _write_model(folder, request, predictor, fitted, classes)
         origin = {"base": predictor.artifact.variant, "data": str(request.data)}
@@ -286,9 +287,15 @@ def list_notes(dataset: Dataset, pictures: Sequence[AssignedPicture]) -> list[st
     return notes
 
 
-def _make_training_set(
+def list_classes(pictures: Sequence[AssignedPicture]) -> tuple[str, ...]:
+    """Return the classes that can be learned, in head order."""
+    return tuple(sorted({picture.label for picture in pictures if picture.split is Split.TRAIN}))
+
+
+def make_training_set(
     pictures: Sequence[AssignedPicture], classes: tuple[str, ...], request: TrainRequest
 ) -> TrainingSet:
+    """Return what the head is fitted to: the means of a picture and its mirror image."""
     learned = [own for own in pictures if own.split is Split.TRAIN]
     features = np.stack([own.known_views.features for own in learned])
     indices = {name: index for index, name in enumerate(classes)}
@@ -404,9 +411,12 @@ def _judge(
         "pictures": {split.value: counts[split] for split in Split} | {"left_out": counts[None]},
         "head": {
             "method": fitted.method.value,
-            "strength": fitted.strength,
+            "strengths": {method.value: strength for method, strength in fitted.strengths.items()},
             "temperature": fitted.temperature,
-            "log_losses": {f"{method} {strength:.3g}": loss for (method, strength), loss in fitted.losses.items()},
+            "tried": [
+                {"method": method.value, "strength": strength, "log_loss": loss if math.isfinite(loss) else None}
+                for method, strength, loss in fitted.losses
+            ],
         },
         **figures,
     }

@@ -1,0 +1,119 @@
+"""Measure mf train: accuracy, calibration and time on folders of pictures, and its solver beside scikit-learn's.
+
+    python benchmarks/own_classes.py FOLDER... [--seeds 5] [--with-sklearn]
+
+FOLDER is what `mf train` takes. Where it has no folder `val`, each seed sets other pictures aside. The first run is cold
+(an empty cache), the others find the features in the cache. `--with-sklearn` fits LogisticRegressionCV to the same
+features and compares the log losses and the times; it needs scikit-learn. One line of JSON per folder, and notes on
+stderr.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as mf train does
+
+import numpy as np
+
+
+def train(data: Path, output: Path, seed: int, cache: Path, *options: str) -> tuple[dict[str, Any], float]:
+    """Run mf train in a process of its own; return its figures and the seconds that it took."""
+    command = [
+        sys.executable,
+        "-m",
+        "mfcli",
+        "train",
+        str(data),
+        "-o",
+        str(output),
+        "--seed",
+        str(seed),
+        "-q",
+        *options,
+    ]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*command, "--format", "json", "--overwrite"],
+        capture_output=True,
+        env=os.environ | {"MF_CACHE_DIR": str(cache)},
+        check=True,
+    )
+    return json.loads(done.stdout), time.perf_counter() - started
+
+
+def compare_with_sklearn(data: Path, cache: Path) -> dict[str, float]:
+    """Return log losses and seconds of this solver and of scikit-learn's, on the same features."""
+    from sklearn.linear_model import LogisticRegressionCV
+
+    from mfcli.inference.predictor import load_predictor
+    from mfcli.inference.views import Views, compute_views
+    from mfcli.inputs.dataset import Split, read_dataset
+    from mfcli.models.head import fit_head, log_loss
+    from mfcli.settings import Settings
+    from mfcli.tasks.train import TrainRequest, assign_pictures, list_classes, make_training_set
+
+    dataset, settings = read_dataset(data), Settings.from_environ({"MF_CACHE_DIR": str(cache)})
+    views = compute_views(load_predictor(features=True), [own.source for own in dataset.pictures], settings)
+    pictures = assign_pictures(dataset, views, 0)
+    classes = list_classes(pictures)
+    training = make_training_set(pictures, classes, TrainRequest(data, Path()))
+    judged = [own for own in pictures if own.split is Split.VAL and isinstance(own.views, Views)]
+    features = np.stack([own.known_views.features[0] for own in judged])
+    targets = np.array([classes.index(own.label) for own in judged])
+    started = time.perf_counter()
+    fitted = fit_head(training)
+    seconds = time.perf_counter() - started
+    mean, std = training.fitted.mean(0), training.fitted.std(0)
+    started = time.perf_counter()
+    reference = LogisticRegressionCV(Cs=10, cv=5, scoring="neg_log_loss", max_iter=1000, n_jobs=-1)
+    reference.fit((training.fitted - mean) / std, training.targets)
+    reference_seconds = time.perf_counter() - started
+    log_probs = reference.predict_log_proba((features - mean) / std)
+    logits = fitted.head.logits(features).astype(np.float64)
+    return {
+        "log_loss": log_loss(logits, targets, np.ones(len(targets))),
+        "sklearn_log_loss": float(-log_probs[np.arange(len(targets)), targets].mean()),
+        "fit_seconds": seconds,
+        "sklearn_fit_seconds": reference_seconds,
+    }
+
+
+def main() -> None:
+    """Measure every folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--with-sklearn", action="store_true")
+    arguments = parser.parse_args()
+    for folder in arguments.folders:
+        with tempfile.TemporaryDirectory(prefix="mf-own-classes-") as name:
+            cache, runs = Path(name, "cache"), []
+            for seed in range(arguments.seeds):
+                runs.append(train(folder, Path(name, "model"), seed, cache))
+                print(f"{folder}, seed {seed}: {runs[-1][1]:.1f} s", file=sys.stderr)
+            _, again = train(folder, Path(name, "model"), 0, cache)
+            figures = [metrics["val"] for metrics, _ in runs]
+            row: dict[str, Any] = {
+                "folder": str(folder),
+                "pictures": runs[0][0]["pictures"],
+                "top1": statistics.mean(own["top1"] for own in figures),
+                "log_loss": statistics.mean(own["log_loss"] for own in figures),
+                "calibration_error": statistics.mean(own["calibration_error"] for own in figures),
+                "cold_seconds": runs[0][1],
+                "again_seconds": again,
+            }
+            if arguments.with_sklearn:
+                row["solver"] = compare_with_sklearn(folder, cache)
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
