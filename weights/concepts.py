@@ -83,9 +83,8 @@ class Answers:
 
     def threshold(self, confidence: float) -> Row:
         """Measure the smallest concept that holds a share of the probability, as mfcli names it."""
-        fits: NDArray[np.bool_] = self.probs >= confidence
-        has_any: NDArray[np.bool_] = fits.any(1)
-        return self.measure(confidence, fits.argmax(1), has_any)
+        fits = self.probs >= confidence
+        return self.measure(confidence, fits.argmax(1), fits.max(1))
 
     def gain_most(self, constant: float) -> Row:
         """Measure the concept of the largest expected gain; none where the root's, `constant`, is larger."""

@@ -24,6 +24,7 @@ class ExitCode(IntEnum):
     ENGINE = 7
     OUTPUT = 8
     CHECK_FAILED = 9
+    NOTHING_FOUND = 10
     INTERRUPTED = 130
 
 

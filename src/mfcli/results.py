@@ -3,7 +3,7 @@
 Plain frozen dataclasses: inference/ creates them, outputs/ writes them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -74,13 +74,13 @@ class Concept:
     """A concept of WordNet over a head's classes that holds most of a picture's probability.
 
     Attributes:
-        wnid: WordNet id.
+        wnid: WordNet id; None only for a class without one that was searched for by its name.
         label: its name, the first of WordNet's.
         prob: the sum over its classes, 0 to 1.
         classes: how many of the head's classes are below it.
     """
 
-    wnid: str
+    wnid: str | None
     label: str
     prob: float
     classes: int
@@ -92,11 +92,54 @@ class Concept:
         Raises:
             ValueError, TypeError, KeyError: it did not.
         """
-        return cls(str(fields["wnid"]), str(fields["label"]), float(fields["prob"]), int(fields["classes"]))
+        return cls(fields["wnid"], str(fields["label"]), float(fields["prob"]), int(fields["classes"]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
         return {"wnid": self.wnid, "label": self.label, "prob": self.prob, "classes": self.classes}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What pictures are searched for.
+
+    Attributes:
+        words: concepts or classes, see `mfcli.models.meanings`.
+        min_prob: the probability from which on a picture shows one of them.
+        all: whether it has to show all of them.
+        invert: whether the other pictures match.
+    """
+
+    words: tuple[str, ...]
+    min_prob: float = 0.5
+    all: bool = False
+    invert: bool = False
+
+    def matches(self, probs: Sequence[float]) -> bool:
+        """Return whether a picture with these probabilities of the words matches."""
+        are_shown = [prob >= self.min_prob for prob in probs]
+        return (all(are_shown) if self.all else any(are_shown)) != self.invert
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a search says of a picture: whether it matches, and the probability of everything that was searched for."""
+
+    matches: bool
+    concepts: tuple[Concept, ...]
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Match":
+        """Return the match that `to_dict` wrote.
+
+        Raises:
+            ValueError, TypeError, KeyError: it did not.
+        """
+        return cls(bool(fields["matches"]), tuple(map(Concept.from_dict, fields["concepts"])))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return {"matches": self.matches, "concepts": [concept.to_dict() for concept in self.concepts]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +167,7 @@ class RunInfo:
         precision: the data type of the computation: fp32, bf16 or fp16.
         top_k: number of predictions per picture.
         confidence: the probability that a concept holds to be named; None where none is.
+        query: the words that were searched for; none without a search.
     """
 
     model: str
@@ -133,6 +177,7 @@ class RunInfo:
     precision: str | None
     top_k: int
     confidence: float | None = None
+    query: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -149,6 +194,7 @@ class PictureResult:
         error: why there are no predictions; None if the picture was classified.
         run: the settings that it comes from.
         concept: what the picture shows with the confidence asked for; None if nothing that says enough does.
+        match: what a search says; None without one.
         features: what the head got, float32 (dim,); None unless it was asked for.
         thumbnail: a small picture in mode RGB, upright; None unless the predictor makes them.
     """
@@ -162,6 +208,7 @@ class PictureResult:
     error: Failure | None
     run: RunInfo
     concept: Concept | None = None
+    match: Match | None = None
     features: "NDArray[np.float32] | None" = field(default=None, compare=False, repr=False)
     thumbnail: "Image | None" = field(default=None, compare=False)
 
@@ -192,6 +239,7 @@ class PictureResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row of JSON Lines, schema mf.predict/1."""
+        match = {} if self.match is None else {"match": self.match.to_dict()}
         return {
             "schema": PREDICT_SCHEMA,
             "input": self.input,
@@ -208,6 +256,7 @@ class PictureResult:
                 for p in self.predictions
             ],
             "concept": self.concept.to_dict() if self.concept else None,
+            **match,
             "error": {"code": self.error.code.value, "message": self.error.message} if self.error else None,
         }
 
@@ -218,7 +267,7 @@ class PictureResult:
         Raises:
             ValueError, TypeError, KeyError: it is not such a row.
         """
-        error, concept = row["error"], row.get("concept")  # rows of older versions have none
+        error, concept, match = row["error"], row.get("concept"), row.get("match")  # older rows have no concept
         result = cls(
             input=row["input"],
             input_b64=row["input_b64"],
@@ -232,6 +281,7 @@ class PictureResult:
             error=None if error is None else Failure(FailureCode(error["code"]), error["message"]),
             run=run,
             concept=None if concept is None else Concept.from_dict(concept),
+            match=None if match is None else Match.from_dict(match),
         )
         texts = [result.input, *(p.label for p in result.predictions), *(p.wnid or "" for p in result.predictions)]
         if not all(isinstance(text, str) for text in texts):

@@ -105,6 +105,7 @@ def test_json() -> None:
         "precision": "fp32",
         "top_k": 2,
         "confidence": 0.8,
+        "query": [],
     }
     assert document["summary"] == {"inputs": 2, "ok": 1, "failed": 1, "complete": True, "left_out": {}}
     assert json.loads(write_run(FormatName.JSON))["results"] == []

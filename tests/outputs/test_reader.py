@@ -14,7 +14,7 @@ from mfcli.errors import FailureCode, OutputError
 from mfcli.outputs import open_writer
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import FormatName
-from mfcli.results import Failure, PictureResult, Prediction, RunInfo, RunSettings, Summary
+from mfcli.results import Concept, Failure, PictureResult, Prediction, RunInfo, RunSettings, Summary
 
 RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 2)
 SETTINGS = RunSettings("0123456789abcdef", {"model": "caformer_s18", "weights_sha256": "ab" * 32})
@@ -27,9 +27,17 @@ PREDICTIONS = st.lists(
 ).map(lambda found: tuple(replace(p, rank=rank) for rank, p in enumerate(found, 1)))
 NAMES = {"input": TEXT, "input_b64": st.sampled_from([None, "Y2Fm6Q=="]), "member": st.none() | TEXT.filter(bool)}
 SIZE = st.integers(1, 9)
+CONCEPT = st.builds(Concept, st.just("n02121620"), TEXT.filter(bool), PROB, SIZE)
 RESULTS = st.lists(
     st.builds(
-        PictureResult, **NAMES, width=SIZE, height=SIZE, predictions=PREDICTIONS, error=st.none(), run=st.just(RUN)
+        PictureResult,
+        **NAMES,
+        width=SIZE,
+        height=SIZE,
+        predictions=PREDICTIONS,
+        error=st.none(),
+        run=st.just(RUN),
+        concept=st.none() | CONCEPT,
     )
     | st.builds(
         PictureResult,

@@ -56,6 +56,12 @@ _COMMANDS: dict[str, tuple[str, *tuple[str, ...]]] = {
         "mf download 'caformer_*_384' --dry-run",
         "mf download caformer_s18 --from caformer_s18.pth",
     ),
+    "find": (
+        "find:find",
+        "mf find dog photos",
+        "mf find cat,bird photos --min 0.8",
+        "mf find 'sports car' photos -m caformer_s18 -o cars.csv",
+    ),
     "labels": (
         "labels:labels",
         "mf labels dog",

@@ -21,6 +21,7 @@ FLAGS = {
     "interpolation": "--interpolation",
     "labels": "--labels",
     "max_failures": "--max-failures",
+    "min_prob": "--min",
     "max_pixels": "--max-pixels",
     "mean": "--mean",
     "model": "--model",

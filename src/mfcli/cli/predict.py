@@ -25,8 +25,8 @@ from mfcli.inputs.codecs import formats_with, suffixes_of
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
 from mfcli.models.registry import Interpolation, find_variant
-from mfcli.outputs.writer import FormatName, NotifyingWriter
-from mfcli.results import Summary
+from mfcli.outputs.writer import FormatName, NotifyingWriter, Writer
+from mfcli.results import Query, Summary
 from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, Settings
 
 if TYPE_CHECKING:
@@ -100,19 +100,10 @@ def predict(
     size = parse_batch_size(batch_size)
     extra_formats = tuple(formats.split(",")) if formats is not None else ()
     settings = Settings.from_environ(offline=offline)
-    if not math.isfinite(timeout):
-        raise UsageError(f"--timeout {timeout} is not a number of seconds", f"--timeout {DEFAULT_TIMEOUT_S:g}")
-    selection = Selection(
-        recursive=not no_recursive,
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        timeout_s=timeout,
-        offline=settings.offline,
-        suffixes=suffixes_of(formats_with(extra_formats)),
-    )
+    selection = make_selection(include, exclude, not no_recursive, timeout, extra_formats, settings)
     request = PredictRequest(
-        inputs=_InputRequest(tuple(inputs or ()), only_list(lists or []), null, selection),
-        model=_ModelRequest(
+        inputs=InputRequest(tuple(inputs or ()), only_list(lists or []), null, selection),
+        model=ModelRequest(
             name=model,
             weights=weights,
             labels=labels,
@@ -139,10 +130,35 @@ def predict(
         quiet=quiet,
         show=show,
     )
-    summary = _run(request)
+    summary = run(request)
     if destination.path is not None and not quiet:
         note(f"{summary.in_words()}; {destination.path}")
     raise typer.Exit(ExitCode.OK if allow_failures else exit_code(summary))
+
+
+def make_selection(
+    include: list[str] | None,
+    exclude: list[str] | None,
+    recursive: bool,
+    timeout: float,
+    formats: tuple[str, ...],
+    settings: Settings,
+) -> Selection:
+    """Return what the options of inputs select.
+
+    Raises:
+        UsageError: the timeout is not finite, or a format is unknown.
+    """
+    if not math.isfinite(timeout):
+        raise UsageError(f"--timeout {timeout} is not a number of seconds", f"--timeout {DEFAULT_TIMEOUT_S:g}")
+    return Selection(
+        recursive=recursive,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        timeout_s=timeout,
+        offline=settings.offline,
+        suffixes=suffixes_of(formats_with(formats)),
+    )
 
 
 def only_list(lists: list[str]) -> str | None:
@@ -157,7 +173,7 @@ def only_list(lists: list[str]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _InputRequest:
+class InputRequest:
     """What to classify."""
 
     names: tuple[str, ...]
@@ -167,10 +183,12 @@ class _InputRequest:
 
     @property
     def arguments(self) -> list[Argument]:
+        """The inputs and the list of inputs, told apart."""
         listed = [] if self.files_from is None else [classify_list(self.files_from)]
         return [*map(classify, self.names), *listed]
 
     def open(self, left_out: LeftOut | None = None) -> "Iterator[Source]":
+        """Return the pictures."""
         from mfcli.inputs.sources import iter_sources
 
         return iter_sources(
@@ -183,7 +201,7 @@ class _InputRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _ModelRequest:
+class ModelRequest:
     """What to classify with; see `load_predictor`."""
 
     name: str | None
@@ -203,8 +221,10 @@ class _ModelRequest:
     exif: bool
     max_pixels: int
     formats: tuple[str, ...]
+    query: Query | None = None
 
     def load(self, settings: Settings, progress: "StderrProgress", with_thumbnails: bool) -> "Predictor":
+        """Load the model."""
         from mfcli.inference.predictor import load_predictor
 
         return load_predictor(
@@ -225,6 +245,7 @@ class _ModelRequest:
             exif=self.exif,
             max_pixels=self.max_pixels,
             formats=self.formats,
+            query=self.query,
             thumbnail_side=_THUMBNAIL_SIDE if with_thumbnails else None,
             settings=settings,
             progress=progress,
@@ -250,20 +271,24 @@ class _ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class PredictRequest:
-    """Everything that one `mf predict` was asked for, checked as far as it can be without reading a file."""
+    """Everything that one `mf predict` or `mf find` was asked for, checked as far as it can be without reading a file.
 
-    inputs: _InputRequest
-    model: _ModelRequest
+    `wrap` is put around each writer of the results.
+    """
+
+    inputs: InputRequest
+    model: ModelRequest
     destination: Destination
     batch_size: int | None
     workers: int | None
     max_failures: "MaxFailures"
     settings: Settings
     quiet: bool
-    show: bool
+    show: bool = False
+    wrap: Callable[[Writer], Writer] | None = None
 
 
-def _run(request: PredictRequest) -> Summary:
+def run(request: PredictRequest) -> Summary:
     """Classify what was asked for and write the results.
 
     Raises:
@@ -286,6 +311,8 @@ def _run(request: PredictRequest) -> Summary:
     with progress, destination.open(predictor, compact=compact, quiet=quiet, renderer=renderer) as sink:
         if progress.draws_runs and all(argument.is_countable for argument in arguments):
             _count(progress, inputs.open)
+        if request.wrap is not None:
+            sink = _wrap(sink, request.wrap)
         if not quiet and (limits := request.model.describe_limits(predictor)):
             sink = _notify_before_first_answer(sink, partial(progress, limits))
         is_one = len(arguments) == 1 and not many
@@ -333,8 +360,12 @@ def _classify(
 
 def _notify_before_first_answer(sink: Sink, say: Callable[[], None]) -> Sink:
     once = cache(say)  # whichever writer writes the first answer
-    retry_writer = None if sink.retry_writer is None else NotifyingWriter(sink.retry_writer, once)
-    return Sink(NotifyingWriter(sink.writer, once), sink.journal, retry_writer)
+    return _wrap(sink, lambda writer: NotifyingWriter(writer, once))
+
+
+def _wrap(sink: Sink, wrap: Callable[[Writer], Writer]) -> Sink:
+    retry_writer = None if sink.retry_writer is None else wrap(sink.retry_writer)
+    return Sink(wrap(sink.writer), sink.journal, retry_writer)
 
 
 def _count(progress: "StderrProgress", sources: "Callable[[], Iterator[Source]]") -> None:

@@ -38,10 +38,12 @@ from mfcli.results import (
     Concept,
     Failure,
     Label,
+    Match,
     Output,
     PictureResult,
     Prediction,
     Progress,
+    Query,
     RunInfo,
     RunSettings,
 )
@@ -50,6 +52,7 @@ from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, DEFAULT_TOP_K
 if TYPE_CHECKING:
     from mfcli.models.concepts import HeadConcepts
     from mfcli.models.label_files import Labels
+    from mfcli.models.meanings import Target
 
 Name = TypeVar("Name", bound=StrEnum)
 TopK = int | Literal["all"] | None
@@ -88,6 +91,7 @@ class RunFingerprint:
     top_k: int
     exif: bool
     confidence: float | None
+    query: Query | None
 
     @property
     def run(self) -> str:
@@ -115,6 +119,7 @@ class RunFingerprint:
             "top_k": self.top_k,
             "exif": self.exif,
             "confidence": self.confidence,
+            **({} if self.query is None else {"query": dataclasses.asdict(self.query)}),
         }
 
 
@@ -129,6 +134,7 @@ class Predictor:
         artifact: what was loaded.
         labels: the names in use, one per class in head order.
         engine: what computes.
+        targets: what the query's words mean to this model.
         run_info: what the rows say of the run.
         settings: everything that shapes the answers.
     """
@@ -147,6 +153,7 @@ class Predictor:
         options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
         thumbnail_side: int | None = None,
         confidence: float | None = DEFAULT_CONFIDENCE,
+        query: Query | None = None,
     ) -> None:
         """Bind a model to the settings of a run.
 
@@ -162,9 +169,11 @@ class Predictor:
             options: what the engine was loaded with.
             thumbnail_side: width and height in pixels of the thumbnails in results, at most; None for none.
             confidence: probability that a concept holds to be named, 0.5 to 1; None to name none.
+            query: what is searched for; results then have a match.
 
         Raises:
-            UsageError: confidence, top_k, or the number of labels, does not fit the head; a format is unknown.
+            AmbiguousWordError: a word of the query has several meanings.
+            UsageError: query, confidence, top_k, or the number of labels, does not fit the head; a format is unknown.
         """
         classes = len(artifact.labels)
         if top_k is None:
@@ -192,7 +201,13 @@ class Predictor:
         self._selection = Selection(offline=offline)
         self._thumbnail_side = thumbnail_side
         self._confidence = confidence
-        fingerprint = RunFingerprint(artifact, self.labels, engine.name, engine.precision, top_k, exif, confidence)
+        if query is not None and not 0 < query.min_prob <= 1:
+            raise UsageError(f"min_prob={query.min_prob:g} is not more than 0 and at most 1", "min_prob=0.5")
+        self._query = query
+        self.targets = () if query is None else self._resolve(query)
+        fingerprint = RunFingerprint(
+            artifact, self.labels, engine.name, engine.precision, top_k, exif, confidence, query
+        )
         self.settings = fingerprint.settings
         self.run_info = RunInfo(
             model=artifact.variant,
@@ -202,6 +217,7 @@ class Predictor:
             precision=engine.precision,
             top_k=top_k,
             confidence=confidence,
+            query=() if query is None else query.words,
         )
 
     def __repr__(self) -> str:
@@ -399,10 +415,13 @@ class Predictor:
                     self.artifact.remedy,
                 )
         features = extra[0] if extra else [None] * len(logits)
-        return [
+        results = [
             self._make_result(p.source, p, predictions, None, concept, own)
             for p, (predictions, concept), own in zip(pictures, map(self.rank, logits), features, strict=True)
         ]
+        if (query := self._query) is None:
+            return results
+        return [replace(r, match=self._search(query, row)) for r, row in zip(results, logits, strict=True)]
 
     def _make_result(
         self,
@@ -429,8 +448,7 @@ class Predictor:
 
     def rank(self, logits: NDArray[np.float32]) -> tuple[tuple[Prediction, ...], Concept | None]:
         """Rank float32 logits (classes,), equal ones in head order, and name the concept over them."""
-        shifted = np.exp(logits.astype(np.float64) - logits.max())
-        probs = shifted / shifted.sum()
+        probs = _softmax(logits)
         order = np.argsort(-logits, kind="stable")[: self.run_info.top_k]
         predictions = tuple(
             Prediction(rank, int(index), self.labels[index].wnid, self.labels[index].name, float(probs[index]))
@@ -441,6 +459,19 @@ class Predictor:
             concept = self._concepts.name(probs, self._confidence)
         return predictions, concept
 
+    def _search(self, query: Query, logits: NDArray[np.float32]) -> Match:
+        probs = _softmax(logits)
+        sums = [min(float(np.add.reduceat(probs[t.members], [0])[0]), 1.0) for t in self.targets]  # as concepts are
+        concepts = (Concept(t.wnid, t.label, p, len(t.members)) for t, p in zip(self.targets, sums, strict=True))
+        return Match(query.matches(sums), tuple(concepts))
+
+    def _resolve(self, query: Query) -> "tuple[Target, ...]":
+        from mfcli.models.concepts import HeadConcepts
+        from mfcli.models.meanings import resolve
+
+        concepts = self._concepts or HeadConcepts(())
+        return tuple(resolve(word, self.labels, concepts) for word in query.words)
+
     @cached_property
     def _concepts(self) -> "HeadConcepts | None":
         """The concepts over the classes; None, and not loaded, where no class has a WordNet id."""
@@ -449,6 +480,12 @@ class Predictor:
         from mfcli.models.concepts import HeadConcepts
 
         return HeadConcepts(self.labels)
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    probs: NDArray[np.float64] = shifted / shifted.sum()
+    return probs
 
 
 def _check_confidence(confidence: float | None) -> None:
@@ -479,6 +516,7 @@ def load_predictor(
     features: bool = False,
     thumbnail_side: int | None = None,
     confidence: float | None = DEFAULT_CONFIDENCE,
+    query: Query | None = None,
     settings: Settings | None = None,
     progress: Progress = lambda _: None,
 ) -> Predictor:
@@ -507,6 +545,7 @@ def load_predictor(
         features: whether all results have features, as those of `Predictor.embed` have in any case.
         thumbnail_side: see `Predictor`.
         confidence: see `Predictor`.
+        query: see `Predictor`.
         settings: defaults; None reads the environment.
         progress: called with a message before a long step, and with the progress of a download.
 
@@ -556,6 +595,7 @@ def load_predictor(
         options=options,
         thumbnail_side=thumbnail_side,
         confidence=confidence,
+        query=query,
     )
 
 

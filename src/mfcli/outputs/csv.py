@@ -3,7 +3,7 @@
 import csv
 from typing import TextIO
 
-from mfcli.results import PictureResult, RunInfo, Summary
+from mfcli.results import Concept, PictureResult, RunInfo, Summary
 
 
 class SeparatedWriter:
@@ -23,6 +23,10 @@ class SeparatedWriter:
         for rank in range(1, run.top_k + 1):
             columns += [f"label_{rank}", f"wnid_{rank}", f"class_index_{rank}", f"prob_{rank}"]
         columns += ["concept", "concept_wnid", "concept_prob", "concept_classes"]
+        if run.query:
+            columns.append("matches")
+        for number, _ in enumerate(run.query, start=1):
+            columns += [f"match_{number}", f"match_wnid_{number}", f"match_prob_{number}", f"match_classes_{number}"]
         self._write([*columns, "error_code", "error_message", "input_b64"])
 
     def write(self, result: PictureResult) -> None:
@@ -38,8 +42,11 @@ class SeparatedWriter:
         for prediction in result.predictions:
             cells += [prediction.label, prediction.wnid, prediction.class_index, prediction.prob]
         cells += [None] * (4 * (self._run.top_k - len(result.predictions)))
-        concept = result.concept
-        cells += [concept.label, concept.wnid, concept.prob, concept.classes] if concept else [None] * 4
+        cells += _list_cells(result.concept)
+        if self._run.query:
+            cells.append(result.match and result.match.matches)
+            for concept in result.match.concepts if result.match else [None] * len(self._run.query):
+                cells += _list_cells(concept)
         cells += [result.error.code.value, result.error.message] if result.error else [None, None]
         self._write([*cells, result.input_b64])
 
@@ -50,3 +57,7 @@ class SeparatedWriter:
 
     def end(self, summary: Summary) -> None:
         """Write nothing: every row is complete."""
+
+
+def _list_cells(concept: Concept | None) -> list[object]:
+    return [concept.label, concept.wnid, concept.prob, concept.classes] if concept else [None] * 4

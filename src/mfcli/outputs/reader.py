@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, takewhile
 from typing import Any, BinaryIO
 
 from mfcli.errors import OutputError
@@ -208,15 +208,26 @@ def _parse_cells(cells: dict[Any, Any]) -> dict[str, Any]:
         "width": int(cells["width"]) if cells["width"] else None,
         "height": int(cells["height"]) if cells["height"] else None,
         "predictions": predictions,
-        "concept": _parse_concept(cells) if cells.get("concept") else None,  # older files have no such column
+        "concept": _parse_concept(cells, "concept"),
+        **_parse_match(cells),
         "error": {"code": cells["error_code"], "message": cells["error_message"]} if cells["error_code"] else None,
     }
 
 
-def _parse_concept(cells: dict[Any, Any]) -> dict[str, Any]:
+def _parse_concept(cells: dict[Any, Any], name: str, suffix: str = "") -> dict[str, Any] | None:
+    """Return the concept in the columns of a name; None where there is none, as in older files."""
+    if not cells.get(f"{name}{suffix}"):
+        return None
     return {
-        "wnid": cells["concept_wnid"],
-        "label": cells["concept"],
-        "prob": float(cells["concept_prob"]),
-        "classes": int(cells["concept_classes"]),
+        "wnid": cells[f"{name}_wnid{suffix}"] or None,
+        "label": cells[f"{name}{suffix}"],
+        "prob": float(cells[f"{name}_prob{suffix}"]),
+        "classes": int(cells[f"{name}_classes{suffix}"]),
     }
+
+
+def _parse_match(cells: dict[Any, Any]) -> dict[str, Any]:
+    if not cells.get("matches"):
+        return {}
+    concepts = takewhile(bool, (_parse_concept(cells, "match", f"_{number}") for number in count(1)))
+    return {"match": {"matches": cells["matches"] == "True", "concepts": list(concepts)}}

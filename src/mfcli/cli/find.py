@@ -1,0 +1,186 @@
+"""The command `mf find`: mf predict with a question."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from mfcli.cli import predict_options as option
+from mfcli.cli.destination import Destination, Layout, parse_output
+from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_numbers
+from mfcli.cli.predict import InputRequest, ModelRequest, PredictRequest, exit_code, make_selection, only_list, run
+from mfcli.cli.streams import note, say
+from mfcli.errors import ExitCode, UsageError, escape_control_characters
+from mfcli.inference.engines.base import EngineName, Precision
+from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
+from mfcli.outputs.writer import FormatName, Writer
+from mfcli.results import Query
+from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, Settings
+
+if TYPE_CHECKING:
+    from mfcli.outputs.pictures import PictureRenderer
+
+_FINDING = "Finding"
+
+Concepts = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONCEPT",
+        help="A word or several, a WordNet id, or a class's name; more than one with commas between.",
+        show_default=False,
+    ),
+]
+Min = Annotated[
+    float,
+    typer.Option("--min", metavar="P", help="Least probability of what is found, 0 to 1.", rich_help_panel=_FINDING),
+]
+All = Annotated[bool, typer.Option("--all", help="Find pictures of all concepts, not any.", rich_help_panel=_FINDING)]
+Invert = Annotated[bool, typer.Option("--invert", "-v", help="Find the other pictures.", rich_help_panel=_FINDING)]
+Count = Annotated[bool, typer.Option("--count", "-c", help="Print how many there are.", rich_help_panel=_FINDING)]
+Null = Annotated[bool, typer.Option("--null", "-0", help="End each name with NUL.", rich_help_panel=_FINDING)]
+NullList = Annotated[
+    bool, typer.Option("--null-list", help="In --files-from, NUL ends a name.", rich_help_panel="Inputs")
+]
+Format = Annotated[
+    FormatName | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="Write a row for every picture instead: json, jsonl, csv or tsv.",
+        show_default="from the suffix of -o, else names",
+        rich_help_panel="Output",
+    ),
+]
+
+
+def find(
+    concepts: Concepts,
+    inputs: option.Inputs = None,
+    min_prob: Min = 0.5,
+    all_: All = False,
+    invert: Invert = False,
+    count: Count = False,
+    null: Null = False,
+    lists: option.FilesFrom = None,
+    null_list: NullList = False,
+    include: option.Include = None,
+    exclude: option.Exclude = None,
+    no_recursive: option.NoRecursive = False,
+    no_exif: option.NoExif = False,
+    formats: option.Formats = None,
+    max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
+    timeout: option.Timeout = DEFAULT_TIMEOUT_S,
+    model: option.Model = None,
+    weights: option.Weights = None,
+    labels: option.Labels = None,
+    mean: option.Mean = None,
+    std: option.Std = None,
+    crop_pct: option.CropPct = None,
+    interpolation: option.Interpolation = None,
+    input_size: option.InputSize = None,
+    format: Format = None,
+    output: option.Output = None,
+    overwrite: option.Overwrite = False,
+    resume: option.Resume = False,
+    retry_failed: option.RetryFailed = False,
+    batch_size: option.BatchSize = "auto",
+    workers: option.Workers = None,
+    threads: option.Threads = None,
+    engine: option.Engine = EngineName.AUTO,
+    device: option.Device = "auto",
+    precision: option.ArithmeticPrecision = Precision.FP32,
+    allow_failures: option.AllowFailures = False,
+    max_failures: option.MaxFailures = None,
+    offline: Offline = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print the names of pictures that show a concept: a class, or a word over classes such as dog.
+
+    A picture shows it if the probabilities of all classes below it have a sum of --min or more. mf labels lists what a
+    model knows. Exit code 0: found, 10: nothing found, 5: some pictures failed, 6: all failed.
+    """
+    from mfcli.models.meanings import AmbiguousWordError
+    from mfcli.outputs.names import MatchCounter
+    from mfcli.tasks.predict import ANY_FAILURES, MaxFailures
+
+    path = parse_output(output)
+    layout = _parse_layout(path, format, count=count, nul=null)
+    settings = Settings.from_environ(offline=offline)
+    extra_formats = tuple(formats.split(",")) if formats is not None else ()
+    selection = make_selection(include, exclude, not no_recursive, timeout, extra_formats, settings)
+    query = Query(tuple(word.strip() for word in concepts.split(",")), min_prob, all_, invert)
+    counters: list[MatchCounter] = []
+
+    def count_matches(writer: Writer) -> Writer:
+        counters.append(MatchCounter(writer))
+        return counters[-1]
+
+    request = PredictRequest(
+        inputs=InputRequest(tuple(inputs or ()), only_list(lists or []), null_list, selection),
+        model=ModelRequest(
+            name=model,
+            weights=weights,
+            labels=labels,
+            mean=parse_numbers(mean, "--mean"),
+            std=parse_numbers(std, "--std"),
+            crop_pct=crop_pct,
+            interpolation=interpolation,
+            input_size=input_size,
+            top_k=None,
+            confidence=DEFAULT_CONFIDENCE,
+            engine=engine,
+            device=device,
+            precision=precision,
+            threads=threads,
+            exif=not no_exif,
+            max_pixels=max_pixels,
+            formats=extra_formats,
+            query=query,
+        ),
+        destination=Destination.parse(path, layout, overwrite=overwrite, resume=resume, retry_failed=retry_failed),
+        batch_size=parse_batch_size(batch_size),
+        workers=workers,
+        max_failures=ANY_FAILURES if max_failures is None else MaxFailures.parse(max_failures),
+        settings=settings,
+        quiet=quiet,
+        wrap=count_matches,
+    )
+    try:
+        summary = run(request)
+    except AmbiguousWordError as error:
+        for meaning in error.meanings:
+            say(escape_control_characters(f"{meaning.choice}  {meaning.wnid}  {meaning.names}: {meaning.gloss}"))
+        raise
+    found = sum(counter.matches for counter in counters)
+    if path is not None and not quiet:
+        note(f"{summary.in_words()}; {found} found; {path}")
+    code = ExitCode.OK if allow_failures else exit_code(summary)
+    raise typer.Exit(code or (ExitCode.OK if found else ExitCode.NOTHING_FOUND))
+
+
+@dataclass(frozen=True, slots=True)
+class _NameLayout(Layout):
+    """Names, or their number, on standard output."""
+
+    count: bool = False
+    nul: bool = False
+
+    def open_writer(self, stream: TextIO, *, compact: bool, renderer: "PictureRenderer | None" = None) -> Writer:  # noqa: ARG002
+        from mfcli.outputs.names import CountWriter, NameWriter
+
+        return CountWriter(stream) if self.count else NameWriter(stream, nul=self.nul)
+
+
+def _parse_layout(path: Path | None, format: FormatName | None, *, count: bool, nul: bool) -> Layout:
+    """Return how results are written: as names, unless a format or a file is given."""
+    if path is None and format is None:
+        if count and nul:
+            raise UsageError("--count and --null exclude each other", "leave out one of them")
+        return _NameLayout(FormatName.TABLE, count=count, nul=nul)
+    layout = Layout.parse(path, format, None, header=True, label_type=None)
+    if count or nul:
+        raise UsageError("--count and --null are about names on standard output", "leave out --format and -o")
+    if layout.format is FormatName.TABLE:
+        raise UsageError("mf find writes names, or rows as json, jsonl, csv or tsv", "--format jsonl")
+    return layout
