@@ -1,8 +1,8 @@
-"""Draw the two figures of the model card: python weights/plots.py (needs matplotlib).
+"""Draw the figures of the model card and of docs/concepts.md: python weights/plots.py (needs matplotlib).
 
 curve.svg shows accuracy on the held-out pictures after every epoch, at that epoch's size, from curve_<step>.csv, copies
 of the runs' curve.csv. calibration.svg is the reliability diagram of figures.json (`evaluate.py DIR --json
-figures.json`).
+figures.json`); docs/images/concepts.svg is drawn from concepts.json (`concepts.py DIR --json concepts.json`).
 """
 
 import csv
@@ -84,6 +84,24 @@ def draw_calibration() -> None:
     save(figure, "calibration.svg")
 
 
+def draw_concepts() -> None:
+    """Draw the share of right concepts over the mean of their probabilities, and how many are named."""
+    rows = json.loads((HERE / "concepts.json").read_text())["concepts"]
+    probs, right, named = ([row[name] for row in rows] for name in ("prob", "right", "named"))
+    figure, axes = plt.subplots(figsize=(4, 4))
+    axes.plot([0.75, 1], [0.75, 1], color="tab:gray", linestyle=":")
+    axes.plot(probs, right, "o-", color="tab:blue", linewidth=1)
+    for row, prob, share, count in zip(rows, probs, right, named, strict=True):
+        axes.annotate(
+            f"{row['setting']}: {count:.0%} named", (prob, share), (6, -12), textcoords="offset points", fontsize=7
+        )
+    axes.set(
+        xlabel="mean probability of the concepts named", ylabel="share that is right", xlim=(0.75, 1.1), ylim=(0.75, 1)
+    )
+    save(figure, "../docs/images/concepts.svg")
+
+
 if __name__ == "__main__":
+    draw_concepts()
     draw_curves()
     draw_calibration()

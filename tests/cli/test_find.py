@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from conftest import CHECKOUT, Ran
@@ -113,6 +115,29 @@ def test_what_cannot_be_searched_for(
         assert first.startswith("crane#1  n02012849  crane: large long-necked wading bird")
         assert second == "crane#2  n03126707  crane: lifts and moves heavy objects"
         assert mf("find", "crane#2", *arguments[1:], photos, "-q").code == 10
+
+
+def test_a_note_says_what_is_looked_for(photos: Path, mf: Mf) -> None:
+    notes = mf("find", "citrus,N07747607", photos).err.splitlines()
+    assert notes[:2] == [
+        "note: looking for citrus (n07747055): 2 of 200 classes",
+        "note: looking for orange (n07747607): 1 of 200 classes",
+    ]
+
+
+def test_rows_agree_with_the_schema(photos: Path, mf: Mf) -> None:
+    schema = json.loads((resources.files("mfcli.outputs") / "predict.schema.json").read_text())
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    lines = mf("find", "citrus", photos, "-q", "--format", "jsonl").out.splitlines()
+    assert [("match" in row, row["status"]) for row in map(json.loads, lines)] == [
+        (False, "error"),
+        *[(True, "ok")] * 3,
+    ]
+    for line in lines:
+        jsonschema.validate(json.loads(line), schema)
+    document = json.loads(mf("find", "citrus", photos, "-q", "--format", "json").out)
+    jsonschema.validate(document, {"$ref": "mf.predict/1#/$defs/document", "$defs": {"row": schema}})
+    assert document["run"]["query"] == ["citrus"]
 
 
 def test_failures_and_no_inputs(photos: Path, mf: Mf) -> None:

@@ -307,6 +307,9 @@ def run(request: PredictRequest) -> Summary:
     with StderrProgress(note, quiet) as loading:  # its bars are gone before the first row
         renderer = _load_renderer(loading) if request.show else None
         predictor = request.model.load(request.settings, loading, with_thumbnails=renderer is not None)
+        for target in predictor.targets:
+            what = target.label if target.wnid is None else f"{target.label} ({target.wnid})"
+            loading(f"looking for {what}: {len(target.members)} of {len(predictor.labels)} classes")
     compact = many and renderer is None
     with progress, destination.open(predictor, compact=compact, quiet=quiet, renderer=renderer) as sink:
         if progress.draws_runs and all(argument.is_countable for argument in arguments):
