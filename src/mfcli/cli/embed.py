@@ -1,5 +1,6 @@
 """The command `mf embed`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -7,13 +8,12 @@ import typer
 
 from mfcli.cli import predict_options as option
 from mfcli.cli.options import Offline, Quiet, parse_batch_size
-from mfcli.cli.predict import exit_code, only_list
+from mfcli.cli.predict import exit_code, make_selection, only_list
 from mfcli.cli.streams import note, standard_input
 from mfcli.errors import ExitCode, UsageError
 from mfcli.inference.engines.base import EngineName, Precision
-from mfcli.inputs.codecs import formats_with, suffixes_of
 from mfcli.inputs.left_out import LeftOut
-from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
+from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
 from mfcli.outputs.features import FeatureFormat
 from mfcli.settings import DEFAULT_MAX_PIXELS, Settings
 
@@ -72,15 +72,8 @@ def embed(
     extra_formats = tuple(formats.split(",")) if formats is not None else ()
     settings = Settings.from_environ(offline=offline)
     left_out = LeftOut()
-    selection = Selection(
-        recursive=not no_recursive,
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        timeout_s=timeout,
-        offline=settings.offline,
-        suffixes=suffixes_of(formats_with(extra_formats)),
-        left_out=left_out,
-    )
+    selection = make_selection(include, exclude, not no_recursive, timeout, extra_formats, settings)
+    selection = replace(selection, left_out=left_out)
     with StderrProgress(note, quiet, with_bar=True) as progress:
         sources = iter_sources(
             inputs or (),
