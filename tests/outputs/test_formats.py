@@ -14,7 +14,7 @@ from mfcli.errors import FailureCode
 from mfcli.outputs import open_writer
 from mfcli.outputs.records import write_records
 from mfcli.outputs.table import write_table
-from mfcli.outputs.writer import FormatName, LabelType
+from mfcli.outputs.writer import FormatName, LabelType, RecordFormat
 from mfcli.results import Concept, Failure, PictureResult, Prediction, RunInfo, Summary
 
 RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 2, 0.8)
@@ -304,26 +304,26 @@ def test_a_table_has_a_concept_above_it(label_type: LabelType, wnid: str, shown:
 
 def test_records_keep_their_types_in_json() -> None:
     stream = io.StringIO()
-    write_records(FormatName.JSONL, stream, [{"depths": (3, 9), "params": 12}])
-    write_records(FormatName.CSV, stream, [{"depths": (3, 9), "params": 12}])
+    write_records(RecordFormat.JSONL, stream, [{"depths": (3, 9), "params": 12}])
+    write_records(RecordFormat.CSV, stream, [{"depths": (3, 9), "params": 12}])
     assert stream.getvalue() == '{"depths":[3,9],"params":12}\ndepths,params\n3 9,12\n'
 
 
 def test_records_in_every_format() -> None:
     records: list[dict[str, Any]] = [{"name": "a", "value": 1.5}, {"name": "[b],c", "value": None}]
 
-    def text(name: FormatName, rows: list[Any]) -> str:
+    def text(name: RecordFormat, rows: list[Any]) -> str:
         stream = io.StringIO()
         write_records(name, stream, rows)
         return stream.getvalue()
 
-    assert json.loads(text(FormatName.JSON, records)) == records
-    assert [json.loads(line) for line in text(FormatName.JSONL, records).splitlines()] == records
-    assert text(FormatName.CSV, records) == 'name,value\na,1.5\n"[b],c",\n'
-    assert text(FormatName.TSV, records) == "name\tvalue\na\t1.5\n[b],c\t\n"
-    assert text(FormatName.CSV, []) == ""
-    assert all(line == line.rstrip() for line in text(FormatName.TABLE, records).splitlines())
-    assert [line.split() for line in text(FormatName.TABLE, records).splitlines()] == [
+    assert json.loads(text(RecordFormat.JSON, records)) == records
+    assert [json.loads(line) for line in text(RecordFormat.JSONL, records).splitlines()] == records
+    assert text(RecordFormat.CSV, records) == 'name,value\na,1.5\n"[b],c",\n'
+    assert text(RecordFormat.TSV, records) == "name\tvalue\na\t1.5\n[b],c\t\n"
+    assert text(RecordFormat.CSV, []) == ""
+    assert all(line == line.rstrip() for line in text(RecordFormat.TABLE, records).splitlines())
+    assert [line.split() for line in text(RecordFormat.TABLE, records).splitlines()] == [
         ["name", "value"],
         ["a", "1.5"],
         ["[b],c"],

@@ -13,7 +13,7 @@ from mfcli.cli.options import MAX_WORKERS, Format, Offline, Quiet, complete_devi
 from mfcli.cli.streams import fail, note, require_standard_output, standard_output
 from mfcli.errors import ExitCode, UsageError
 from mfcli.inference.engines.base import EngineName, Precision
-from mfcli.outputs.writer import FormatName
+from mfcli.outputs.writer import RecordFormat
 from mfcli.settings import DEFAULT_BENCHMARK_ROUNDS, DEFAULT_BENCHMARK_SECONDS, Settings
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def benchmark(
     rounds: Annotated[
         int, typer.Option(min=1, metavar="N", help="Rounds that this time is divided into.")
     ] = DEFAULT_BENCHMARK_ROUNDS,
-    format: Format = FormatName.TABLE,
+    format: Format = RecordFormat.TABLE,
     offline: Offline = False,
     quiet: Quiet = False,
 ) -> None:
@@ -123,7 +123,7 @@ def benchmark(
         rows = task.benchmark(plan, settings, progress)
     failed = [row.error for row in rows if row.error]
     with standard_output() as stream:
-        records = _list_table_records(rows) if format is FormatName.TABLE else [_make_record(row) for row in rows]
+        records = _list_table_records(rows) if format is RecordFormat.TABLE else [_make_record(row) for row in rows]
         write_records(format, stream, records)
     for message, hint in dict.fromkeys((error.message, error.hint) for error in failed):
         fail(message, hint)

@@ -10,7 +10,7 @@ from mfcli.cli.help import add_command, list_examples
 from mfcli.cli.options import DryRun, Format, ModelsOrFiles, Quiet
 from mfcli.cli.streams import note, standard_output
 from mfcli.errors import CheckError
-from mfcli.outputs.writer import FormatName
+from mfcli.outputs.writer import RecordFormat
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _make_record(entry: "CacheEntry") -> dict[str, Any]:
 
 
 def _write(
-    format: FormatName,
+    format: RecordFormat,
     records: Sequence[dict[str, Any]],
     table_columns: Sequence[str],
     columns: Sequence[str] = _COLUMNS,
@@ -46,22 +46,22 @@ def _write(
     """Write records: a table with only some of their columns, the other formats with all of them."""
     from mfcli.outputs.records import write_records
 
-    if format is FormatName.TABLE:
+    if format is RecordFormat.TABLE:
         records = [{column: record[column] for column in table_columns} for record in records]
     with standard_output() as stream:
         write_records(format, stream, records, columns, optional)
 
 
-def ls(format: Format = FormatName.TABLE) -> None:
+def ls(format: Format = RecordFormat.TABLE) -> None:
     """List what is in the cache, with sizes in bytes."""
     from mfcli.tasks import cache as task
 
     entries = task.list_entries(Settings.from_environ())
     records = [_make_record(entry) for entry in entries]
-    if format is FormatName.TABLE:
+    if format is RecordFormat.TABLE:
         records = [{**record, "date": (record["date"] or "")[:10]} for record in records]
     _write(format, records, ("kind", "model", "size_bytes", "date", "path", "origins"), optional=("origins", "date"))
-    if format is FormatName.TABLE:
+    if format is RecordFormat.TABLE:
         note(f"{len(entries)} files, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB")
 
 
@@ -76,7 +76,7 @@ def verify(
         bool,
         typer.Option("--against-torch", help="Also compare artifacts whose checkpoint is in the cache with PyTorch."),
     ] = False,
-    format: Format = FormatName.TABLE,
+    format: Format = RecordFormat.TABLE,
 ) -> None:
     """Compute the digest of every checkpoint and artifact; exit code 9 if one does not match.
 
@@ -118,7 +118,7 @@ def _suggest_repair(damaged: "Sequence[CacheEntry]") -> str:
 def rm(
     models: ModelsOrFiles,
     dry_run: DryRun = False,
-    format: Format = FormatName.TABLE,
+    format: Format = RecordFormat.TABLE,
     quiet: Quiet = False,
 ) -> None:
     """Delete the checkpoints and artifacts of models, or one file of the cache, or the artifact of one file.
@@ -141,7 +141,7 @@ def prune(
         bool, typer.Option("--checkpoints", help="Also checkpoints whose artifact is intact.")
     ] = False,
     dry_run: DryRun = False,
-    format: Format = FormatName.TABLE,
+    format: Format = RecordFormat.TABLE,
     quiet: Quiet = False,
 ) -> None:
     """Delete partial downloads, stale artifacts and left-over temporary files."""
@@ -158,7 +158,7 @@ def prune(
         raise error
 
 
-def _report(entries: "Sequence[CacheEntry]", dry_run: bool, format: FormatName, quiet: bool) -> None:
+def _report(entries: "Sequence[CacheEntry]", dry_run: bool, format: RecordFormat, quiet: bool) -> None:
     _write(format, [_make_record(entry) for entry in entries], ("kind", "model", "size_bytes", "path"))
     if not quiet:
         verb = "would be deleted" if dry_run else "deleted"

@@ -8,7 +8,7 @@ from mfcli.cli.options import Format, complete_model
 from mfcli.cli.streams import standard_output
 from mfcli.errors import UsageError, escape_control_characters
 from mfcli.models.registry import default_variant, find_variant
-from mfcli.outputs.writer import FormatName
+from mfcli.outputs.writer import RecordFormat
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def labels(
         ),
     ] = None,
     tree: Annotated[bool, typer.Option("--tree", help="Show the classes below their concepts, as text.")] = False,
-    format: Format = FormatName.TABLE,
+    format: Format = RecordFormat.TABLE,
 ) -> None:
     """List the classes of a model, and the concepts over them that mf predict can name, the narrowest first.
 
@@ -43,7 +43,7 @@ def labels(
     from mfcli.outputs.records import write_records
     from mfcli.tasks import labels as task
 
-    if tree and format is not FormatName.TABLE:
+    if tree and format is not RecordFormat.TABLE:
         raise UsageError(f"--tree is text, not {format}", "leave out --tree, or --format")
     settings = Settings.from_environ()
     variant = default_variant(settings) if model is None else find_variant(model)
@@ -59,13 +59,13 @@ def labels(
         write_records(format, stream, records, optional=("class_index", "concepts"))
 
 
-def _make_record(listed: "ListedClass", format: FormatName) -> dict[str, Any]:
+def _make_record(listed: "ListedClass", format: RecordFormat) -> dict[str, Any]:
     from mfcli.models.concepts import shorten
 
     names = [concept.name for concept in listed.concepts]
     return {
         "class_index": listed.class_index,
         "wnid": listed.label.wnid,
-        "label": shorten(listed.label.name) if format is FormatName.TABLE else listed.label.name,
-        "concepts": names if format in (FormatName.JSON, FormatName.JSONL) else ", ".join(names),
+        "label": shorten(listed.label.name) if format is RecordFormat.TABLE else listed.label.name,
+        "concepts": names if format in (RecordFormat.JSON, RecordFormat.JSONL) else ", ".join(names),
     }

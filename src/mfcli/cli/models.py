@@ -11,7 +11,7 @@ from mfcli.cli.options import DryRun, Format, InfoFormat, Model, Models, Offline
 from mfcli.cli.streams import fail, note, standard_output
 from mfcli.errors import UsageError
 from mfcli.models.registry import Family, Pretraining, find_variant
-from mfcli.outputs.writer import FormatName
+from mfcli.outputs.writer import RecordFormat
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def list_models(
         ),
     ] = None,
     downloaded: Annotated[bool, typer.Option("--downloaded", help="Only what is on this machine.")] = False,
-    format: Format = FormatName.TABLE,
+    format: Format = RecordFormat.TABLE,
 ) -> None:
     """List the models, with their published figures and which are on this machine.
 
@@ -57,7 +57,7 @@ def list_models(
 
     wanted = task.ModelFilter(pattern, family, input_size, pretraining, downloaded)
     listed = task.list_models(wanted, Settings.from_environ())
-    make_record = _make_table_record if format is FormatName.TABLE else _make_record
+    make_record = _make_table_record if format is RecordFormat.TABLE else _make_record
     with standard_output() as stream:
         records = [make_record(model) for model in listed]
         write_records(format, stream, records, optional=("macs_g", "classes", "pretraining", "params_m", "here_mb"))
@@ -100,7 +100,7 @@ def info(
         fields |= {f"artifact_{key}": value for artifact in artifacts[:1] for key, value in artifact.items()}
         fields["other_artifacts"] = [artifact["path"] for artifact in (*artifacts[1:], *fields["other_artifacts"])]
         rows = [{"field": name, "value": value} for name, value in fields.items() if value not in (None, [], {})]
-        write_records(FormatName.TABLE, stream, rows)
+        write_records(RecordFormat.TABLE, stream, rows)
 
 
 def download(
@@ -117,7 +117,7 @@ def download(
         bool, typer.Option("--check", help="Compare the models with PyTorch; the same as MF_CHECK=1.")
     ] = False,
     dry_run: DryRun = False,
-    format: Format = FormatName.TABLE,
+    format: Format = RecordFormat.TABLE,
     offline: Offline = False,
     quiet: Quiet = False,
 ) -> None:
@@ -154,7 +154,7 @@ def download(
             }
             for result in results
         ]
-        if format is FormatName.TABLE:
+        if format is RecordFormat.TABLE:
             columns = ("name", "status", "size_bytes", "url", "path")
             records = [{column: record[column] for column in columns} for record in records]
         write_records(format, stream, records)

@@ -8,7 +8,7 @@ import typer
 from mfcli.cli.help import list_choices
 from mfcli.errors import UsageError
 from mfcli.models.registry import list_variants
-from mfcli.outputs.writer import FormatName
+from mfcli.outputs.writer import RecordFormat
 from mfcli.settings import BUNDLED_ALIAS
 
 MAX_BATCH_SIZE = 4096
@@ -26,8 +26,8 @@ class InfoFormat(StrEnum):
 
 
 Format = Annotated[
-    FormatName,
-    typer.Option("--format", metavar="FORMAT", help=f"How results are written: {list_choices(FormatName)}."),
+    RecordFormat,
+    typer.Option("--format", metavar="FORMAT", help=f"How results are written: {list_choices(RecordFormat)}."),
 ]
 OneFormat = Annotated[
     InfoFormat, typer.Option("--format", metavar="FORMAT", help=f"How it is written: {list_choices(InfoFormat)}.")

@@ -10,7 +10,7 @@ from mfcli.cli import predict_options as option
 from mfcli.cli.options import InfoFormat, Offline, Quiet
 from mfcli.cli.streams import note, require_standard_output, standard_output
 from mfcli.errors import UsageError
-from mfcli.outputs.writer import FormatName
+from mfcli.outputs.writer import RecordFormat
 from mfcli.settings import Settings
 
 
@@ -78,7 +78,7 @@ def train(
         if format is InfoFormat.JSON:
             stream.write(format_document(metrics))
         else:
-            write_records(FormatName.TABLE, stream, _list_figures(metrics))
+            write_records(RecordFormat.TABLE, stream, _list_figures(metrics))
     if not quiet:
         note(f"the model is in {output}: mf predict PICTURE --model {output}")
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO, assert_never
 
 from mfcli.outputs.json import format_document, format_line
-from mfcli.outputs.writer import FormatName
+from mfcli.outputs.writer import RecordFormat
 
 Record = Mapping[str, Any]
 """Keys to strings, numbers, None, or lists or dicts of these."""
 
 
 def write_records(
-    name: FormatName,
+    name: RecordFormat,
     stream: TextIO,
     records: Sequence[Record],
     columns: Sequence[str] = (),
@@ -28,17 +28,17 @@ def write_records(
         optional: columns that a table does without in a narrow terminal, the most dispensable first.
     """
     match name:
-        case FormatName.TABLE:
+        case RecordFormat.TABLE:
             from mfcli.outputs.table import write_table
 
             rows = [{key: _format_cell(value) for key, value in record.items()} for record in records]
             write_table(stream, rows, optional)
-        case FormatName.JSON:
+        case RecordFormat.JSON:
             stream.write(format_document(list(records)))
-        case FormatName.JSONL:
+        case RecordFormat.JSONL:
             stream.writelines(format_line(record) + "\n" for record in records)
-        case FormatName.CSV | FormatName.TSV:
-            separator = "," if name is FormatName.CSV else "\t"
+        case RecordFormat.CSV | RecordFormat.TSV:
+            separator = "," if name is RecordFormat.CSV else "\t"
             writer = csv.writer(stream, delimiter=separator, lineterminator="\n")
             if header := list(records[0] if records else columns):
                 writer.writerow(header)

@@ -17,6 +17,16 @@ class FormatName(StrEnum):
     TSV = "tsv"
 
 
+class RecordFormat(StrEnum):
+    """The formats of the other commands' records, such as rows of the registry."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+    CSV = "csv"
+    TSV = "tsv"
+
+
 class LabelType(StrEnum):
     """What tables show of a class; the other formats have all of it."""
 
