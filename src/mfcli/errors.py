@@ -154,10 +154,17 @@ def threads_error(number: int, error: RuntimeError) -> EngineError:
     )
 
 
-def package_error(package: str, error: Exception) -> EngineError:
-    """Return the error of a package that is not installed, or cannot be loaded."""
+def package_error(package: str, error: Exception, extra: str | None = None) -> EngineError:
+    """Return the error of a package that is not installed, or cannot be loaded.
+
+    Args:
+        package: its name.
+        error: what importing it raised.
+        extra: the optional dependencies of this package that it belongs to.
+    """
     if is_out_of_memory(error):
         return memory_error(f"load {package}")
     if isinstance(error, ModuleNotFoundError) and error.name == package:
-        return EngineError(f"{package} is not installed", f"pip install {package}")
+        wanted = f"'metaformer-cli[{extra}]'" if extra else package
+        return EngineError(f"{package} is not installed", f"pip install {wanted}")
     return EngineError(f"{package} cannot be loaded: {first_line(error)}", f"pip install --force-reinstall {package}")

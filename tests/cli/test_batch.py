@@ -131,7 +131,7 @@ def whole(many: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a run that nothing ended, over fifteen times the pictures, in every format."""
     path = tmp_path_factory.mktemp("whole") / "whole.json"
     assert start(["predict", *many * 15, "-o", path, "-q"]).wait(240) == 5
-    for suffix in ("jsonl", "csv", "tsv", "csv.gz", "jsonl.gz"):
+    for suffix in ("jsonl", "csv", "tsv", "csv.gz", "jsonl.gz", "parquet"):
         assert start(["convert", path, "-o", path.with_suffix(f".{suffix}"), "-q"]).wait(60) == 0
     return path
 
@@ -140,7 +140,7 @@ def whole(many: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("end", "suffix"),
     [
-        *((signal.SIGKILL, suffix) for suffix in ("jsonl", "csv", "tsv", "json", "csv.gz", "jsonl.gz")),
+        *((signal.SIGKILL, suffix) for suffix in ("jsonl", "csv", "tsv", "json", "csv.gz", "jsonl.gz", "parquet")),
         (signal.SIGINT, "csv"),
         (signal.SIGHUP, "jsonl"),
     ],
@@ -216,7 +216,7 @@ def test_a_document_on_standard_output_says_that_it_is_not_complete(mf: Mf, many
     assert json.loads(stopped.out)["summary"] == {"inputs": 6, "ok": 5, "failed": 1, "complete": False, "left_out": {}}
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl.gz"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl.gz", "parquet"])
 def test_a_finished_file_of_any_format_goes_on(suffix: str, mf: Mf, many: list[Path], tmp_path: Path) -> None:
     path, other = tmp_path / f"out.{suffix}", tmp_path / f"other.{suffix}"
     missing = tmp_path / "late.png"
@@ -470,7 +470,7 @@ def test_a_file_that_is_created_meanwhile_stays(
 
 
 def test_results_are_converted(mf: Mf, mf_process: Mf, many: list[Path], tmp_path: Path) -> None:
-    suffixes = ("jsonl", "json", "csv", "tsv", "csv.gz", "json.gz")
+    suffixes = ("jsonl", "json", "csv", "tsv", "csv.gz", "json.gz", "parquet")
     for suffix in suffixes:
         assert mf("predict", *many[:8], "-o", tmp_path / f"a.{suffix}", "-q").code == 5
     for source in suffixes:
@@ -478,7 +478,8 @@ def test_results_are_converted(mf: Mf, mf_process: Mf, many: list[Path], tmp_pat
             path = tmp_path / f"b.{target}"
             ran = mf("convert", tmp_path / f"a.{source}", "-o", path, "--overwrite")
             assert (ran.code, ran.err) == (0, f"note: 8 pictures: 7 classified, 1 failed; {path}\n")
-            if not target.startswith("json") or source.startswith("json.") or target == "jsonl":
+            say_complete = ("json", "json.gz", "parquet")
+            if target not in say_complete or source in say_complete:
                 assert path.read_bytes() == (tmp_path / f"a.{target}").read_bytes(), (source, target)
     document = json.loads(mf("convert", tmp_path / "a.csv", "--format", "json").out)
     run = {"engine": "onnxruntime", "precision": "fp32", "top_k": 5}
@@ -497,7 +498,9 @@ def test_results_are_converted(mf: Mf, mf_process: Mf, many: list[Path], tmp_pat
         (["{here}/empty.csv"], 8, "{here}/empty.csv holds the results of no runs"),
         (["{here}/two.jsonl"], 8, "{here}/two.jsonl holds the results of 2 runs"),
         (["{here}/a.jsonl", "-o", "{here}/two.jsonl"], 8, "{here}/two.jsonl exists"),
-        (["{here}/a.jsonl", "-o", "x.parquet"], 2, "the suffix of x.parquet names no format"),
+        (["{here}/a.jsonl", "-o", "x.feather"], 2, "the suffix of x.feather names no format"),
+        (["{here}/a.jsonl", "-o", "x.parquet.gz"], 2, "parquet is compressed inside, and nothing reads it in gzip"),
+        (["{here}/a.jsonl", "--format", "parquet"], 2, "parquet is for files, which readers begin at the end"),
     ],
 )
 def test_what_cannot_be_converted(

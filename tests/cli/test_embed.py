@@ -93,4 +93,7 @@ def test_overwrite_replaces_only_at_the_end(mf: Mf, tmp_path: Path) -> None:
 def test_parquet_without_pyarrow(mf: Mf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     ran = mf("embed", ORANGE, "-o", tmp_path / "a.parquet")
-    assert (ran.code, ran.err) == (7, "error: pyarrow is not installed\nhint: pip install pyarrow\n")
+    assert (ran.code, ran.err) == (
+        7,
+        "error: pyarrow is not installed\nhint: pip install 'metaformer-cli[scale]'\n",
+    )

@@ -50,17 +50,23 @@ RESULTS = st.lists(
     ),
     max_size=4,
 )
-READABLE = [FormatName.JSONL, FormatName.JSON, FormatName.CSV, FormatName.TSV]
+READABLE = [FormatName.JSONL, FormatName.JSON, FormatName.CSV, FormatName.TSV, FormatName.PARQUET]
 
 
 def write(name: FormatName, results: list[PictureResult], complete: bool = True) -> bytes:
-    stream = io.StringIO(newline="")
+    file = io.BytesIO()
+    stream = io.TextIOWrapper(file, "utf-8", newline="")
     writer = open_writer(name, stream)
     writer.begin(RUN)
     for result in results:
         writer.write(result)
     writer.end(Summary(len(results), len(results), 0, complete, {".mp4": 3}))
-    return stream.getvalue().encode()
+    stream.flush()
+    return file.getvalue()
+
+
+def damage(parquet: bytes) -> bytes:
+    return parquet[:4] + bytes(40) + parquet[44:]
 
 
 def read(data: bytes, settings: RunSettings | None = SETTINGS) -> list[dict[str, Any]]:
@@ -123,6 +129,8 @@ def test_csv_without_the_last_columns_and_from_a_spreadsheet() -> None:
         (write(FormatName.CSV, [ROW, ROW])[:-20], "row 2 of it is not a row of mf predict"),
         (write(FormatName.CSV, [ROW]).replace(b"0.5", b"half"), "row 1 of it is not"),
         (gzip.compress(write(FormatName.CSV, [ROW]))[:-9], "cannot read it: "),
+        (write(FormatName.PARQUET, [ROW])[:-9], "cannot read it: Parquet magic bytes not found"),
+        (damage(write(FormatName.PARQUET, [ROW])), "cannot read it: "),
     ],
 )
 def test_what_is_not_a_result_is_refused(data: bytes, message: str) -> None:

@@ -32,8 +32,8 @@ def convert(
 ) -> None:
     """Turn results into another format.
 
-    RESULTS is jsonl, json, csv or tsv, compressed or not, which is told by its content. Csv and tsv do not say the
-    weights and the run; they are null then.
+    RESULTS is jsonl, json, csv, tsv or parquet, compressed or not, which is told by its content. Csv and tsv do not say
+    the weights and the run; they are null then.
     """
     from mfcli.outputs.files import is_partial, refuse_existing
     from mfcli.outputs.journal import read_settings

@@ -58,6 +58,7 @@ class Layout:
 
         Raises:
             UsageError: they contradict one another, or the suffix names no format.
+            EngineError: a package that the format needs is not installed.
         """
         if template is not None:
             from mfcli.outputs.template import Template
@@ -69,6 +70,8 @@ class Layout:
             chosen = format
         else:
             chosen = FormatName.TABLE if path is None else _format_of_suffix(path)
+        if chosen is FormatName.PARQUET:
+            _check_parquet(path)
         if not header and chosen not in (FormatName.CSV, FormatName.TSV):
             raise UsageError("--no-header is about csv and tsv", "--format csv")
         if label_type is not None and chosen is not FormatName.TABLE:
@@ -232,6 +235,17 @@ class Destination:
                 cause = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
                 note(f"{cause}: {file.partial} holds what was done; resume=True goes on")
             raise
+
+
+def _check_parquet(path: Path | None) -> None:
+    from mfcli.outputs.files import is_compressed
+    from mfcli.outputs.parquet import import_parquet
+
+    if path is None:
+        raise UsageError("parquet is for files, which readers begin at the end", "-o results.parquet")
+    if is_compressed(path):
+        raise UsageError("parquet is compressed inside, and nothing reads it in gzip", f"-o {path.with_suffix('')}")
+    import_parquet()
 
 
 def _format_of_suffix(path: Path) -> FormatName:

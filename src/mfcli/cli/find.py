@@ -47,7 +47,7 @@ Format = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        help="Write a row for every picture instead: json, jsonl, csv or tsv.",
+        help="Write a row for every picture instead: json, jsonl, csv, tsv or parquet.",
         show_default="from the suffix of -o, else names",
         rich_help_panel="Output",
     ),
@@ -182,5 +182,5 @@ def _parse_layout(path: Path | None, format: FormatName | None, *, count: bool, 
     if count or nul:
         raise UsageError("--count and --null are about names on standard output", "leave out --format and -o")
     if layout.format is FormatName.TABLE:
-        raise UsageError("mf find writes names, or rows as json, jsonl, csv or tsv", "--format jsonl")
+        raise UsageError("mf find writes names, or rows as json, jsonl, csv, tsv or parquet", "--format jsonl")
     return layout

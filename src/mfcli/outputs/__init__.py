@@ -1,7 +1,7 @@
-"""Output formats and files: results are written as text, row by row, and read back.
+"""Output formats and files: results are written row by row, and read back.
 
 One module per format, imported only when it is chosen. A new format is a module here, a member of `FormatName`, and a
-case in `open_writer` and in `records.write_records`. The journal of resumable runs, the output file and the
+case in `open_writer`. The journal of resumable runs, the output file and the
 reader of results belong here too.
 """
 
@@ -27,7 +27,7 @@ def open_writer(
 
     Args:
         format: one of the formats, or a template for each line.
-        stream: a text stream that does not translate newlines, except for tables.
+        stream: a text stream that does not translate newlines, except for tables; Parquet is written to its buffer.
         compact: whether the table format writes one line per picture instead of a small table each.
         header: whether CSV and TSV begin with the names of their columns.
         label_type: what tables show of a class.
@@ -54,6 +54,10 @@ def open_writer(
             from mfcli.outputs.csv import SeparatedWriter
 
             return SeparatedWriter(stream, "\t", header=header)
+        case FormatName.PARQUET:
+            from mfcli.outputs.parquet import ParquetWriter
+
+            return ParquetWriter(stream.buffer)
         case _:
             from mfcli.outputs.template import TemplateWriter
 

@@ -4,11 +4,10 @@ A file is written as a whole: NumPy's format begins with the number of rows, so 
 are written in groups.
 """
 
-import importlib
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mfcli.errors import package_error
+from mfcli.outputs.parquet import import_parquet
 from mfcli.outputs.writer import Writer
 from mfcli.results import PictureResult, RunInfo, Summary
 
@@ -35,11 +34,7 @@ def open_feature_writer(format: FeatureFormat, file: BinaryIO) -> Writer:
     """
     if format is FeatureFormat.NPZ:
         return _NpzWriter(file)
-    try:
-        importlib.import_module("pyarrow")
-        importlib.import_module("pyarrow.parquet")
-    except Exception as error:  # a broken installation can raise anything
-        raise package_error("pyarrow", error) from error
+    import_parquet()
     return _ParquetWriter(file)
 
 

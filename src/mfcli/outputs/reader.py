@@ -1,4 +1,4 @@
-"""Results back from their files: JSON Lines, JSON, CSV and TSV, compressed or not, told apart by their content."""
+"""Results back from their files: JSON Lines, JSON, CSV, TSV and Parquet, told apart by content; gzip is undone."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ class StoredResults:
             iteration.
         left_out: files of folders and archives that were not taken, by suffix, as far as the file says. Known after an
             iteration.
-        run: the run that a JSON document names, else an empty dict. Known after an iteration has begun.
+        run: the run that a JSON document or Parquet names, else an empty dict. Known after an iteration has begun.
     """
 
     def __init__(self, file: BinaryIO, name: str, settings: RunSettings | None = None) -> None:
@@ -54,7 +54,9 @@ class StoredResults:
         except (OSError, EOFError) as error:
             raise self._damaged(error) from error
         self._read: Callable[[], Iterator[dict[str, Any]]]
-        if header := _CSV_HEADER.match(head):
+        if head.startswith(b"PAR1"):
+            self._read = self._read_parquet
+        elif header := _CSV_HEADER.match(head):
             separator = header[1].decode()
             self._read = lambda: self._read_separated(separator)
         elif head.endswith(_DOCUMENT_HEAD_END):
@@ -64,9 +66,8 @@ class StoredResults:
         elif head.lstrip().startswith(b"{"):
             self._read = self._read_foreign_document
         else:
-            raise OutputError(
-                f"{name} holds no results that can be read", "jsonl, json, and csv or tsv with their header can"
-            )
+            readable = "jsonl, json, parquet, and csv or tsv with their header can"
+            raise OutputError(f"{name} holds no results that can be read", readable)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows as JSON Lines has them; what CSV and TSV do not say is None.
@@ -136,6 +137,15 @@ class StoredResults:
     def _read_summary(self, document: dict[str, Any]) -> None:
         summary = document["summary"]
         self.complete, self.left_out = summary.get("complete"), summary.get("left_out", {})
+
+    def _read_parquet(self) -> Iterator[dict[str, Any]]:
+        from mfcli.outputs.parquet import ParquetRows
+
+        rows = ParquetRows(self._file)
+        self.run = rows.run
+        if rows.summary:
+            self._read_summary({"summary": rows.summary})
+        yield from rows
 
     def _read_separated(self, separator: str) -> Iterator[dict[str, Any]]:
         text = io.TextIOWrapper(self._file, encoding="utf-8-sig", newline="")

@@ -15,6 +15,7 @@ class FormatName(StrEnum):
     JSONL = "jsonl"
     CSV = "csv"
     TSV = "tsv"
+    PARQUET = "parquet"
 
 
 class RecordFormat(StrEnum):

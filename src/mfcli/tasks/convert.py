@@ -20,10 +20,13 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
     """
     runs: set[RunInfo] = set()
     ok = failed = top_k = 0
+    query: tuple[str, ...] = ()
     for result in results:
         runs.add(result.run)
         ok, failed = ok + (result.error is None), failed + (result.error is not None)
         top_k = max(top_k, len(result.predictions))
+        if result.match is not None:
+            query = tuple(concept.label for concept in result.match.concepts)
     if len(runs) != 1:
         raise OutputError(f"{results.name} holds the results of {len(runs) or 'no'} runs", "convert one run at a time")
     (run,) = runs
@@ -36,6 +39,7 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
         precision=known.get("precision"),
         top_k=known.get("top_k", top_k),
         confidence=known.get("confidence"),
+        query=tuple(known.get("query", ())) or query,
     )
     return info, Summary(ok + failed, ok, failed, results.complete, results.left_out)
 

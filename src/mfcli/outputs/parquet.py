@@ -1,0 +1,149 @@
+"""Parquet: the rows of JSON Lines in columns, with nested fields as structs and lists; needs pyarrow.
+
+Rows are written in groups of bounded memory. The metadata holds the run and the summary as JSON.
+"""
+
+import contextlib
+import importlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+from mfcli.errors import one_line, package_error
+from mfcli.outputs.json import format_line
+from mfcli.results import PictureResult, RunInfo, Summary
+
+_GROUP_VALUES = 2**16
+"""Rows and predictions in a group: 10,922 rows of 5 predictions."""
+_BATCH_ROWS = 1024
+_RUN, _SUMMARY = "mf.run", "mf.summary"
+
+
+def import_parquet() -> Any:
+    """Return the module `pyarrow.parquet`.
+
+    Raises:
+        EngineError: pyarrow is not installed.
+    """
+    try:
+        importlib.import_module("pyarrow")
+        return importlib.import_module("pyarrow.parquet")
+    except Exception as error:  # a broken installation can raise anything
+        raise package_error("pyarrow", error, extra="scale") from error
+
+
+class ParquetWriter:
+    """Writes a file of row groups, which ends with the index that readers begin with."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._rows: list[dict[str, Any]] = []
+        self._values = 0
+
+    def begin(self, run: RunInfo) -> None:
+        """Write the head of the file; only the results of a search have a column `match`."""
+        metadata = {_RUN: format_line(asdict(run))}
+        self._schema = _make_schema(with_match=bool(run.query)).with_metadata(metadata)
+        self._parquet = import_parquet().ParquetWriter(self._file, self._schema)
+
+    def write(self, result: PictureResult) -> None:
+        """Keep one row for the next group."""
+        self._rows.append(result.to_dict())
+        self._values += 1 + len(result.predictions)
+        if self._values >= _GROUP_VALUES:
+            self._write_group()
+
+    def end(self, summary: Summary) -> None:
+        """Write the last group and the index."""
+        self._write_group()
+        self._parquet.add_key_value_metadata({_SUMMARY: format_line(asdict(summary))})
+        self._parquet.close()
+
+    def _write_group(self) -> None:
+        import pyarrow
+
+        if not self._rows:
+            return
+        try:
+            table = pyarrow.Table.from_pylist(self._rows, self._schema)
+        except UnicodeEncodeError:  # half a surrogate pair, in rows that another program wrote
+            rows = json.loads(format_line(self._rows).encode("utf-8", "replace"))
+            table = pyarrow.Table.from_pylist(rows, self._schema)
+        self._parquet.write_table(table, row_group_size=len(self._rows))
+        self._rows.clear()
+        self._values = 0
+
+
+def _make_schema(*, with_match: bool) -> Any:
+    import pyarrow
+
+    text, integer, prob = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
+    concept = pyarrow.struct({"wnid": text, "label": text, "prob": prob, "classes": integer})
+    prediction = {"rank": integer, "class_index": integer, "wnid": text, "label": text, "prob": prob}
+    match = {"match": pyarrow.struct({"matches": pyarrow.bool_(), "concepts": pyarrow.list_(concept)})}
+    texts = ("schema", "input", "input_b64", "member", "status", "model", "weights_sha256", "run")
+    return pyarrow.schema(
+        {
+            **dict.fromkeys(texts, text),
+            "width": integer,
+            "height": integer,
+            "predictions": pyarrow.list_(pyarrow.struct(prediction)),
+            "concept": concept,
+            **(match if with_match else {}),
+            "error": pyarrow.struct({"code": text, "message": text}),
+        }
+    )
+
+
+class ParquetRows:
+    """The rows in a file that `ParquetWriter` wrote, or another program that kept its columns.
+
+    Attributes:
+        run: the run that the metadata names, else an empty dict.
+        summary: the counts in the metadata, else an empty dict.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Read the index at the end of the file.
+
+        Raises:
+            EngineError: pyarrow is not installed.
+            OSError: the file is damaged.
+            KeyError: it lacks a column.
+        """
+        parquet = import_parquet()
+        with _translate_errors():
+            self._file = parquet.ParquetFile(file)
+        schema = self._file.schema_arrow
+        wanted = _make_schema(with_match="match" in schema.names).names
+        if missing := set(wanted) - set(schema.names):
+            raise KeyError(*missing)
+        self._columns = wanted
+        metadata = schema.metadata or {}
+        self.run: dict[str, Any] = json.loads(metadata.get(_RUN.encode(), b"{}"))
+        self.summary: dict[str, Any] = json.loads((self._file.metadata.metadata or {}).get(_SUMMARY.encode(), b"{}"))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows as JSON Lines has them.
+
+        Raises:
+            OSError: the file is damaged.
+        """
+        with _translate_errors():
+            for batch in self._file.iter_batches(_BATCH_ROWS, columns=self._columns, use_threads=False):
+                for row in batch.to_pylist():
+                    if row.get("match", row) is None:
+                        del row["match"]
+                    yield row
+
+
+@contextlib.contextmanager
+def _translate_errors() -> Iterator[None]:
+    """Turn what pyarrow raises on a damaged file into an OSError."""
+    import pyarrow
+
+    try:
+        yield
+    except pyarrow.ArrowException as error:
+        raise OSError(one_line(error)) from error
