@@ -30,11 +30,32 @@ class Output(StrEnum):
     """What a model computes on the way to the logits.
 
     FEATURES are pooled and normalised, as the head gets them: float32 (N, dim). MAP is what is pooled: float32
-    (N, dim, H, W).
+    (N, dim, H, W). DISTANCE is how far a picture is from the classes of a model of the user's own: float32 (N, 1).
     """
 
     FEATURES = "features"
     MAP = "map"
+    DISTANCE = "distance"
+
+
+class Abstention(StrEnum):
+    """Why an answer should not be trusted: its probability is too low, or the picture unlike those learned from."""
+
+    UNSURE = "unsure"
+    UNFAMILIAR = "unfamiliar"
+
+
+class Abstain(StrEnum):
+    """Which abstentions are shown."""
+
+    OFF = "off"
+    UNSURE = "unsure"
+    UNFAMILIAR = "unfamiliar"
+    BOTH = "both"
+
+    def covers(self, abstention: Abstention) -> bool:
+        """Return whether an abstention is shown."""
+        return self is Abstain.BOTH or self.value == abstention.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +217,7 @@ class PictureResult:
         concept: what the picture shows with the confidence asked for; None if nothing that says enough does.
         match: what a search says; None without one.
         features: what the head got, float32 (dim,); None unless it was asked for.
+        abstained: why the answer should not be trusted; None if it may be, or nothing is known about it.
         thumbnail: a small picture in mode RGB, upright; None unless the predictor makes them.
     """
 
@@ -210,6 +232,7 @@ class PictureResult:
     concept: Concept | None = None
     match: Match | None = None
     features: "NDArray[np.float32] | None" = field(default=None, compare=False, repr=False)
+    abstained: Abstention | None = None
     thumbnail: "Image | None" = field(default=None, compare=False)
 
     @property
@@ -256,6 +279,7 @@ class PictureResult:
                 for p in self.predictions
             ],
             "concept": self.concept.to_dict() if self.concept else None,
+            "abstained": self.abstained.value if self.abstained else None,
             **match,
             "error": {"code": self.error.code.value, "message": self.error.message} if self.error else None,
         }
@@ -268,6 +292,7 @@ class PictureResult:
             ValueError, TypeError, KeyError: it is not such a row.
         """
         error, concept, match = row["error"], row.get("concept"), row.get("match")  # older rows have no concept
+        abstained = row.get("abstained")
         result = cls(
             input=row["input"],
             input_b64=row["input_b64"],
@@ -281,6 +306,7 @@ class PictureResult:
             error=None if error is None else Failure(FailureCode(error["code"]), error["message"]),
             run=run,
             concept=None if concept is None else Concept.from_dict(concept),
+            abstained=None if abstained is None else Abstention(abstained),
             match=None if match is None else Match.from_dict(match),
         )
         texts = [result.input, *(p.label for p in result.predictions), *(p.wnid or "" for p in result.predictions)]

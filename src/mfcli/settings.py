@@ -24,6 +24,8 @@ MIN_CONFIDENCE = 0.5
 
 DEFAULT_TOP_K = 5
 DEFAULT_BENCHMARK_SECONDS, DEFAULT_BENCHMARK_ROUNDS = 12.0, 5
+DEFAULT_MAX_ERROR = 0.1
+"""Share of wrong answers among those of a model of the user's own that do not abstain."""
 DEFAULT_MAX_PIXELS = 178_956_970
 """Twice the size above which Pillow warns; 0.5 GB as RGB."""
 

@@ -59,6 +59,59 @@ def test_a_trained_model_is_a_model_like_any_other(
     assert mf("predict", picture, "-m", "colours", "-q").code == 0
 
 
+def test_answers_that_are_not_to_be_trusted_are_marked(mf: Mf, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    assert mf("train", write_classes(tmp_path / "photos", 40), "-o", folder, "-q").code == 0
+    known = write_picture(tmp_path / "known.png", "red", 999)
+    rows = {}
+    for options in ((), ("--abstain", "off"), ("--abstain", "unsure"), ("--max-error", "0.01%")):
+        ran = mf("predict", known, CHECKOUT / "examples" / "espresso.jpg", "-m", folder, *options, "--format", "jsonl")
+        rows[options] = [json.loads(line) for line in ran.out.splitlines()]
+    assert [row["abstained"] for row in rows[()]] == [None, "unfamiliar"]
+    assert [row["abstained"] for row in rows["--abstain", "off"]] == [None, None]
+    assert [row["abstained"] for row in rows["--max-error", "0.01%"]] == ["unsure", "unfamiliar"]
+    assert "unfamiliar" not in [row["abstained"] for row in rows["--abstain", "unsure"]]
+    assert len({rows[options][0]["run"] for options in rows}) == 4
+    assert rows[()][1]["predictions"]
+    ran = mf("predict", CHECKOUT / "examples" / "espresso.jpg", "-m", folder)
+    assert "unfamiliar: unlike the pictures that the model learned from" in ran.out
+    ran = mf("predict", CHECKOUT / "examples" / "espresso.jpg", "-m", folder, "--format", "csv")
+    assert ran.out.splitlines()[1].endswith(",unfamiliar")
+    (tmp_path / "back.csv").write_text(ran.out)
+    assert json.loads(mf("convert", tmp_path / "back.csv", "--format", "jsonl").out)["abstained"] == "unfamiliar"
+
+
+@pytest.mark.parametrize("share", ["0", "100%", "x", "-5%", "nan"])
+def test_shares_that_are_refused(share: str, mf: Mf) -> None:
+    ran = mf("predict", CHECKOUT / "examples" / "orange.jpg", f"--max-error={share}")
+    assert (ran.code, "is not a share between 0 and 1" in ran.err) == (2, True)
+
+
+@pytest.mark.slow
+def test_openvino_marks_the_same_answers(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    assert mf("train", photos, "-o", tmp_path / "m", "-q").code == 0
+    marks = [
+        [
+            json.loads(line)["abstained"]
+            for line in mf(
+                "predict",
+                photos,
+                CHECKOUT / "examples",
+                "-m",
+                tmp_path / "m",
+                "--engine",
+                engine,
+                "--format",
+                "jsonl",
+                "-q",
+            ).out.splitlines()
+        ]
+        for engine in ("onnxruntime", "openvino")
+    ]
+    assert marks[0] == marks[1]
+    assert set(marks[0]) > {"unfamiliar"}
+
+
 def test_the_files_agree_with_one_another(mf: Mf, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "colours"
     figures = json.loads(mf("train", photos, "-o", folder, "--format", "json").out)
@@ -71,7 +124,8 @@ def test_the_files_agree_with_one_another(mf: Mf, photos: Path, tmp_path: Path) 
     assert {row["input"] for row in judged} == {row["path"] for row in split if row["split"] == "val"}
     for row in judged:
         again = json.loads(mf("predict", row["input"], "-m", folder, "--format", "jsonl", "-q").out)
-        assert (again["run"], again["width"]) == (row["run"], row["width"])
+        for name in ("run", "width", "abstained"):
+            assert again[name] == row[name]
         assert again["predictions"][0]["prob"] == pytest.approx(row["predictions"][0]["prob"], abs=1e-5)
     assert [(row["label"], row["train_count"], row["val_recall"]) for row in read_csv(folder / "results.csv")] == [
         (colour, "10", "1.0") for colour in sorted(COLOURS)

@@ -15,7 +15,7 @@ from mfcli.outputs import open_writer
 from mfcli.outputs.records import write_records
 from mfcli.outputs.table import write_table
 from mfcli.outputs.writer import FormatName, LabelType, RecordFormat
-from mfcli.results import Concept, Failure, PictureResult, Prediction, RunInfo, Summary
+from mfcli.results import Abstention, Concept, Failure, PictureResult, Prediction, RunInfo, Summary
 
 RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 2, 0.8)
 OK = PictureResult(
@@ -28,6 +28,7 @@ OK = PictureResult(
     None,
     RUN,
     Concept("n02121620", "cat", 0.9 + 0.01, 7),
+    abstained=Abstention.UNSURE,
 )
 BAD = PictureResult("caf\ufffd", "Y2Fm6Q==", None, None, None, (), Failure(FailureCode.DECODE, 'broken "here"'), RUN)
 
@@ -66,6 +67,7 @@ ROWS: list[dict[str, Any]] = [
             {"rank": 2, "class_index": 0, "wnid": None, "label": "\u00e9t\u00e9", "prob": 1e-20},
         ],
         "concept": {"wnid": "n02121620", "label": "cat", "prob": 0.91, "classes": 7},
+        "abstained": "unsure",
         "error": None,
     },
     {
@@ -81,6 +83,7 @@ ROWS: list[dict[str, Any]] = [
         "height": None,
         "predictions": [],
         "concept": None,
+        "abstained": None,
         "error": {"code": "decode", "message": 'broken "here"'},
     },
 ]
@@ -133,11 +136,12 @@ HEADER = [
     "error_code",
     "error_message",
     "input_b64",
+    "abstained",
 ]
 CELLS = [
     'a "b",\tc\n\r.jpg||ok|caformer_s18|640|480|tabby, tabby cat|n02123045|281|0.30000000000000004'
-    "|\u00e9t\u00e9||0|1e-20|cat|n02121620|0.91|7|||",
-    'caf\ufffd||error|caformer_s18|||||||||||||||decode|broken "here"|Y2Fm6Q==',
+    "|\u00e9t\u00e9||0|1e-20|cat|n02121620|0.91|7||||unsure",
+    'caf\ufffd||error|caformer_s18|||||||||||||||decode|broken "here"|Y2Fm6Q==|',
 ]
 
 
@@ -152,13 +156,14 @@ def test_csv_and_tsv_round_trip(name: FormatName, separator: str) -> None:
 def test_csv_quotes_only_where_necessary() -> None:
     plain = PictureResult("a.jpg", None, None, 1, 2, (Prediction(1, 5, "n1", "cat", 0.5),), None, RUN)
     row = write_run(FormatName.CSV, plain).splitlines()[1]
-    assert row == "a.jpg,,ok,caformer_s18,1,2,cat,n1,5,0.5,,,,,,,,,,,"
+    assert row == "a.jpg,,ok,caformer_s18,1,2,cat,n1,5,0.5,,,,,,,,,,,,"
 
 
 def test_table() -> None:
     assert write_run(FormatName.TABLE, OK, BAD) == (
         'a "b",\\tc\\n\\r.jpg  640x480\n'
         "cat 91.0%\n"
+        "unsure: too many answers of this probability are wrong\n"
         "╭───┬───────┬───────┬──────────────────────╮\n"
         "│ # │ label │  prob │                      │\n"
         "├───┼───────┼───────┼──────────────────────┤\n"
@@ -296,7 +301,7 @@ def test_what_tables_show_of_a_class(label_type: LabelType, wordnet: str, own: s
 )
 def test_a_table_has_a_concept_above_it(label_type: LabelType, wnid: str, shown: str | None) -> None:
     stream = io.StringIO()
-    result = replace(OK, concept=Concept(wnid, "cat", 0.91, 7))
+    result = replace(OK, concept=Concept(wnid, "cat", 0.91, 7), abstained=None)
     open_writer(FormatName.TABLE, stream, label_type=label_type).write(result)
     line = stream.getvalue().splitlines()[1]
     assert line == shown if shown else line.startswith("╭")

@@ -14,7 +14,7 @@ from mfcli.errors import FailureCode, OutputError
 from mfcli.outputs import open_writer
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import FormatName
-from mfcli.results import Concept, Failure, PictureResult, Prediction, RunInfo, RunSettings, Summary
+from mfcli.results import Abstention, Concept, Failure, PictureResult, Prediction, RunInfo, RunSettings, Summary
 
 RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 2)
 SETTINGS = RunSettings("0123456789abcdef", {"model": "caformer_s18", "weights_sha256": "ab" * 32})
@@ -38,6 +38,7 @@ RESULTS = st.lists(
         error=st.none(),
         run=st.just(RUN),
         concept=st.none() | CONCEPT,
+        abstained=st.none() | st.sampled_from(Abstention),
     )
     | st.builds(
         PictureResult,
@@ -108,7 +109,7 @@ def test_the_rows_before_a_cut_are_read(name: FormatName) -> None:
 
 def test_csv_without_the_last_columns_and_from_a_spreadsheet() -> None:
     text = write(FormatName.CSV, [ROW]).decode()
-    older = text.replace(",input_b64", "").replace(",\n", "\n")
+    older = text.replace(",input_b64,abstained", "").replace(",,\n", "\n")
     for data in (text, older, "\ufeff" + text, text.replace(",", ";"), text.replace("\n", "\r\n")):
         assert read(data.encode()) == [ROW.to_dict()]
     assert read(text.encode(), None) == [ROW.to_dict() | {"weights_sha256": None, "run": None}]

@@ -13,7 +13,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mfcli.artifact.metadata import read_metadata
 from mfcli.errors import ModelError, UsageError, first_line
@@ -24,6 +24,9 @@ from mfcli.models.preprocess import PreprocessPlan
 from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Label
 from mfcli.settings import Settings
+
+if TYPE_CHECKING:
+    from mfcli.models.abstention import Thresholds
 
 FORMAT_VERSION = 2
 """Incremented whenever the graph or the metadata of an artifact changes meaning; older files are then rebuilt."""
@@ -46,6 +49,7 @@ class Artifact:
         versions: of the packages that built it.
         graph_sha256: digest of the graph, weights included; None if it was built by an older version.
         check: the largest difference from torch at each batch size, in units of the logits' standard deviation.
+        thresholds: when a model of the user's own classes abstains; None for others.
         size_bytes: the file's size.
         mtime_ns: the file's modification time when it was checked.
     """
@@ -61,6 +65,7 @@ class Artifact:
     versions: dict[str, str]
     graph_sha256: str | None
     check: dict[str, float]
+    thresholds: "Thresholds | None"
     size_bytes: int
     mtime_ns: int = field(compare=False)
 
@@ -200,6 +205,7 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
             versions=fields["versions"],
             graph_sha256=sidecar.get("graph_sha256"),
             check=fields["check"],
+            thresholds=_read_thresholds(metadata.get(f"{METADATA_PREFIX}thresholds")),
             size_bytes=size_bytes,
             mtime_ns=status.st_mtime_ns,
         )
@@ -207,6 +213,14 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
         raise ModelError(f"cannot read the artifact {path}: {error.strerror}", REINSTALL) from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(f"{path} is damaged, or not an artifact of mfcli", REINSTALL) from error
+
+
+def _read_thresholds(text: str | None) -> "Thresholds | None":
+    if text is None:
+        return None
+    from mfcli.models.abstention import Thresholds
+
+    return Thresholds.from_json(json.loads(text))
 
 
 _FIELDS = ("format_version", "variant", "key", "weights_sha256", "source_url", "labels", "versions", "check")

@@ -17,6 +17,7 @@ from onnx import GraphProto, TensorProto, helper
 
 from mfcli.artifact.file import METADATA_PREFIX, Artifact
 from mfcli.artifact.outputs import find_head
+from mfcli.models.abstention import Familiarity
 from mfcli.results import Label
 
 
@@ -27,6 +28,7 @@ def replace_head(
     bias: NDArray[np.float32],
     labels: Sequence[Label],
     weights_sha256: str,
+    familiarity: Familiarity,
     fields: Mapping[str, Any],
 ) -> bytes:
     """Return the ONNX model of a base model with another head.
@@ -38,6 +40,7 @@ def replace_head(
         bias: float32 (classes,).
         labels: one per class.
         weights_sha256: digest of the new head.
+        familiarity: what the output `distance` is computed by.
         fields: more metadata properties; JSON values.
 
     Raises:
@@ -53,6 +56,7 @@ def replace_head(
         )
     inputs = [features, "head.weight", "head.bias"]
     graph.node.append(helper.make_node("Gemm", inputs, ["logits"], name="logits", transB=1))
+    _add_distance(graph, features, familiarity)
     graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(weight)]))
     properties = {entry.key: entry.value for entry in proto.metadata_props}
     pairs = [(label.wnid, label.name) for label in labels]
@@ -72,6 +76,31 @@ def replace_head(
     for field, text in properties.items():
         proto.metadata_props.add(key=field, value=text)
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _add_distance(graph: GraphProto, features: str, familiarity: Familiarity) -> None:
+    """Add the output `distance`, (N, 1), see `models.abstention.Familiarity`."""
+    centres = familiarity.centres
+    constants: dict[str, NDArray[Any]] = {
+        "familiarity.axes": familiarity.axes,
+        "familiarity.offset": familiarity.offset,
+        "familiarity.centres": -2 * centres,
+        "familiarity.squares": np.square(centres).sum(1),
+        "familiarity.dimension": np.array([1], np.int64),
+    }
+    for name, values in constants.items():
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        graph.initializer.add(name=name, dims=values.shape, data_type=kind, raw_data=values.tobytes())
+    for op, inputs, name in (
+        ("Gemm", [features, "familiarity.axes", "familiarity.offset"], "moved"),
+        ("Gemm", ["moved", "familiarity.centres", "familiarity.squares"], "differences"),
+        ("ReduceMin", ["differences", "familiarity.dimension"], "least"),
+        ("ReduceSumSquare", ["moved", "familiarity.dimension"], "norm"),
+        ("Add", ["least", "norm"], "distance"),
+    ):
+        transposed = {"transB": 1} if "familiarity.centres" in inputs else {}
+        graph.node.append(helper.make_node(op, inputs, [name], name=name, **transposed))
+    graph.output.append(helper.make_tensor_value_info("distance", TensorProto.FLOAT, ["N", 1]))
 
 
 def _remove_head(graph: GraphProto, features: str) -> None:

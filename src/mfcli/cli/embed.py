@@ -96,6 +96,7 @@ def embed(
                 formats=extra_formats,
                 features=True,
                 confidence=None,
+                abstain="off",
                 settings=settings,
                 progress=progress,
             )

@@ -15,8 +15,8 @@ from mfcli.errors import ExitCode, UsageError, escape_control_characters
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
 from mfcli.outputs.writer import FormatName, Writer
-from mfcli.results import Query
-from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, Settings
+from mfcli.results import Abstain, Query
+from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_ERROR, DEFAULT_MAX_PIXELS, Settings
 
 if TYPE_CHECKING:
     from mfcli.outputs.pictures import PictureRenderer
@@ -129,6 +129,8 @@ def find(
             input_size=input_size,
             top_k=None,
             confidence=DEFAULT_CONFIDENCE,
+            abstain=Abstain.OFF,
+            max_error=DEFAULT_MAX_ERROR,
             engine=engine,
             device=device,
             precision=precision,

@@ -7,6 +7,7 @@ import re
 import sys
 
 FLAGS = {
+    "abstain": "--abstain",
     "batch_size": "--batch-size",
     "confidence": "--confidence",
     "crop_pct": "--crop-pct",
@@ -20,6 +21,7 @@ FLAGS = {
     "input_size": "--input-size",
     "interpolation": "--interpolation",
     "labels": "--labels",
+    "max_error": "--max-error",
     "max_failures": "--max-failures",
     "min_prob": "--min",
     "max_pixels": "--max-pixels",

@@ -113,3 +113,18 @@ def parse_top_k(text: str) -> int | Literal["all"]:
         return int(text)
     except ValueError as error:
         raise UsageError(f"--top-k {text!r} is neither a number nor all", "--top-k 5") from error
+
+
+def parse_share(text: str) -> float:
+    """Read a share: a percentage such as `10%`, or a number such as `0.1`.
+
+    Raises:
+        UsageError: it is neither, or not between 0 and 1.
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise UsageError(f"--max-error {text!r} is not a share between 0 and 1", "--max-error 10%")
+    return share

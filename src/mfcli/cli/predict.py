@@ -15,7 +15,7 @@ import typer
 
 from mfcli.cli import predict_options as option
 from mfcli.cli.destination import Destination, Layout, Sink, parse_output
-from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_numbers, parse_top_k
+from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_numbers, parse_share, parse_top_k
 from mfcli.cli.streams import is_terminal, note, standard_input
 from mfcli.errors import ExitCode, MfError, UsageError
 from mfcli.hub.bundled import is_bundled
@@ -26,7 +26,7 @@ from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
 from mfcli.models.registry import Interpolation, find_variant
 from mfcli.outputs.writer import FormatName, NotifyingWriter, Writer
-from mfcli.results import Query, Summary
+from mfcli.results import Abstain, Query, Summary
 from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, Settings
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def predict(
     weights: option.Weights = None,
     top_k: option.TopK = None,
     confidence: option.Confidence = DEFAULT_CONFIDENCE,
+    abstain: option.ShownAbstentions = Abstain.BOTH,
+    max_error: option.MaxError = "10%",
     labels: option.Labels = None,
     mean: option.Mean = None,
     std: option.Std = None,
@@ -114,6 +116,8 @@ def predict(
             input_size=input_size,
             top_k=None if top_k is None else parse_top_k(top_k),
             confidence=confidence,
+            abstain=abstain,
+            max_error=parse_share(max_error),
             engine=engine,
             device=device,
             precision=precision,
@@ -214,6 +218,8 @@ class ModelRequest:
     input_size: int | None
     top_k: int | Literal["all"] | None
     confidence: float
+    abstain: Abstain
+    max_error: float
     engine: EngineName
     device: str
     precision: Precision
@@ -238,6 +244,8 @@ class ModelRequest:
             input_size=self.input_size,
             top_k=self.top_k,
             confidence=self.confidence,
+            abstain=self.abstain,
+            max_error=self.max_error,
             engine=self.engine,
             device=self.device,
             precision=self.precision,

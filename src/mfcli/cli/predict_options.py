@@ -11,6 +11,7 @@ from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.codecs import OPTIONAL_FORMATS
 from mfcli.models.registry import Interpolation as InterpolationName
 from mfcli.outputs.writer import FormatName, LabelType
+from mfcli.results import Abstain
 from mfcli.settings import DEFAULT_TOP_K
 
 _INPUTS, _MODEL, _OUTPUT, _RUNNING, _FAILING = "Inputs", "Model", "Output", "Running", "Failures"
@@ -108,6 +109,18 @@ Confidence = Annotated[
     typer.Option(
         metavar="P", help="Name a concept that holds this share of the probability: 0.5 to 1.", rich_help_panel=_MODEL
     ),
+]
+ShownAbstentions = Annotated[
+    Abstain,
+    typer.Option(
+        metavar="WHICH",
+        help=f"Mark answers of models of mf train that are not to be trusted: {list_choices(Abstain)}.",
+        rich_help_panel=_MODEL,
+    ),
+]
+MaxError = Annotated[
+    str,
+    typer.Option(metavar="P%", help="Mark as unsure until at most this share is wrong.", rich_help_panel=_MODEL),
 ]
 Labels = Annotated[
     Path | None,

@@ -35,6 +35,8 @@ from mfcli.models.preprocess import PreprocessOverrides, make_preprocess_plan
 from mfcli.models.registry import Variant, default_variant, find_variant
 from mfcli.results import (
     PREDICT_SCHEMA,
+    Abstain,
+    Abstention,
     Concept,
     Failure,
     Label,
@@ -47,7 +49,15 @@ from mfcli.results import (
     RunInfo,
     RunSettings,
 )
-from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, DEFAULT_TOP_K, MIN_CONFIDENCE, Settings, usable_cores
+from mfcli.settings import (
+    DEFAULT_CONFIDENCE,
+    DEFAULT_MAX_ERROR,
+    DEFAULT_MAX_PIXELS,
+    DEFAULT_TOP_K,
+    MIN_CONFIDENCE,
+    Settings,
+    usable_cores,
+)
 
 if TYPE_CHECKING:
     from mfcli.models.concepts import HeadConcepts
@@ -92,6 +102,7 @@ class RunFingerprint:
     exif: bool
     confidence: float | None
     query: Query | None
+    abstention: tuple[Abstain, float] | None
 
     @property
     def run(self) -> str:
@@ -120,6 +131,7 @@ class RunFingerprint:
             "exif": self.exif,
             "confidence": self.confidence,
             **({} if self.query is None else {"query": dataclasses.asdict(self.query)}),
+            **({} if self.abstention is None else {"abstention": self.abstention}),
         }
 
 
@@ -154,6 +166,8 @@ class Predictor:
         thumbnail_side: int | None = None,
         confidence: float | None = DEFAULT_CONFIDENCE,
         query: Query | None = None,
+        abstain: Abstain = Abstain.BOTH,
+        max_error: float = DEFAULT_MAX_ERROR,
     ) -> None:
         """Bind a model to the settings of a run.
 
@@ -170,6 +184,8 @@ class Predictor:
             thumbnail_side: width and height in pixels of the thumbnails in results, at most; None for none.
             confidence: probability that a concept holds to be named, 0.5 to 1; None to name none.
             query: what is searched for; results then have a match.
+            abstain: which abstentions are shown; unfamiliar pictures need an engine that computes distances.
+            max_error: the share of wrong answers among those that are not unsure.
 
         Raises:
             AmbiguousWordError: a word of the query has several meanings.
@@ -205,8 +221,15 @@ class Predictor:
             raise UsageError(f"min_prob={query.min_prob:g} is not more than 0 and at most 1", "min_prob=0.5")
         self._query = query
         self.targets = () if query is None else self._resolve(query)
+        thresholds = artifact.thresholds
+        self._max_distance, self._min_prob = None, 0.0
+        if thresholds is not None and abstain.covers(Abstention.UNFAMILIAR):
+            self._max_distance = thresholds.distance
+        if thresholds is not None and abstain.covers(Abstention.UNSURE):
+            self._min_prob = thresholds.find_prob(max_error)
+        rule = None if thresholds is None else (abstain, max_error)
         fingerprint = RunFingerprint(
-            artifact, self.labels, engine.name, engine.precision, top_k, exif, confidence, query
+            artifact, self.labels, engine.name, engine.precision, top_k, exif, confidence, query, rule
         )
         self.settings = fingerprint.settings
         self.run_info = RunInfo(
@@ -265,7 +288,7 @@ class Predictor:
             return self
         embedder = object.__new__(Predictor)
         vars(embedder).update(vars(self))
-        embedder._options = replace(self._options, extra=(Output.FEATURES,))
+        embedder._options = replace(self._options, extra=(*self._options.extra, Output.FEATURES))
         embedder.engine = load_engine(self.engine.name, self.artifact, embedder._options)
         return embedder
 
@@ -414,11 +437,14 @@ class Predictor:
                     "its artifact may be damaged",
                     self.artifact.remedy,
                 )
-        features = extra[0] if extra else [None] * len(logits)
-        results = [
-            self._make_result(p.source, p, predictions, None, concept, own)
-            for p, (predictions, concept), own in zip(pictures, map(self.rank, logits), features, strict=True)
-        ]
+        outputs = dict(zip(self._options.extra, extra, strict=True))
+        features = outputs.get(Output.FEATURES, [None] * len(logits))
+        distances = outputs[Output.DISTANCE].ravel().tolist() if Output.DISTANCE in outputs else [None] * len(logits)
+        results = []
+        for picture, row, own, distance in zip(pictures, logits, features, distances, strict=True):
+            predictions, concept = self.rank(row)
+            abstained = self.judge(predictions[0].prob, distance)
+            results.append(self._make_result(picture.source, picture, predictions, None, concept, own, abstained))
         if (query := self._query) is None:
             return results
         return [replace(r, match=self._search(query, row)) for r, row in zip(results, logits, strict=True)]
@@ -431,6 +457,7 @@ class Predictor:
         error: Failure | None,
         concept: Concept | None = None,
         features: NDArray[np.float32] | None = None,
+        abstained: Abstention | None = None,
     ) -> PictureResult:
         return PictureResult(
             input=source.input,
@@ -443,8 +470,20 @@ class Predictor:
             run=self.run_info,
             concept=concept,
             features=features,
+            abstained=abstained,
             thumbnail=picture.thumbnail if isinstance(picture, PreparedPicture) else None,
         )
+
+    def judge(self, prob: float, distance: float | None) -> Abstention | None:
+        """Return why an answer should not be trusted, as far as the model knows and the caller asked.
+
+        Args:
+            prob: the largest probability.
+            distance: how far the picture is from the classes; None if that is not computed.
+        """
+        if distance is not None and self._max_distance is not None and distance > self._max_distance:
+            return Abstention.UNFAMILIAR
+        return Abstention.UNSURE if prob < self._min_prob else None
 
     def rank(self, logits: NDArray[np.float32]) -> tuple[tuple[Prediction, ...], Concept | None]:
         """Rank float32 logits (classes,), equal ones in head order, and name the concept over them."""
@@ -517,6 +556,8 @@ def load_predictor(
     thumbnail_side: int | None = None,
     confidence: float | None = DEFAULT_CONFIDENCE,
     query: Query | None = None,
+    abstain: Abstain | str = Abstain.BOTH,
+    max_error: float = DEFAULT_MAX_ERROR,
     settings: Settings | None = None,
     progress: Progress = lambda _: None,
 ) -> Predictor:
@@ -546,6 +587,8 @@ def load_predictor(
         thumbnail_side: see `Predictor`.
         confidence: see `Predictor`.
         query: see `Predictor`.
+        abstain: which abstentions are shown: off, unsure, unfamiliar or both; only models of `mf train` abstain.
+        max_error: see `Predictor`.
         settings: defaults; None reads the environment.
         progress: called with a message before a long step, and with the progress of a download.
 
@@ -564,6 +607,9 @@ def load_predictor(
     if isinstance(top_k, int) and top_k < 1:  # checked before anything is downloaded or prepared
         raise UsageError(f"top_k={top_k} is less than 1", "top_k=1")
     engine = _parse_choice(EngineName, engine, "engine")
+    abstain = _parse_choice(Abstain, abstain, "abstain")
+    if not 0 < max_error < 1:
+        raise UsageError(f"max_error={max_error:g} is not between 0 and 1", f"max_error={DEFAULT_MAX_ERROR:g}")
     names = None
     if labels is not None:
         from mfcli.models.label_files import make_labels
@@ -582,6 +628,8 @@ def load_predictor(
     else:
         variant = overrides.apply(named or default_variant(settings))
         artifact = _ensure_preprocessing(variant, Path(weights) if weights else None, settings, progress)
+    if artifact.thresholds is not None and abstain.covers(Abstention.UNFAMILIAR):
+        options = replace(options, extra=(*options.extra, Output.DISTANCE))
     loaded = load_engine(engine, artifact, options)
     return Predictor(
         artifact,
@@ -596,6 +644,8 @@ def load_predictor(
         thumbnail_side=thumbnail_side,
         confidence=confidence,
         query=query,
+        abstain=abstain,
+        max_error=max_error,
     )
 
 

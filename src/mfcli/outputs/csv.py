@@ -27,7 +27,7 @@ class SeparatedWriter:
             columns.append("matches")
         for number, _ in enumerate(run.query, start=1):
             columns += [f"match_{number}", f"match_wnid_{number}", f"match_prob_{number}", f"match_classes_{number}"]
-        self._write([*columns, "error_code", "error_message", "input_b64"])
+        self._write([*columns, "error_code", "error_message", "input_b64", "abstained"])
 
     def write(self, result: PictureResult) -> None:
         """Write one row; missing values are empty cells."""
@@ -48,7 +48,7 @@ class SeparatedWriter:
             for concept in result.match.concepts if result.match else [None] * len(self._run.query):
                 cells += _list_cells(concept)
         cells += [result.error.code.value, result.error.message] if result.error else [None, None]
-        self._write([*cells, result.input_b64])
+        self._write([*cells, result.input_b64, result.abstained and result.abstained.value])
 
     def _write(self, cells: list[object]) -> None:
         # the csv module does not quote a lone carriage return, which readers take for the end of a row

@@ -219,6 +219,7 @@ def _parse_cells(cells: dict[Any, Any]) -> dict[str, Any]:
         "height": int(cells["height"]) if cells["height"] else None,
         "predictions": predictions,
         "concept": _parse_concept(cells, "concept"),
+        "abstained": cells.get("abstained") or None,
         **_parse_match(cells),
         "error": {"code": cells["error_code"], "message": cells["error_message"]} if cells["error_code"] else None,
     }

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from mfcli.errors import escape_control_characters
 from mfcli.outputs.writer import LabelType
-from mfcli.results import PictureResult, Prediction, RunInfo, Summary
+from mfcli.results import Abstention, PictureResult, Prediction, RunInfo, Summary
 
 if TYPE_CHECKING:
     from mfcli.outputs.pictures import PictureRenderer
@@ -28,6 +28,12 @@ _PADDING = 2  # cells beside each column of a table that has room
 _FOLDED_CELLS = 20  # the narrowest column that long cells are folded in
 _HEADERS = {LabelType.NAME: "label", LabelType.WNID: "wnid", LabelType.INDEX: "index"}
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+_ABSTENTIONS = {
+    Abstention.UNSURE: "unsure: too many answers of this probability are wrong",
+    Abstention.UNFAMILIAR: "unfamiliar: unlike the pictures that the model learned from",
+}
 
 
 class _Console(Console):
@@ -83,7 +89,10 @@ class TableWriter:
 
     def _make_body(self, result: PictureResult, room: int) -> RenderableType:
         """Return the table of classes, below the concept where that is not the first class."""
-        table, concept = self._make_table(result, room), result.concept
+        table: RenderableType = self._make_table(result, room)
+        concept = result.concept
+        if result.abstained:
+            table = Group(Text(_ABSTENTIONS[result.abstained], style="yellow", overflow="fold"), table)
         if concept is None or (result.top and result.top.wnid == concept.wnid):
             return table
         label = concept.wnid if self._label_type is LabelType.WNID else escape_control_characters(concept.label)
@@ -130,6 +139,9 @@ class LineWriter:
             parts = [(Text(f"  {escape_control_characters(result.error.message)}", "red"), Text(""))]
         else:
             parts = [self._format_prediction(p) for p in result.predictions]
+            if result.abstained:
+                label, prob = parts[0]
+                parts[0] = (label, prob + Text(f" {result.abstained}", "yellow"))
         if self._console.is_terminal:
             self._console.print(_fit_line(name, parts, self._console.width), no_wrap=True)
         else:

@@ -19,6 +19,7 @@ FIELDS: dict[str, tuple[type, Callable[[PictureResult], Any]]] = {
     "concept": (str, lambda result: result.concept and result.concept.label),
     "concept_wnid": (str, lambda result: result.concept and result.concept.wnid),
     "concept_prob": (float, lambda result: result.concept and result.concept.prob),
+    "abstained": (str, lambda result: result.abstained and result.abstained.value),
     "width": (int, lambda result: result.width),
     "height": (int, lambda result: result.height),
     "model": (str, lambda result: result.run.model),

@@ -27,6 +27,7 @@ from mfcli.files import list_files
 from mfcli.inference.predictor import Predictor, load_predictor
 from mfcli.inference.views import Views, compute_views
 from mfcli.inputs.dataset import Dataset, LabelledPicture, Split, join_names, read_dataset
+from mfcli.models.abstention import Familiarity, Thresholds, fit_familiarity, list_error_bounds
 from mfcli.models.head import FittedHead, TrainingSet, fit_head
 from mfcli.models.labels import make_class_labels
 from mfcli.models.metrics import compute_figures, list_class_figures, list_confusions, softmax
@@ -34,7 +35,7 @@ from mfcli.models.own import ARGS_FILE, MODEL_FILE
 from mfcli.models.registry import VARIANTS
 from mfcli.models.splits import divide, group_duplicates
 from mfcli.outputs.training import METRICS_FILE, JudgedPicture, SplitRow, TrainingReport, write_report
-from mfcli.results import Failure, PictureResult, Progress
+from mfcli.results import Abstention, Failure, PictureResult, Progress
 from mfcli.settings import Settings
 from mfcli.signals import defer_signals
 from mfcli.version import __version__
@@ -79,6 +80,14 @@ class TrainRequest:
     time_limit_s: float | None = None
     overwrite: bool = False
     resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the new model does not know: how far pictures are from its classes, and its thresholds."""
+
+    familiarity: Familiarity
+    thresholds: Thresholds
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +145,7 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
         return finished
     dataset = read_dataset(request.data)
     predictor = load_predictor(
-        request.model, weights=request.weights, features=True, settings=settings, progress=progress
+        request.model, weights=request.weights, features=True, abstain="off", settings=settings, progress=progress
     )
     views = compute_views(predictor, [picture.source for picture in dataset.pictures], settings, progress)
     pictures = assign_pictures(dataset, views, request.seed)
@@ -152,11 +161,17 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
     def is_over() -> bool:
         return request.time_limit_s is not None and time.monotonic() - started > request.time_limit_s
 
-    fitted = fit_head(make_training_set(pictures, classes, request), is_over)
+    training = make_training_set(pictures, classes, request)
+    fitted = fit_head(training, is_over)
+    familiarity, max_distance = fit_familiarity(training)
+    seen = training.seen
+    probs = softmax(fitted.out_of_fold[seen])
+    is_right = probs.argmax(1) == training.targets[seen]
+    limits = Limits(familiarity, Thresholds(list_error_bounds(probs.max(1), is_right), max_distance))
     with _new_folder(request.output) as folder:
-        own = _write_model(folder, request, predictor, fitted, classes)
+        own = _write_model(folder, request, predictor, fitted, limits, classes)
         origin = {"base": predictor.artifact.variant, "data": str(request.data)}
-        report = _judge(own, origin, fitted, pictures, classes)
+        report = _judge(own, origin, fitted, limits, pictures, classes)
         write_report(folder, report)
     return report.metrics
 
@@ -333,7 +348,12 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 
 def _write_model(
-    folder: Path, request: TrainRequest, base: Predictor, fitted: FittedHead, classes: tuple[str, ...]
+    folder: Path,
+    request: TrainRequest,
+    base: Predictor,
+    fitted: FittedHead,
+    limits: "Limits",
+    classes: tuple[str, ...],
 ) -> Predictor:
     """Write the head, the artifact and the arguments, and return the model as it will be loaded."""
     from safetensors.numpy import save
@@ -346,8 +366,8 @@ def _write_model(
     (folder / _HEAD_FILE).write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     name, labels = request.output.name, make_class_labels(classes)
-    extra = {"base": origin, "temperature": fitted.temperature}
-    model = replace_head(base.artifact, name, head.weight, head.bias, labels, digest, extra)
+    extra = {"base": origin, "temperature": fitted.temperature, "thresholds": limits.thresholds.to_json()}
+    model = replace_head(base.artifact, name, head.weight, head.bias, labels, digest, limits.familiarity, extra)
     path = folder / MODEL_FILE
     path.write_bytes(model)
     sha256, mtime_ns = hashlib.sha256(model).hexdigest(), path.stat().st_mtime_ns
@@ -378,6 +398,7 @@ def _judge(
     own: Predictor,
     origin: dict[str, Any],
     fitted: FittedHead,
+    limits: "Limits",
     pictures: Sequence[AssignedPicture],
     classes: tuple[str, ...],
 ) -> TrainingReport:
@@ -389,17 +410,20 @@ def _judge(
         chosen = [picture for picture in pictures if picture.split is split]
         figures[split.value] = None
         if chosen:
-            logits = fitted.head.logits(np.stack([picture.known_views.features[0] for picture in chosen]))
+            features = np.stack([picture.known_views.features[0] for picture in chosen])
+            logits, distances = fitted.head.logits(features), limits.familiarity.distances(features)
             targets = np.array([indices[picture.label] for picture in chosen], np.intp)
             predicted = logits.argmax(1)
             figures[split.value] = compute_figures(softmax(logits), targets) | {
                 "per_class": [asdict(row) for row in list_class_figures(predicted, targets, classes)],
                 "confusions": list_confusions(predicted, targets, classes),
             }
-            judged += [
-                JudgedPicture(_make_result(own, picture, row), picture.label, split.value)
-                for picture, row in zip(chosen, logits, strict=True)
+            answers = [
+                JudgedPicture(_make_result(own, picture, row, distance), picture.label, split.value)
+                for picture, row, distance in zip(chosen, logits, distances.tolist(), strict=True)
             ]
+            figures[split.value]["abstention"] = _judge_abstention(answers, indices)
+            judged += answers
     learned = np.array([indices[picture.label] for picture in pictures if picture.split is Split.TRAIN], np.intp)
     seen = np.isfinite(fitted.out_of_fold).all(1)
     figures["out_of_fold"] = compute_figures(softmax(fitted.out_of_fold[seen]), learned[seen]) if seen.any() else None
@@ -425,12 +449,26 @@ def _judge(
     return TrainingReport(metrics, dict(zip(classes, learned_counts, strict=True)), rows, judged)
 
 
+def _judge_abstention(rows: Sequence[JudgedPicture], indices: dict[str, int]) -> dict[str, Any]:
+    """Return how many answers are given, and how many of them are wrong."""
+    given = [row for row in rows if row.result.abstained is None]
+    wrong = sum(row.result.predictions[0].class_index != indices[row.truth] for row in given)
+    return {
+        "unsure": sum(row.result.abstained is Abstention.UNSURE for row in rows),
+        "unfamiliar": sum(row.result.abstained is Abstention.UNFAMILIAR for row in rows),
+        "answered": len(given),
+        "error_of_answers": wrong / len(given) if given else None,
+    }
+
+
 def _make_split_row(picture: AssignedPicture) -> SplitRow:
     source, split = picture.labelled.source, picture.split
     return SplitRow(source.input, picture.label, split.value if split else "left_out", picture.fold, picture.note)
 
 
-def _make_result(own: Predictor, picture: AssignedPicture, logits: NDArray[np.float32]) -> PictureResult:
+def _make_result(
+    own: Predictor, picture: AssignedPicture, logits: NDArray[np.float32], distance: float
+) -> PictureResult:
     source, views = picture.labelled.source, picture.known_views
     predictions, concept = own.rank(logits)
     return PictureResult(
@@ -443,4 +481,5 @@ def _make_result(own: Predictor, picture: AssignedPicture, logits: NDArray[np.fl
         error=None,
         run=own.run_info,
         concept=concept,
+        abstained=own.judge(predictions[0].prob, distance),
     )

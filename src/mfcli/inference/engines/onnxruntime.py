@@ -103,8 +103,8 @@ class OnnxRuntimeEngine:
 
 def _model_source(path: Path, extra: tuple[Output, ...]) -> Path | bytes:
     """Return what the runtime opens: the file, or the model with more outputs."""
-    if extra:
+    if added := [output for output in extra if output is not Output.DISTANCE]:  # which the file has
         from mfcli.artifact.outputs import read_with_outputs
 
-        return read_with_outputs(path, extra)
+        return read_with_outputs(path, added)
     return runtime_source(path)

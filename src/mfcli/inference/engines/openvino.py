@@ -100,7 +100,7 @@ class OpenVinoEngine:
                 f"OpenVINO cannot load {artifact.path}: {first_line(error)}", "engine=onnxruntime"
             ) from error
         self._thread_state = threading.local()
-        self._num_outputs = 1 + len(options.extra)
+        self._outputs = ["logits", *options.extra]
         self._pool = ThreadPoolExecutor(threads, "openvino")
         self.batch_size = cpu_batch_size(artifact.plan.crop_size, threads)
 
@@ -121,15 +121,16 @@ class OpenVinoEngine:
                 self._thread_state.request = self._model.create_infer_request()
             request = self._thread_state.request
             request.infer({0: picture})
-            return tuple(np.array(request.get_output_tensor(n).data, np.float32) for n in range(self._num_outputs))
+            return tuple(np.array(request.get_tensor(name).data, np.float32) for name in self._outputs)
         except Exception as error:
             raise EngineError(f"OpenVINO failed: {first_line(error)}", "engine=onnxruntime") from error
 
 
 def _model_source(path: Path, extra: tuple[Output, ...]) -> Path | bytes:
     """Return the path, or the model where it has more outputs."""
-    if not extra:
+    added = [output for output in extra if output is not Output.DISTANCE]  # which the file has
+    if not added:
         return path
     from mfcli.artifact.outputs import read_with_outputs
 
-    return read_with_outputs(path, extra)
+    return read_with_outputs(path, added)
