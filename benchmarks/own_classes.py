@@ -2,8 +2,8 @@
 
     python benchmarks/own_classes.py FOLDER... [--seeds 5] [--with-sklearn]
 
-FOLDER is what `mf train` takes. Where it has no folder `val`, each seed sets other pictures aside. The first run is cold
-(an empty cache), the others find the features in the cache. `--with-sklearn` fits LogisticRegressionCV to the same
+FOLDER is what `mf train` takes. Where it has no folder `val`, each seed sets other pictures aside. The first run is
+cold (an empty cache), the others find the features in the cache. `--with-sklearn` fits LogisticRegressionCV to the same
 features and compares the log losses and the times; it needs scikit-learn. One line of JSON per folder, and notes on
 stderr.
 """
