@@ -90,6 +90,7 @@ def _make_schema(*, with_match: bool) -> Any:
             "height": integer,
             "predictions": pyarrow.list_(pyarrow.struct(prediction)),
             "concept": concept,
+            "abstained": text,
             **(match if with_match else {}),
             "error": pyarrow.struct({"code": text, "message": text}),
         }
