@@ -196,6 +196,25 @@ def test_pictures_in_train_and_val_are_reported(mf: Mf, tmp_path: Path) -> None:
     assert "note: 3 pictures to judge by are also in train, which flatters the figures" in ran.err
 
 
+def test_the_features_are_in_the_cache_until_they_are_removed(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    assert mf("train", photos, "-o", tmp_path / "m", "-q").code == 0
+    (entry,) = json.loads(mf("cache", "ls", "--format", "json").out)
+    assert (entry["kind"], entry["model"], Path(entry["path"]).parent.name) == (
+        "features",
+        "convformer_t8_64",
+        "features",
+    )
+    size = Path(entry["path"]).stat().st_size
+    with Path(entry["path"]).open("ab") as file:
+        file.write(b"what a killed process left")
+    write_picture(photos / "red" / "more.png", "red", 500)
+    assert mf("train", photos, "-o", tmp_path / "m", "--overwrite", "-q").code == 0
+    assert Path(entry["path"]).stat().st_size == size + (size - len("mfcli.features 320\n")) // 36
+    assert mf("cache", "verify").code == 0
+    assert mf("cache", "rm", "bundled").code == 0
+    assert not Path(entry["path"]).exists()
+
+
 def test_a_csv_file_with_a_missing_picture(mf: Mf, photos: Path, tmp_path: Path) -> None:
     rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in sorted(photos.glob("*/*.png"))]
     (photos / "labels.csv").write_bytes("\r\n".join(["path,label", *rows, "gone.png,red", ""]).encode())

@@ -25,6 +25,7 @@ class Kind(StrEnum):
 
     CHECKPOINT = "checkpoint"
     ARTIFACT = "artifact"
+    FEATURES = "features"
     PARTIAL = "partial"
     OTHER = "other"
 
@@ -58,7 +59,7 @@ class CacheEntry:
 
 
 def list_entries(settings: Settings) -> list[CacheEntry]:
-    """Return the checkpoints, artifacts and partial downloads of the cache, sorted by kind and name.
+    """Return the checkpoints, artifacts, features and partial downloads of the cache, sorted by kind and name.
 
     Raises:
         OutputError: the cache exists and cannot be read.
@@ -68,7 +69,8 @@ def list_entries(settings: Settings) -> list[CacheEntry]:
             list(settings.cache_dir.iterdir())
     except OSError as error:
         raise OutputError(f"cannot read the cache {settings.cache_dir}: {error.strerror}", ELSEWHERE) from error
-    return [*_find_checkpoints(settings), *_find_artifacts(settings), *_find_partial_files(settings)]
+    found = (_find_checkpoints, _find_artifacts, _find_features, _find_partial_files)
+    return [entry for find in found for entry in find(settings)]
 
 
 def _find_checkpoints(settings: Settings) -> Iterator[CacheEntry]:
@@ -88,6 +90,12 @@ def _find_artifacts(settings: Settings) -> Iterator[CacheEntry]:
         date = min((str(o.get("date")) for o in origins), default=None)
         names = tuple(str(o.get("origin")) for o in origins)
         yield CacheEntry(Kind.ARTIFACT, name, path, _get_size(path), digest, names, date)
+
+
+def _find_features(settings: Settings) -> Iterator[CacheEntry]:
+    """Yield what `mf train` keeps of pictures."""
+    for path in list_files(settings.cache_dir / "features", "*.bin"):
+        yield CacheEntry(Kind.FEATURES, path.stem.rpartition("-")[0], path, _get_size(path), None)
 
 
 def _find_partial_files(settings: Settings) -> Iterator[CacheEntry]:
@@ -146,7 +154,7 @@ def verify(settings: Settings, against_torch: bool = False) -> Iterator[Verified
     if against_torch:
         require_comparison()
     for entry in list_entries(settings):
-        if entry.kind is not Kind.PARTIAL:
+        if entry.kind in (Kind.CHECKPOINT, Kind.ARTIFACT):  # features have checksums of their own
             found = _verify_entry(entry)
             yield _compare_artifact(found, settings) if against_torch else found
 
