@@ -189,6 +189,7 @@ class RunInfo:
         top_k: number of predictions per picture.
         confidence: the probability that a concept holds to be named; None where none is.
         query: the words that were searched for; none without a search.
+        keep: the columns of Parquet files that its rows keep.
     """
 
     model: str
@@ -199,6 +200,7 @@ class RunInfo:
     top_k: int
     confidence: float | None = None
     query: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -216,6 +218,7 @@ class PictureResult:
         run: the settings that it comes from.
         concept: what the picture shows with the confidence asked for; None if nothing that says enough does.
         match: what a search says; None without one.
+        kept: values of JSON from the columns of a Parquet file that the run keeps; None where it keeps none.
         features: what the head got, float32 (dim,); None unless it was asked for.
         abstained: why the answer should not be trusted; None if it may be, or nothing is known about it.
         thumbnail: a small picture in mode RGB, upright; None unless the predictor makes them.
@@ -231,6 +234,7 @@ class PictureResult:
     run: RunInfo
     concept: Concept | None = None
     match: Match | None = None
+    kept: dict[str, Any] | None = field(default=None, hash=False)
     features: "NDArray[np.float32] | None" = field(default=None, compare=False, repr=False)
     abstained: Abstention | None = None
     thumbnail: "Image | None" = field(default=None, compare=False)
@@ -263,6 +267,7 @@ class PictureResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the row of JSON Lines, schema mf.predict/1."""
         match = {} if self.match is None else {"match": self.match.to_dict()}
+        kept = {} if self.kept is None else {"kept": self.kept}
         return {
             "schema": PREDICT_SCHEMA,
             "input": self.input,
@@ -281,6 +286,7 @@ class PictureResult:
             "concept": self.concept.to_dict() if self.concept else None,
             "abstained": self.abstained.value if self.abstained else None,
             **match,
+            **kept,
             "error": {"code": self.error.code.value, "message": self.error.message} if self.error else None,
         }
 
@@ -308,6 +314,7 @@ class PictureResult:
             concept=None if concept is None else Concept.from_dict(concept),
             abstained=None if abstained is None else Abstention(abstained),
             match=None if match is None else Match.from_dict(match),
+            kept=None if row.get("kept") is None else dict(row["kept"]),
         )
         texts = [result.input, *(p.label for p in result.predictions), *(p.wnid or "" for p in result.predictions)]
         if not all(isinstance(text, str) for text in texts):

@@ -11,13 +11,19 @@ import pytest
 from conftest import CHECKOUT, Ran
 from documents import fenced, mf_commands
 
-pytest.importorskip("pyarrow")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 PAGE = (CHECKOUT / "docs" / "how-to" / "parquet.md").read_text()
 
 
 def test_the_commands_run(mf: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(CHECKOUT / "examples", "photos")
+    pictures = [path.read_bytes() for path in Path("photos").glob("*.jpg")] * 6
+    parquet.write_table(pyarrow.table({"photo": pictures}), "train.parquet")
+    Path("data").mkdir()
+    columns = {"photo": pictures[:2], "small": pictures[:2], "id": [1, 2], "label": ["a", "b"]}
+    parquet.write_table(pyarrow.table(columns), "data/0.parquet")
     assert mf("predict", "photos", "-o", "march.jsonl").code == 0
     for command in mf_commands(PAGE):
         ran = mf(*shlex.split(command))

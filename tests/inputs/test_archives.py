@@ -51,7 +51,7 @@ def tar_of(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
 def read(path: Path, selection: Selection = ALL) -> dict[str | None, bytes | str]:
     """Each member's bytes, or the code of its failure; None stands for the archive."""
     found = {}
-    for member in iter_members(str(path), selection.takes_member, selection.max_bytes):
+    for member in iter_members(str(path), selection.takes_member, selection):
         assert member.name not in found
         found[member.name] = bytes_of(member)
     return found
@@ -313,7 +313,7 @@ def test_a_zip_whose_names_are_flagged_utf8_and_are_not(tmp_path: Path) -> None:
 def test_a_tar_is_read_lazily(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "p.tar", {f"{number}.jpg": bytes(20_000) for number in range(5)})
     path.write_bytes(path.read_bytes()[:50_000])
-    stream = iter_members(str(path), lambda _: True, 10**6)
+    stream = iter_members(str(path), lambda _: True, ALL)
     assert [next(stream).name, next(stream).name] == ["0.jpg", "1.jpg"]
     assert [member.failure and member.failure.code for member in stream] == [FailureCode.TRUNCATED]
 
@@ -323,13 +323,13 @@ def test_a_tar_keeps_no_headers_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
     opened = []
     original = tarfile.open
     monkeypatch.setattr(tarfile, "open", lambda *a, **o: opened.append(original(*a, **o)) or opened[-1])
-    for _ in iter_members(str(path), lambda _: True, 10**6):
+    for _ in iter_members(str(path), lambda _: True, ALL):
         assert len(opened[0].members) == 0  # type: ignore[attr-defined]
 
 
 def test_a_zip_in_many_threads(tmp_path: Path) -> None:
     files = {f"{number}.jpg": bytes([number]) * 50_000 for number in range(40)}
-    found = list(iter_members(str(zip_of(tmp_path / "p.zip", files)), lambda _: True, 10**6))
+    found = list(iter_members(str(zip_of(tmp_path / "p.zip", files)), lambda _: True, ALL))
     results: dict[str, bytes | str] = {}
 
     def work(part: list[Member]) -> None:
@@ -347,7 +347,7 @@ def test_a_zip_is_closed_with_its_last_member(tmp_path: Path, monkeypatch: pytes
     opened = []
     original = archives.open_file  # type: ignore[attr-defined]
     monkeypatch.setattr(archives, "open_file", lambda path: opened.append(original(path)) or opened[-1])
-    found = list(iter_members(str(zip_of(tmp_path / "p.zip", {"a.jpg": b"x", "b.jpg": b"y"})), lambda _: True, 10))
+    found = list(iter_members(str(zip_of(tmp_path / "p.zip", {"a.jpg": b"x", "b.jpg": b"y"})), lambda _: True, ALL))
     assert not opened[0].closed
     assert [bytes_of(member) for member in found] == [b"x", b"y"]
     del found

@@ -109,6 +109,7 @@ def test_json() -> None:
         "top_k": 2,
         "confidence": 0.8,
         "query": [],
+        "keep": [],
     }
     assert document["summary"] == {"inputs": 2, "ok": 1, "failed": 1, "complete": True, "left_out": {}}
     assert json.loads(write_run(FormatName.JSON))["results"] == []

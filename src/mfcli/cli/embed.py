@@ -37,6 +37,7 @@ def embed(
     include: option.Include = None,
     exclude: option.Exclude = None,
     no_recursive: option.NoRecursive = False,
+    column: option.Column = None,
     no_exif: option.NoExif = False,
     formats: option.Formats = None,
     max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
@@ -72,7 +73,7 @@ def embed(
     extra_formats = tuple(formats.split(",")) if formats is not None else ()
     settings = Settings.from_environ(offline=offline)
     left_out = LeftOut()
-    selection = make_selection(include, exclude, not no_recursive, timeout, extra_formats, settings)
+    selection = make_selection(include, exclude, not no_recursive, timeout, extra_formats, settings, column)
     selection = replace(selection, left_out=left_out)
     with StderrProgress(note, quiet, with_bar=True) as progress:
         sources = iter_sources(

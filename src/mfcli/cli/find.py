@@ -67,6 +67,7 @@ def find(
     include: option.Include = None,
     exclude: option.Exclude = None,
     no_recursive: option.NoRecursive = False,
+    column: option.Column = None,
     no_exif: option.NoExif = False,
     formats: option.Formats = None,
     max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
@@ -108,7 +109,7 @@ def find(
     layout = _parse_layout(path, format, count=count, nul=null)
     settings = Settings.from_environ(offline=offline)
     extra_formats = tuple(formats.split(",")) if formats is not None else ()
-    selection = make_selection(include, exclude, not no_recursive, timeout, extra_formats, settings)
+    selection = make_selection(include, exclude, not no_recursive, timeout, extra_formats, settings, column)
     query = Query(tuple(word.strip() for word in concepts.split(",")), min_prob, all_, invert)
     counters: list[MatchCounter] = []
 

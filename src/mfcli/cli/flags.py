@@ -9,6 +9,7 @@ import sys
 FLAGS = {
     "abstain": "--abstain",
     "batch_size": "--batch-size",
+    "column": "--column",
     "confidence": "--confidence",
     "crop_pct": "--crop-pct",
     "device": "--device",

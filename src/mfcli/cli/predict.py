@@ -50,6 +50,8 @@ def predict(
     include: option.Include = None,
     exclude: option.Exclude = None,
     no_recursive: option.NoRecursive = False,
+    column: option.Column = None,
+    keep: option.Keep = None,
     no_exif: option.NoExif = False,
     formats: option.Formats = None,
     max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
@@ -102,7 +104,7 @@ def predict(
     size = parse_batch_size(batch_size)
     extra_formats = tuple(formats.split(",")) if formats is not None else ()
     settings = Settings.from_environ(offline=offline)
-    selection = make_selection(include, exclude, not no_recursive, timeout, extra_formats, settings)
+    selection = make_selection(include, exclude, not no_recursive, timeout, extra_formats, settings, column, keep)
     request = PredictRequest(
         inputs=InputRequest(tuple(inputs or ()), only_list(lists or []), null, selection),
         model=ModelRequest(
@@ -147,6 +149,8 @@ def make_selection(
     timeout: float,
     formats: tuple[str, ...],
     settings: Settings,
+    column: str | None = None,
+    keep: list[str] | None = None,
 ) -> Selection:
     """Return what the options of inputs select.
 
@@ -162,6 +166,8 @@ def make_selection(
         timeout_s=timeout,
         offline=settings.offline,
         suffixes=suffixes_of(formats_with(formats)),
+        column=column,
+        keep=tuple(dict.fromkeys(keep or ())),
     )
 
 
@@ -365,6 +371,7 @@ def _classify(
         journal=sink.journal,
         retry_writer=sink.retry_writer,
         left_out=left_out,
+        keep=request.inputs.selection.keep,
         progress=progress,
     )
 

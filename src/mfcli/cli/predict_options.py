@@ -21,7 +21,7 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUT...",
-        help="Files, folders, globs, http(s) addresses, .zip and .tar archives; - for picture bytes on standard input.",
+        help="Files, folders, globs, http(s) addresses, .zip, .tar and .parquet; - for a picture on standard input.",
         show_default=False,
     ),
 ]
@@ -50,6 +50,24 @@ Exclude = Annotated[
     typer.Option(metavar="GLOB", help="Leave out what matches.", show_default=False, rich_help_panel=_INPUTS),
 ]
 NoRecursive = Annotated[bool, typer.Option("--no-recursive", help="Leave subfolders out.", rich_help_panel=_INPUTS)]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Column of the pictures in Parquet files.",
+        show_default="the only one of bytes, or of names",
+        rich_help_panel=_INPUTS,
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Copy a column of Parquet files into the rows.",
+        show_default=False,
+        rich_help_panel=_INPUTS,
+    ),
+]
 NoExif = Annotated[
     bool, typer.Option("--no-exif", help="Do not turn pictures by their EXIF orientation.", rich_help_panel=_INPUTS)
 ]

@@ -469,6 +469,7 @@ class Predictor:
             error=error,
             run=self.run_info,
             concept=concept,
+            kept=source.kept,
             features=features,
             abstained=abstained,
             thumbnail=picture.thumbnail if isinstance(picture, PreparedPicture) else None,

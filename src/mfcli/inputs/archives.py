@@ -1,4 +1,4 @@
-"""The pictures in a .zip or .tar archive, read without unpacking it to disk, and never beyond the limits.
+"""The pictures in a .zip, .tar or .parquet file, read without unpacking it to disk, and never beyond the limits.
 
 Archives inside archives are not opened.
 """
@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mfcli.errors import FailureCode, PictureError, memory_error
+from mfcli.inputs.arguments import is_parquet_name
 from mfcli.inputs.members import Member, relative_name, translate_archive_errors
+from mfcli.inputs.parquet import iter_parquet
+from mfcli.inputs.selection import Selection
 from mfcli.inputs.tar_archive import iter_tar
 from mfcli.inputs.walk import open_file
 from mfcli.inputs.zip_archive import ZipReader, iter_zip
@@ -17,25 +20,31 @@ from mfcli.memory import has_free_memory
 from mfcli.results import Failure
 
 
-def iter_members(path: str, takes: Callable[[str], bool], max_bytes: int) -> Iterator[Member]:
-    """Yield the members of an archive: of a zip in natural order, of a tar in its own.
+def iter_members(path: str, takes: Callable[[str], bool], selection: Selection) -> Iterator[Member]:
+    """Yield the members of an archive: of a zip in natural order, of a tar in its own, and the rows of a Parquet file.
 
     A damaged archive gives what can be read, and then a member without a name whose failure says what is wrong. A zip's
-    members are read when they are opened, a tar's before the next one is asked for.
+    members are read when they are opened, the others before the next one is asked for.
 
     Args:
-        path: a zip file, or a tar file, plain or compressed by gzip, bzip2 or xz.
+        path: a zip file, a tar file, plain or compressed by gzip, bzip2 or xz, or a Parquet file.
         takes: whether a member is wanted, by its path in the archive without a leading `./`.
-        max_bytes: the largest member that is read.
+        selection: the largest member that is read, and the columns of a Parquet file.
+
+    Raises:
+        EngineError: a package that the archive needs is not installed.
     """
     try:
         with translate_archive_errors():
             file = open_file(path)
-            yield from (iter_zip if _is_zip(path) else iter_tar)(file, takes, max_bytes)
+            if is_parquet_name(path):
+                yield from iter_parquet(file, takes, selection)
+            else:
+                yield from (iter_zip if _is_zip(path) else iter_tar)(file, takes, selection.max_bytes)
     except PictureError as error:
         yield Member(None, Failure(error.code, error.message))
     except MemoryError as error:
-        if not has_free_memory(max_bytes):  # else its headers ask for more than any ordinary archive does
+        if not has_free_memory(selection.max_bytes):  # else its headers ask for more than any ordinary archive does
             raise memory_error(f"read {path}") from error
         yield Member(None, Failure(FailureCode.TOO_LARGE, "does not fit into memory"))
 
@@ -52,13 +61,9 @@ class LastArchive:
     from a .zip, 0.12 s from a .tar and 0.33 s from a .tar.gz; opening the archive for each line takes 7, 32 and 190 s.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        """Begin without an archive.
-
-        Args:
-            max_bytes: the largest member that is read.
-        """
-        self._max_bytes = max_bytes
+    def __init__(self, selection: Selection) -> None:
+        """Begin without an archive; the selection is that of `iter_members`."""
+        self._selection = selection
         self._identity: tuple[str, int, int, int, int] | None = None
         self._zip_members: dict[str, list[Member]] = {}
         self._tar_names: Counter[str] = Counter()
@@ -82,22 +87,24 @@ class LastArchive:
         if identity != self._identity:
             self._identity = identity
             self._read_names(path)
-        if self._tar_names[wanted] == 1:
+        if is_parquet_name(path) or self._tar_names[wanted] == 1:
             return self._read_on(path, wanted)
         return self._zip_members.get(wanted, [])
 
     def _read_names(self, path: str) -> None:
         self._zip_members, self._tar_names, self._tar_members = {}, Counter(), iter(())
+        if is_parquet_name(path):
+            return  # its rows have numbers
         if _is_zip(path):
             self._read_zip(path)
-        elif any(iter_members(path, self._count, self._max_bytes)):  # it yields nothing but a failure
+        elif any(iter_members(path, self._count, self._selection)):  # it yields nothing but a failure
             self._tar_names.clear()
 
     def _read_zip(self, path: str) -> None:
         with contextlib.suppress(PictureError), translate_archive_errors(), contextlib.ExitStack() as stack:
             archive = ZipReader(stack.enter_context(open_file(path)))
             stack.pop_all()  # it is closed with the last member
-            for member in archive.iter_members(lambda _: True, self._max_bytes):
+            for member in archive.iter_members(lambda _: True, self._selection.max_bytes):
                 self._zip_members.setdefault(relative_name(member.name or ""), []).append(member)
 
     def _count(self, name: str) -> bool:
@@ -109,6 +116,6 @@ class LastArchive:
         self._wanted = wanted
         member = next(self._tar_members, None)
         if member is None or member.name is None:
-            self._tar_members = iter_members(path, lambda name: name == self._wanted, self._max_bytes)
+            self._tar_members = iter_members(path, lambda name: name == self._wanted, self._selection)
             member = next(self._tar_members, None)
         return [member] if member and member.name is not None else []

@@ -1,5 +1,7 @@
 """What an argument of the command line is: a file, a folder, a glob, an archive, a member of one, a URL, or a list.
 
+A Parquet file is an archive whose members are its rows.
+
 Only names and file types are looked at; nothing is opened. How the pictures are found is sources.py's business.
 """
 
@@ -14,7 +16,8 @@ from mfcli.inputs.codecs import ALL_SUFFIXES
 STDIN = "-"
 """The argument that stands for the bytes of one picture on standard input."""
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_PARQUET_SUFFIX = ".parquet"
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", _PARQUET_SUFFIX)
 """Matched regardless of case."""
 
 
@@ -58,13 +61,13 @@ class Argument:
     @property
     def is_many(self) -> bool:
         """Whether it may stand for many pictures; the name of an archive does, whether the file exists or not."""
-        if self.kind is ArgumentKind.MEMBER:
+        if self.kind is ArgumentKind.MEMBER and not is_parquet_name(self.archive):
             return is_glob(self.member) or PurePosixPath(self.member).suffix.lower() not in ALL_SUFFIXES
         return self.kind in _MANY or (self.kind is ArgumentKind.FILE and _names_archive(self.name))
 
     @property
     def is_countable(self) -> bool:
-        """Whether its pictures can be counted ahead of the run: not through a pipe, nor in a tar, read as a whole."""
+        """Whether its pictures can be counted ahead of the run: not through a pipe, nor in what is read as a whole."""
         if self.kind in (ArgumentKind.LIST, ArgumentKind.PIPED_LIST):
             return self.kind is ArgumentKind.LIST
         return not _names_archive(self.name) or self.name.rstrip("/").lower().endswith(".zip")
@@ -101,13 +104,19 @@ def classify_list(name: str) -> Argument:
 
 
 def is_input_name(name: str) -> bool:
-    """Whether a file of this name would be taken for a picture or an archive."""
-    return PurePosixPath(name).suffix.lower() in ALL_SUFFIXES or is_archive_name(name)
+    """Whether a file of this name would be taken for a picture or an archive; Parquet may be results as well."""
+    is_input = PurePosixPath(name).suffix.lower() in ALL_SUFFIXES or is_archive_name(name)
+    return is_input and not is_parquet_name(name)
 
 
 def is_archive_name(path: str) -> bool:
     """Whether a file of this name is opened as an archive when it is named."""
     return path.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def is_parquet_name(path: str) -> bool:
+    """Whether a file of this name is opened as a Parquet file."""
+    return path.lower().endswith(_PARQUET_SUFFIX)
 
 
 def _names_archive(name: str) -> bool:

@@ -9,9 +9,9 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from mfcli.errors import FailureCode, PictureError, one_line
+from mfcli.errors import FailureCode, MfError, PictureError, one_line
 from mfcli.inputs.selection import MAX_NAME
 from mfcli.results import Failure
 
@@ -33,11 +33,15 @@ class Member:
         name: as text, bytes that are not UTF-8 as U+FFFD; None for a failure of the archive itself.
         failure: why it cannot be read, where that is known from its header.
         opener: returns its bytes, seekable; may be called from any thread and raises PictureError.
+        target: the path or URL of the picture, where the member is only its name; else None.
+        kept: what its row keeps, see `Selection.keep`.
     """
 
     name: str | None
     failure: Failure | None = None
     opener: Callable[[], BinaryIO] | None = None
+    target: str | None = None
+    kept: dict[str, Any] | None = None
 
 
 def relative_name(name: str) -> str:
@@ -87,10 +91,13 @@ def refuse_bomb(bytes_out: int, bytes_in: int) -> None:
 
 @contextlib.contextmanager
 def translate_archive_errors() -> Iterator[None]:
-    """Turn whatever reading raises, but MemoryError, into a PictureError; hostile bytes raise almost anything."""
+    """Turn whatever reading raises, but MemoryError and MfError, into a PictureError.
+
+    Hostile bytes raise almost anything.
+    """
     try:
         yield
-    except (PictureError, MemoryError):
+    except (MfError, MemoryError):
         raise
     except EOFError as error:
         raise PictureError(FailureCode.TRUNCATED, "is truncated: its data ends early") from error

@@ -132,6 +132,8 @@ class Selection:
         max_bytes: the largest body of a URL, and the largest member of an archive.
         suffixes: suffixes of pictures, in lower case and with their dot.
         left_out: counts the files that are not taken because of their suffix alone.
+        column: the column of the pictures in Parquet files; None where they have one that may be it.
+        keep: their columns that are copied into the rows of the results.
     """
 
     recursive: bool = True
@@ -142,6 +144,8 @@ class Selection:
     max_bytes: int = DEFAULT_MAX_BYTES
     suffixes: frozenset[str] = DEFAULT_SUFFIXES
     left_out: LeftOut | None = None
+    column: str | None = None
+    keep: tuple[str, ...] = ()
 
     def takes(self, relative: str, folder: str | None = None) -> bool:
         """Whether a file is taken, by its path inside the folder or archive.

@@ -14,12 +14,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from mfcli.errors import FailureCode, NoInputsError, PictureError, UsageError
-from mfcli.files import is_glob, url_scheme
-from mfcli.inputs.arguments import STDIN, Argument, ArgumentKind, classify
+from mfcli.files import is_glob, is_url, url_scheme
+from mfcli.inputs.arguments import STDIN, Argument, ArgumentKind, classify, is_parquet_name, split_member
 from mfcli.inputs.lists import MAX_LINE_BYTES, open_list, read_names
 from mfcli.inputs.selection import MemberMatcher, Selection
 from mfcli.inputs.walk import (
@@ -64,6 +64,7 @@ class Source:
         whole: argument and member of the glob, the archive or the part of an archive that was searched for it; None
             for a picture that was named itself or found in a folder.
         decoded: the pixels, where they are in memory and nothing is opened.
+        kept: what its row keeps, see `Selection.keep`.
     """
 
     argument: str
@@ -72,6 +73,7 @@ class Source:
     opener: Callable[[], BinaryIO] | None = None
     whole: tuple[str, str | None] | None = None
     decoded: "DecodedPicture | None" = None
+    kept: dict[str, Any] | None = None
 
     @property
     def is_stdin(self) -> bool:
@@ -123,8 +125,8 @@ def iter_sources(
     An argument without pictures is a source that fails (not_found), unless no argument has any.
 
     Args:
-        arguments: files, folders, globs, archives, members of archives (`photos.zip/a.jpg`), URLs, or `-` for the
-            bytes of one picture on standard input.
+        arguments: files, folders, globs, archives, Parquet files, members of these (`photos.zip/a.jpg`), URLs, or `-`
+            for the bytes of one picture on standard input.
         stdin: standard input, None where there is none.
         files_from: a file that lists more of them, one per line, `-` for standard input; in it, a line `-` is a file of
             that name, and wildcards are plain characters.
@@ -134,9 +136,14 @@ def iter_sources(
     Raises:
         NoInputsError: there are no arguments, or, while iterating, none of them has pictures.
         UsageError: standard input is named twice, is a terminal, or is closed; the list cannot be read.
+        EngineError: a package that an argument needs is not installed.
     """
     arguments = list(arguments)
     _check_usage(arguments, stdin, files_from, nul)
+    if any(is_parquet_name((split_member(name) or [name])[0]) for name in arguments):
+        from mfcli.outputs.parquet import import_parquet
+
+        import_parquet()
     expansions: _Expansions = (_expand(classify(name), stdin, selection) for name in arguments)
     if files_from is not None:
         file = stdin if files_from == STDIN else open_list(files_from)
@@ -239,7 +246,8 @@ def _expand(
         case ArgumentKind.FOLDER:
             return _make_empty(name, None, selection), map(_make_file_source, walk_folder(name, selection))
         case ArgumentKind.ARCHIVE:
-            sources = _expand_archive(argument.archive, selection.takes_member, selection)
+            takes = selection.passes if is_parquet_name(argument.archive) else selection.takes_member  # rows: numbers
+            sources = _expand_archive(argument.archive, takes, selection)
             return _make_empty(argument.archive, None, selection), sources
         case ArgumentKind.MEMBER:
             if get_last_archive is None:
@@ -289,15 +297,24 @@ def _expand_match(found: FoundPath, selection: Selection) -> Iterator[Source]:
 # ---------------------------------------------------------------------------------------------------------- archives
 
 
-def _make_member_source(path: str, member: "Member", whole: tuple[str, str | None] | None = None) -> Source:
-    return Source(path, member.name, member.failure, member.opener, whole)
+def _make_member_source(
+    path: str, member: "Member", selection: Selection, whole: tuple[str, str | None] | None = None
+) -> Source:
+    failure, opener = member.failure, member.opener
+    if member.target is not None:
+        if is_url(member.target):
+            found = make_url_source(member.target, selection)
+            failure, opener = found.failure, found.opener
+        else:
+            opener = partial(open_file, member.target)
+    return Source(path, member.name, failure, opener, whole, kept=member.kept)
 
 
 def _expand_archive(path: str, takes: Callable[[str], bool], selection: Selection) -> Iterator[Source]:
     from mfcli.inputs.archives import iter_members
 
-    for member in iter_members(path, takes, selection.max_bytes):
-        yield _make_member_source(path, member, (path, None))
+    for member in iter_members(path, takes, selection):
+        yield _make_member_source(path, member, selection, (path, None))
 
 
 def _expand_member(path: str, wanted: str, selection: Selection) -> Iterator[Source]:
@@ -317,7 +334,7 @@ def _expand_listed_member(path: str, wanted: str, selection: Selection, last: "L
     is_filtered = not selection.passes(f"{path}/{wanted}")
     if found := last.find(path, wanted):
         if not is_filtered:
-            yield from (_make_member_source(path, member) for member in found)
+            yield from (_make_member_source(path, member, selection) for member in found)
         return
     yield from _search_member(path, MemberMatcher(wanted, selection, None, is_filtered=is_filtered), selection)
 
@@ -333,7 +350,7 @@ def _is_member_glob(path: str, wanted: str, selection: Selection) -> bool:
         return False
     if not path.lower().endswith(".zip") and "[" not in wanted:
         return True
-    return all(member.name is None for member in iter_members(path, wanted.__eq__, selection.max_bytes))
+    return all(member.name is None for member in iter_members(path, wanted.__eq__, selection))
 
 
 def _search_member(path: str, matcher: MemberMatcher, selection: Selection) -> Iterator[Source]:
@@ -389,7 +406,7 @@ def _expand_list(file: BinaryIO, nul: bool, files_from: str, selection: Selectio
     def get_last_archive() -> "LastArchive":
         from mfcli.inputs.archives import LastArchive
 
-        return LastArchive(selection.max_bytes)
+        return LastArchive(selection)
 
     try:
         with contextlib.nullcontext() if files_from == STDIN else file:

@@ -3,7 +3,11 @@
 import csv
 from typing import TextIO
 
+from mfcli.outputs.json import format_kept
 from mfcli.results import Concept, PictureResult, RunInfo, Summary
+
+KEPT = "kept_"
+"""Begins the names of the columns that a run keeps of its inputs."""
 
 
 class SeparatedWriter:
@@ -27,6 +31,7 @@ class SeparatedWriter:
             columns.append("matches")
         for number, _ in enumerate(run.query, start=1):
             columns += [f"match_{number}", f"match_wnid_{number}", f"match_prob_{number}", f"match_classes_{number}"]
+        columns += [f"{KEPT}{name}" for name in run.keep]
         self._write([*columns, "error_code", "error_message", "input_b64", "abstained"])
 
     def write(self, result: PictureResult) -> None:
@@ -47,6 +52,7 @@ class SeparatedWriter:
             cells.append(result.match and result.match.matches)
             for concept in result.match.concepts if result.match else [None] * len(self._run.query):
                 cells += _list_cells(concept)
+        cells += [format_kept((result.kept or {}).get(name)) for name in self._run.keep]
         cells += [result.error.code.value, result.error.message] if result.error else [None, None]
         self._write([*cells, result.input_b64, result.abstained and result.abstained.value])
 

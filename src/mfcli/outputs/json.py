@@ -17,6 +17,11 @@ def format_document(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
 
 
+def format_kept(value: Any) -> str | None:
+    """Return a value that a row keeps as text: JSON, or the text itself; None for null."""
+    return value if value is None or isinstance(value, str) else format_line(value)
+
+
 class JsonLinesWriter:
     """One object per line."""
 

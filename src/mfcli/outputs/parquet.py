@@ -6,17 +6,19 @@ Rows are written in groups of bounded memory. The metadata holds the run and the
 import contextlib
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from mfcli.errors import one_line, package_error
-from mfcli.outputs.json import format_line
+from mfcli.outputs.json import format_kept, format_line
 from mfcli.results import PictureResult, RunInfo, Summary
 
 _GROUP_VALUES = 2**16
 """Rows and predictions in a group: 10,922 rows of 5 predictions."""
 _BATCH_ROWS = 1024
+_OPTIONAL = ("match", "kept")
+"""Fields that rows may lack."""
 _RUN, _SUMMARY = "mf.run", "mf.summary"
 
 
@@ -42,14 +44,17 @@ class ParquetWriter:
         self._values = 0
 
     def begin(self, run: RunInfo) -> None:
-        """Write the head of the file; only the results of a search have a column `match`."""
+        """Write the head of the file; only the results of a search have a column `match`, as with `kept`."""
         metadata = {_RUN: format_line(asdict(run))}
-        self._schema = _make_schema(with_match=bool(run.query)).with_metadata(metadata)
+        self._schema = _make_schema(with_match=bool(run.query), keep=run.keep).with_metadata(metadata)
         self._parquet = import_parquet().ParquetWriter(self._file, self._schema)
 
     def write(self, result: PictureResult) -> None:
         """Keep one row for the next group."""
-        self._rows.append(result.to_dict())
+        row = result.to_dict()
+        if result.kept is not None:
+            row["kept"] = {name: format_kept(value) for name, value in result.kept.items()}
+        self._rows.append(row)
         self._values += 1 + len(result.predictions)
         if self._values >= _GROUP_VALUES:
             self._write_group()
@@ -75,13 +80,14 @@ class ParquetWriter:
         self._values = 0
 
 
-def _make_schema(*, with_match: bool) -> Any:
+def _make_schema(*, with_match: bool, keep: Sequence[str]) -> Any:
     import pyarrow
 
     text, integer, prob = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
     concept = pyarrow.struct({"wnid": text, "label": text, "prob": prob, "classes": integer})
     prediction = {"rank": integer, "class_index": integer, "wnid": text, "label": text, "prob": prob}
     match = {"match": pyarrow.struct({"matches": pyarrow.bool_(), "concepts": pyarrow.list_(concept)})}
+    kept = pyarrow.struct(dict.fromkeys(keep, text))
     texts = ("schema", "input", "input_b64", "member", "status", "model", "weights_sha256", "run")
     return pyarrow.schema(
         {
@@ -92,6 +98,7 @@ def _make_schema(*, with_match: bool) -> Any:
             "concept": concept,
             "abstained": text,
             **(match if with_match else {}),
+            **({"kept": kept} if keep else {}),
             "error": pyarrow.struct({"code": text, "message": text}),
         }
     )
@@ -117,10 +124,10 @@ class ParquetRows:
         with _translate_errors():
             self._file = parquet.ParquetFile(file)
         schema = self._file.schema_arrow
-        wanted = _make_schema(with_match="match" in schema.names).names
-        if missing := set(wanted) - set(schema.names):
+        if missing := set(_make_schema(with_match=False, keep=()).names) - set(schema.names):
             raise KeyError(*missing)
-        self._columns = wanted
+        known = _make_schema(with_match=True, keep=("any",)).names
+        self._columns = [name for name in schema.names if name in known]
         metadata = schema.metadata or {}
         self.run: dict[str, Any] = json.loads(metadata.get(_RUN.encode(), b"{}"))
         self.summary: dict[str, Any] = json.loads((self._file.metadata.metadata or {}).get(_SUMMARY.encode(), b"{}"))
@@ -134,9 +141,7 @@ class ParquetRows:
         with _translate_errors():
             for batch in self._file.iter_batches(_BATCH_ROWS, columns=self._columns, use_threads=False):
                 for row in batch.to_pylist():
-                    if row.get("match", row) is None:
-                        del row["match"]
-                    yield row
+                    yield {name: value for name, value in row.items() if value is not None or name not in _OPTIONAL}
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from itertools import count, takewhile
 from typing import Any, BinaryIO
 
 from mfcli.errors import OutputError
+from mfcli.outputs.csv import KEPT
 from mfcli.results import PREDICT_SCHEMA, PictureResult, RunInfo, RunSettings
 
 MAX_ROW_BYTES = 2**26
@@ -221,6 +222,7 @@ def _parse_cells(cells: dict[Any, Any]) -> dict[str, Any]:
         "concept": _parse_concept(cells, "concept"),
         "abstained": cells.get("abstained") or None,
         **_parse_match(cells),
+        **_parse_kept(cells),
         "error": {"code": cells["error_code"], "message": cells["error_message"]} if cells["error_code"] else None,
     }
 
@@ -235,6 +237,11 @@ def _parse_concept(cells: dict[Any, Any], name: str, suffix: str = "") -> dict[s
         "prob": float(cells[f"{name}_prob{suffix}"]),
         "classes": int(cells[f"{name}_classes{suffix}"]),
     }
+
+
+def _parse_kept(cells: dict[Any, Any]) -> dict[str, Any]:
+    kept = {name.removeprefix(KEPT): value or None for name, value in cells.items() if name.startswith(KEPT)}
+    return {"kept": kept} if any(kept.values()) else {}
 
 
 def _parse_match(cells: dict[Any, Any]) -> dict[str, Any]:

@@ -21,12 +21,14 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
     runs: set[RunInfo] = set()
     ok = failed = top_k = 0
     query: tuple[str, ...] = ()
+    keep: dict[str, None] = {}
     for result in results:
         runs.add(result.run)
         ok, failed = ok + (result.error is None), failed + (result.error is not None)
         top_k = max(top_k, len(result.predictions))
         if result.match is not None:
             query = tuple(concept.label for concept in result.match.concepts)
+        keep |= dict.fromkeys(result.kept or ())
     if len(runs) != 1:
         raise OutputError(f"{results.name} holds the results of {len(runs) or 'no'} runs", "convert one run at a time")
     (run,) = runs
@@ -40,6 +42,7 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
         top_k=known.get("top_k", top_k),
         confidence=known.get("confidence"),
         query=tuple(known.get("query", ())) or query,
+        keep=tuple(known.get("keep", ())) or tuple(keep),
     )
     return info, Summary(ok + failed, ok, failed, results.complete, results.left_out)
 

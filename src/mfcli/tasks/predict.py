@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mfcli.errors import MfError, TooManyFailuresError, UsageError
 from mfcli.files import is_url
@@ -12,7 +12,7 @@ from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.sources import Source
 from mfcli.outputs.journal import Journal, RowStatus, digest_input
 from mfcli.outputs.writer import Writer
-from mfcli.results import PictureResult, Progress, Summary, Tally
+from mfcli.results import PictureResult, Progress, RunInfo, Summary, Tally
 from mfcli.signals import ForcedInterrupt, defer_signals
 
 
@@ -73,6 +73,7 @@ def predict(
     journal: Journal | None = None,
     retry_writer: Writer | None = None,
     left_out: LeftOut | None = None,
+    keep: tuple[str, ...] = (),
     progress: Progress = lambda _: None,
 ) -> Summary:
     """Write a row for every source, in order, and return the counts.
@@ -89,6 +90,7 @@ def predict(
         journal: knows which sources are finished; they are skipped, and counted in the summary.
         retry_writer: gets the results of sources that had failed; None to skip those as well.
         left_out: what the sources leave out, for the summary.
+        keep: what their rows keep, see `Selection.keep`.
         progress: told the counts after each result.
 
     Raises:
@@ -96,7 +98,8 @@ def predict(
         TooManyFailuresError: the failures exceed `max_failures`.
         OSError: the writer's stream fails.
     """
-    run = _RunState(predictor, writer, journal, retry_writer, left_out or LeftOut())
+    info = replace(predictor.run_info, keep=keep)
+    run = _RunState(info, writer, journal, retry_writer, left_out or LeftOut())
     try:
         for result in predictor.stream(run.select_unfinished(sources), batch_size=batch_size, workers=workers):
             with defer_signals():
@@ -126,7 +129,7 @@ class _RunState:
 
     def __init__(
         self,
-        predictor: Predictor,
+        info: RunInfo,
         writer: Writer,
         journal: Journal | None,
         retry_writer: Writer | None,
@@ -136,7 +139,7 @@ class _RunState:
         self.failed = 0
         self.finished_before = 0
         self._failed_before = 0
-        self._info = predictor.run_info
+        self._info = info
         self._writer = writer
         self._journal = journal
         self._retry_writer = retry_writer
