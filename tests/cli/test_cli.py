@@ -262,7 +262,16 @@ def test_exif_can_be_ignored(mf: Mf, tmp_path: Path) -> None:
 def test_max_pixels(mf: Mf, coffee: Path) -> None:
     ran = mf("predict", coffee, "--max-pixels", "239999", "--format", "jsonl")
     assert ran.code == 6
-    assert json.loads(ran.out)["error"] == {"code": "too_large", "message": "600x400 is over max_pixels=239999"}
+    assert json.loads(ran.out)["error"] == {"code": "too_large", "message": "600x400 is over --max-pixels 239999"}
+
+
+def test_rows_name_the_commands_own_options(mf: Mf, tmp_path: Path) -> None:
+    picture(8, 8).save(tmp_path / "x.ico")
+    (tmp_path / "names").write_bytes(b"a.jpg\0b.jpg\0")
+    out = mf("predict", tmp_path / "x.ico", "http://[::1]/x.jpg", "--files-from", tmp_path / "names", "--offline").out
+    assert "is decoded only on request: --formats ico\n" in out
+    assert "(--offline, MF_OFFLINE" in out
+    assert "needs --null\n" in out
 
 
 def test_an_unwritable_cache(mf: Mf, coffee: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

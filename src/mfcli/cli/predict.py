@@ -15,6 +15,7 @@ import typer
 
 from mfcli.cli import predict_options as option
 from mfcli.cli.destination import Destination, Layout, Sink, parse_output
+from mfcli.cli.flags import name_flags
 from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_numbers, parse_share, parse_top_k
 from mfcli.cli.streams import is_terminal, note, standard_input
 from mfcli.errors import ExitCode, MfError, UsageError
@@ -25,8 +26,8 @@ from mfcli.inputs.codecs import formats_with, suffixes_of
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
 from mfcli.models.registry import Interpolation, find_variant
-from mfcli.outputs.writer import FormatName, NotifyingWriter, Writer
-from mfcli.results import Abstain, Query, Summary
+from mfcli.outputs.writer import FormatName, MappingWriter, Writer
+from mfcli.results import Abstain, PictureResult, Query, Summary
 from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, Settings
 
 if TYPE_CHECKING:
@@ -328,6 +329,7 @@ def run(request: PredictRequest) -> Summary:
     with progress, destination.open(predictor, compact=compact, quiet=quiet, renderer=renderer) as sink:
         if progress.draws_runs and all(argument.is_countable for argument in arguments):
             _count(progress, inputs.open)
+        sink = _wrap(sink, lambda writer: MappingWriter(writer, _name_flags_of_error))
         if request.wrap is not None:
             sink = _wrap(sink, request.wrap)
         if not quiet and (limits := request.model.describe_limits(predictor)):
@@ -378,7 +380,19 @@ def _classify(
 
 def _notify_before_first_answer(sink: Sink, say: Callable[[], None]) -> Sink:
     once = cache(say)  # whichever writer writes the first answer
-    return _wrap(sink, lambda writer: NotifyingWriter(writer, once))
+
+    def notify(result: PictureResult) -> PictureResult:
+        if result.error is None:
+            once()
+        return result
+
+    return _wrap(sink, lambda writer: MappingWriter(writer, notify))
+
+
+def _name_flags_of_error(result: PictureResult) -> PictureResult:
+    if result.error is None:
+        return result
+    return replace(result, error=replace(result.error, message=name_flags(result.error.message)))
 
 
 def _wrap(sink: Sink, wrap: Callable[[Writer], Writer]) -> Sink:

@@ -52,22 +52,20 @@ class Writer(Protocol):
         ...
 
 
-class NotifyingWriter:
-    """Passes everything on to a writer, and calls a function before each result without an error."""
+class MappingWriter:
+    """Passes everything on to a writer, and each result through a function before."""
 
-    def __init__(self, writer: Writer, notify: Callable[[], None]) -> None:
+    def __init__(self, writer: Writer, function: Callable[[PictureResult], PictureResult]) -> None:
         self._writer = writer
-        self._notify = notify
+        self._function = function
 
     def begin(self, run: RunInfo) -> None:
         """Pass it on."""
         self._writer.begin(run)
 
     def write(self, result: PictureResult) -> None:
-        """Pass it on, after the notification."""
-        if result.error is None:
-            self._notify()
-        self._writer.write(result)
+        """Pass on what the function makes of it."""
+        self._writer.write(self._function(result))
 
     def end(self, summary: Summary) -> None:
         """Pass it on."""
