@@ -78,6 +78,7 @@ def test_links_are_counted_as_what_they_lead_to(phone: Path) -> None:
     (phone / "links").mkdir()
     (phone / "links" / "v.mp4").symlink_to(phone / "phone" / "c.mp4")
     (phone / "links" / "f.zip").symlink_to(phone / "phone" / "d", target_is_directory=True)
+    (phone / "links" / "up").symlink_to(phone / "links", target_is_directory=True)
     assert left_out_of("links").counts == {".mp4": 2, ".zip": 1}
 
 
@@ -96,6 +97,9 @@ def test_one_line_says_it() -> None:
         "left out: 2 .cr2, 2 .mp4, 1 without a suffix, 1 .psd, 1 .tar.gz and 2 others; "
         "more formats are decoded with formats=psd"
     )
+    left_out = LeftOut()
+    left_out.add("odd.(1)", "folder")
+    assert left_out.in_words() == "left out: 1 other"
     assert left_out_of("phone/a.jpg").in_words() is None
     with pytest.raises(NoInputsError, match=r"^no pictures in phone/d; left out: 1 .mp4, 1 .zip; archives"):
         list(iter_sources(["phone/d"], None, selection=Selection(left_out=LeftOut())))

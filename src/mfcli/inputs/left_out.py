@@ -58,7 +58,8 @@ class LeftOut:
         shown = [suffix for suffix in counts if suffix != _OTHER][:_MAX_SHOWN]
         parts = [f"{counts[suffix]} {suffix or 'without a suffix'}" for suffix in shown]
         others = sum(counts.values()) - sum(counts[suffix] for suffix in shown)
-        words = f"left out: {', '.join(parts)}{' and ' * bool(parts and others)}{f'{others} others' if others else ''}"
+        rest = f"{others} other{'s' * (others > 1)}" if others else ""
+        words = f"left out: {', '.join(parts)}{' and ' * bool(parts and others)}{rest}"
         formats = [name.lower() for name, suffixes in OPTIONAL_FORMATS.items() if counts.keys() & set(suffixes)]
         if formats:
             words += f"; more formats are decoded with formats={','.join(formats)}"

@@ -230,16 +230,17 @@ class _Walk:
         return None
 
     def _push(self, path: str, relative: str) -> None:
-        folder = _list_folder(path or ".", relative, self._takes, self._enters)
-        if all(folder.identity != above.identity for above in self._stack):  # else a link leads back up
-            self._stack.append(folder)
+        status = os.stat(path or ".")
+        folder = _Folder(relative, (status.st_dev, status.st_ino))
+        if any(folder.identity == above.identity for above in self._stack):
+            return  # a link leads back up
+        _list_folder(path or ".", folder, self._takes, self._enters)
+        self._stack.append(folder)
 
 
-def _list_folder(path: str, relative: str, takes: Callable[[str], bool], enters: Callable[[str], bool]) -> _Folder:
-    """List the wanted names of a folder and their file types; nothing but the listing is read."""
-    status = os.stat(path)
-    folder = _Folder(relative, (status.st_dev, status.st_ino))
-    prefix = f"{relative}/" if relative else ""
+def _list_folder(path: str, folder: _Folder, takes: Callable[[str], bool], enters: Callable[[str], bool]) -> None:
+    """Enter the wanted names of a folder and their file types in it; nothing but the listing is read."""
+    prefix = f"{folder.relative}/" if folder.relative else ""
     names: list[str] = []
     with os.scandir(path) as entries:
         for entry in entries:
@@ -255,4 +256,3 @@ def _list_folder(path: str, relative: str, takes: Callable[[str], bool], enters:
                 continue
             names.append(entry.name)
     folder.names = sort_naturally(names, str)
-    return folder
