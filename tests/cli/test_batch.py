@@ -392,6 +392,14 @@ def test_too_many_failures_stop_the_run(mf: Mf, many: list[Path]) -> None:
     assert mf("predict", *many * 4, "-q", "--format", "csv", "--max-failures", "11%").out.count("\n") == 241
 
 
+def test_a_share_of_failures_counts_in_a_short_run_too(mf: Mf, many: list[Path], tmp_path: Path) -> None:
+    options = (*many[4:6], "--allow-failures", "--max-failures")
+    assert mf("predict", *options, "50%", "-q").code == 0
+    ran = mf("predict", *options, "49%", "-q", "-o", tmp_path / "x.csv")
+    assert (ran.code, ran.err.splitlines()[0]) == (5, "error: 1 of 2 pictures failed, which exceeds --max-failures 49%")
+    assert (tmp_path / "x.csv").read_text().count("\n") == 3
+
+
 def test_a_full_disk_under_an_output_file(mf: Mf, many: list[Path]) -> None:
     for format in ("csv", "jsonl"):
         ran = mf("predict", *many, "-q", "-o", "/dev/full", "--format", format)
@@ -495,7 +503,7 @@ def test_results_are_converted(mf: Mf, mf_process: Mf, many: list[Path], tmp_pat
     [
         (["none.csv"], 3, "cannot read none.csv: No such file or directory"),
         (["{here}"], 3, "cannot read {here}: Is a directory"),
-        (["{here}/empty.csv"], 8, "{here}/empty.csv holds the results of no runs"),
+        (["{here}/empty.csv"], 8, "{here}/empty.csv holds no results"),
         (["{here}/two.jsonl"], 8, "{here}/two.jsonl holds the results of 2 runs"),
         (["{here}/a.jsonl", "-o", "{here}/two.jsonl"], 8, "{here}/two.jsonl exists"),
         (["{here}/a.jsonl", "-o", "x.feather"], 2, "the suffix of x.feather names no format"),

@@ -62,7 +62,7 @@ def ls(format: Format = RecordFormat.TABLE) -> None:
         records = [{**record, "date": (record["date"] or "")[:10]} for record in records]
     _write(format, records, ("kind", "model", "size_bytes", "date", "path", "origins"), optional=("origins", "date"))
     if format is RecordFormat.TABLE:
-        note(f"{len(entries)} files, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB")
+        note(_describe_size(entries))
 
 
 def path() -> None:
@@ -161,8 +161,12 @@ def prune(
 def _report(entries: "Sequence[CacheEntry]", dry_run: bool, format: RecordFormat, quiet: bool) -> None:
     _write(format, [_make_record(entry) for entry in entries], ("kind", "model", "size_bytes", "path"))
     if not quiet:
-        verb = "would be deleted" if dry_run else "deleted"
-        note(f"{len(entries)} files {verb}, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB")
+        note(_describe_size(entries, " would be deleted" if dry_run else " deleted"))
+
+
+def _describe_size(entries: "Sequence[CacheEntry]", verb: str = "") -> str:
+    files = "1 file" if len(entries) == 1 else f"{len(entries)} files"
+    return f"{files}{verb}, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB"
 
 
 add_command(app, ls, "mf cache ls", "mf cache ls --format csv", "mf cache ls --format json")

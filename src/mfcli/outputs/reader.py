@@ -99,7 +99,9 @@ class StoredResults:
                 yield row, PictureResult.from_dict(row, run)
                 number += 1
         except _BAD_ROW as error:
-            raise OutputError(f"row {number} of {self.name} is not a row of mf predict") from error
+            raise OutputError(
+                f"row {number} of {self.name} is not a row of mf predict", "name a file that mf predict wrote"
+            ) from error
         except (OSError, EOFError) as error:
             raise self._damaged(error) from error
 

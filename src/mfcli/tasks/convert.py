@@ -29,8 +29,10 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
         if result.match is not None:
             query = tuple(concept.label for concept in result.match.concepts)
         keep |= dict.fromkeys(result.kept or ())
-    if len(runs) != 1:
-        raise OutputError(f"{results.name} holds the results of {len(runs) or 'no'} runs", "convert one run at a time")
+    if not runs:
+        raise OutputError(f"{results.name} holds no results", "wait for the first row of its run, or run mf predict again")
+    if len(runs) > 1:
+        raise OutputError(f"{results.name} holds the results of {len(runs)} runs", "convert one run at a time")
     (run,) = runs
     known = dict(results.run) or (settings.values if settings is not None and settings.run == run.run else {})
     info = RunInfo(
