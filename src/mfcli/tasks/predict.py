@@ -22,7 +22,8 @@ class MaxFailures:
 
     Attributes:
         count: the run stops when more have failed; None for no such limit.
-        percent: the run stops when a larger share of at least `min_inputs` pictures has failed; None for no such limit.
+        percent: the run stops when a larger share of at least `min_inputs` pictures has failed, and is not accepted when
+            that is so at its end, however few there are; None for no such limit.
         min_inputs: pictures before a share is meaningful.
     """
 
@@ -52,11 +53,12 @@ class MaxFailures:
         limit = self.count if self.percent is None else f"{self.percent:g}%"
         return f"max_failures={limit}"
 
-    def are_exceeded(self, failed: int, inputs: int) -> bool:
+    def are_exceeded(self, failed: int, inputs: int, *, at_end: bool = False) -> bool:
         """Return whether `failed` of `inputs` pictures are too many."""
         if self.count is not None:
             return failed > self.count
-        return self.percent is not None and inputs >= self.min_inputs and 100 * failed > self.percent * inputs
+        is_meaningful = at_end or inputs >= self.min_inputs
+        return self.percent is not None and is_meaningful and 100 * failed > self.percent * inputs
 
 
 ANY_FAILURES = MaxFailures()
@@ -95,7 +97,7 @@ def predict(
 
     Raises:
         EngineError: the engine fails.
-        TooManyFailuresError: the failures exceed `max_failures`.
+        TooManyFailuresError: the failures exceed `max_failures`; at the end, the output is complete nevertheless.
         OSError: the writer's stream fails.
     """
     info = replace(predictor.run_info, keep=keep)
@@ -106,16 +108,23 @@ def predict(
                 run.write(result)
             progress(Tally(run.inputs, run.failed, run.finished_before))
             if max_failures.are_exceeded(run.failed, run.inputs):
-                raise TooManyFailuresError(
-                    f"stopped: {run.failed} of {run.inputs} pictures failed, which exceeds {max_failures}",
-                    "see the error of each failed row",
-                )
+                raise _too_many(run, max_failures, "stopped: ")
     except ForcedInterrupt:
         raise
     except (KeyboardInterrupt, MfError):
         run.end_early()
         raise
-    return run.finish()
+    summary = run.finish()
+    if max_failures.are_exceeded(run.failed, run.inputs, at_end=True):
+        raise _too_many(run, max_failures)
+    return summary
+
+
+def _too_many(run: "_RunState", max_failures: MaxFailures, prefix: str = "") -> TooManyFailuresError:
+    return TooManyFailuresError(
+        f"{prefix}{run.failed} of {run.inputs} pictures failed, which exceeds {max_failures}",
+        "see the error of each failed row",
+    )
 
 
 class _RunState:
