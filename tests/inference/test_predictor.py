@@ -236,7 +236,7 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
         ({"top_k": 0}, "top_k=0 is less than 1"),
         ({"top_k": 201}, "top_k=201 is not between 1 and the 200 classes of convformer_t8_64"),
         ({"labels": ()}, "0 labels for the 200 classes of convformer_t8_64"),
-        ({"labels": ["a"]}, "1 labels for the 200 classes of convformer_t8_64"),
+        ({"labels": ["a"]}, "1 label for the 200 classes of convformer_t8_64"),
         ({"confidence": 0.49}, "confidence=0.49 is not between 0.5 and 1"),
         ({"confidence": float("nan"), "model": "caformer_s18"}, "confidence=nan is not between 0.5 and 1"),
         ({"engine": "abacus"}, "unknown engine 'abacus'"),

@@ -32,6 +32,15 @@ from mfcli.results import Label
         ("1,dog\n0,cat, tabby\n", [(None, "cat, tabby"), (None, "dog")]),
         ("1 dog\n0 cat\n", [(None, "cat"), (None, "dog")]),
         ("1\tdog\n0\tcat\n", [(None, "cat"), (None, "dog")]),
+        ("0: cat\n1: dog\n", [(None, "cat"), (None, "dog")]),
+        ("id\tname\n1\tdog\n0\tcat, tabby\n", [(None, "cat, tabby"), (None, "dog")]),
+        ("name;id\ndog;1\ncat;0\n", [(None, "cat"), (None, "dog")]),
+        ("label\ncat\n", [(None, "label"), (None, "cat")]),
+        ("[none]\ncat\n", [(None, "[none]"), (None, "cat")]),
+        ("n02123045 tabby\nn02123394 Persian cat\n", [("n02123045", "tabby"), ("n02123394", "Persian cat")]),
+        ("wnid\nn02165456\n", [("n02165456", "ladybug, ladybeetle, lady beetle, ladybird, ladybird beetle")]),
+        ("n02165456\n", [("n02165456", "ladybug, ladybeetle, lady beetle, ladybird, ladybird beetle")]),
+        ("n02165456\nn99999999\n", [(None, "n02165456"), (None, "n99999999")]),
         ("chat\u00e9\n", [(None, "chat\u00e9")]),
     ],
 )
@@ -48,22 +57,24 @@ def test_label_files(text: str, labels: list[tuple[str | None, str]] | None, tmp
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "contains an empty name, or none at all"),
+        (b"", "contains no names"),
+        (b"\n\n", "contains no names"),
         (b"[]", "is JSON without class names"),
         (b"{}", "is JSON without class names"),
         (b'{"a": "b"}', "is JSON without class names"),
         (b'{"0": 0, "1": 1}', "is JSON without class names"),
         (b'{"0": "a", "2": "b"}', "not 0 to 1, 1 is missing"),
-        (b'{"a": 0, "b": 0}', "not 0 to 1, one is there twice"),
+        (b'{"a": 0, "b": 0}', "the class index 0 is there twice"),
         (b"[1, 2]", "is JSON without class names"),
         (b'{"id2label": null}', "is JSON without class names"),
         (b'{"label_names": "cat"}', "is JSON without class names"),
         (b"class_index,name\n1,a\n2,b\n", "not 0 to 1, 0 is missing"),
-        (b"class_index,name\n0,a\n0,b\n", "one is there twice"),
+        (b"class_index,name\n0,a\n0,b\n", "the class index 0 is there twice"),
+        (b'{"0": "a", "0": "b", "1": "c"}', "'0' is there twice"),
         (b"class_index,name\n0,a\nx,b\n", "'x' is not a class index"),
         (b"1 euro\n2 euro\n", "not 0 to 1, 0 is missing"),
         (b"0,a\n2,b\n", "not 0 to 1, 1 is missing"),
-        (b"cat\n\ndog\n", "contains an empty name, or none at all"),
+        (b"cat\n\ndog\n", "the name of class 1 is empty"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"wnid,name\nn1\n", "1 columns instead of 2 in 'n1'"),
         (b"wnid,name\nn1,tabby, tabby cat\n", "3 columns instead of 2"),
@@ -74,6 +85,28 @@ def test_malformed_label_files(content: bytes, message: str, tmp_path: Path) -> 
     (tmp_path / "labels.txt").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         read_labels(tmp_path / "labels.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "hint"),
+    [
+        ("labels.txt", "1,cat\n2,dog\n", "indices begin at 0; if the numbers belong to the names"),
+        ("labels.csv", "id,name\n1,cat\n2,dog\n", "indices begin at 0$"),
+        ("labels.json", '{"1": "cat", "2": "dog"}', "indices begin at 0$"),
+    ],
+)
+def test_the_hint_about_indices_fits_the_file(name: str, text: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=f"not 0 to 1, 0 is missing\nhint: {hint}"):
+        read_labels(tmp_path / name)
+
+
+def test_the_suffix_tells_what_the_content_does_not(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("label\ncat\n")
+    assert read_labels(tmp_path / "x.csv") == (Label(None, "cat"),)
+    (tmp_path / "x.json").write_text('{"0": "cat"')
+    with pytest.raises(UsageError, match="is not JSON: Expecting ',' delimiter: line 1 column 12"):
+        read_labels(tmp_path / "x.json")
 
 
 def test_a_missing_label_file(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ class Predictor:
         _check_confidence(confidence)
         if labels is not None and len(labels) != classes:
             raise UsageError(
-                f"{len(labels)} labels for the {classes} classes of {artifact.variant}",
+                f"{len(labels)} label{'s' * (len(labels) != 1)} for the {classes} classes of {artifact.variant}",
                 f"give {classes} names, in the head's order",
             )
         self.artifact = artifact

@@ -8,19 +8,24 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mfcli.errors import UsageError
+from mfcli.models.labels import make_class_labels
 from mfcli.results import Label
 
 _EXPECTED = "expected: one name per line in the head's order, CSV with class_index, wnid or name columns, or JSON"
 
 _NAME_COLUMNS = ("name", "label", "class", "class_name")
 _INDEX_COLUMNS = ("class_index", "index", "id", "class_id")
+_SEPARATORS = ",;\t"
+_FROM_ZERO = "indices begin at 0"
 _WNID = re.compile(r"n\d{8}")
-_INDEXED_LINE = re.compile(r"\s*(\d+)\s*[,;\t ]\s*(\S.*)")
+_INDEXED_LINE = re.compile(r"\s*(\d+)\s*[,;:\t ]\s*(\S.*)")
+_SYNSET_LINE = re.compile(r"(n\d{8})[,;:\t ]\s*(\S.*)")
 
 
 Labels = str | os.PathLike[str] | Iterable[str | Label]
@@ -50,10 +55,11 @@ def _label_of(label: str | Label, index: int) -> Label:
 def read_labels(path: Path) -> tuple[Label, ...]:
     """Read a labels file.
 
-    Text has one name per line in the head's order, or `index,name` or `index name` on every line. CSV has a header with
-    `name` (or `label`, `class`, `class_name`) and, in any order, `class_index` (or `index`, `id`, `class_id`) and
-    `wnid`. JSON is a list of names, `{"0": "name"}`, `{"name": 0}`, `{"0": ["wnid", "name"]}`, or a config.json with
-    `id2label` (Hugging Face) or `label_names` (timm).
+    Text has one name per line in the head's order, or `index,name`, `index name` or `wnid name` on every line. CSV,
+    also with semicolons or tabs, has a header with `name` (or `label`, `class`, `class_name`) and, in any order,
+    `class_index` (or `index`, `id`, `class_id`) and `wnid`. JSON is a list of names, `{"0": "name"}`, `{"name": 0}`,
+    `{"0": ["wnid", "name"]}`, or a config.json with `id2label` (Hugging Face) or `label_names` (timm). Names that are
+    all WordNet ids of ImageNet get ImageNet's names.
 
     Raises:
         UsageError: the file cannot be read, is none of these, has an empty name, or indices with gaps or duplicates.
@@ -67,31 +73,52 @@ def read_labels(path: Path) -> tuple[Label, ...]:
         raise UsageError(f"cannot read labels from {path}: {error.strerror}", _EXPECTED) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"labels file {path} is not UTF-8 text", _EXPECTED) from error
-    if not labels or any(not label.name for label in labels):
-        raise UsageError(f"labels file {path} contains an empty name, or none at all", _EXPECTED)
-    return labels
+    if not labels or not text.strip():
+        raise UsageError(f"labels file {path} contains no names", _EXPECTED)
+    empty = next((index for index, label in enumerate(labels) if not label.name), None)
+    if empty is not None:
+        raise UsageError(f"labels file {path}: the name of class {empty} is empty", _EXPECTED)
+    return _name_wnids(labels)
+
+
+def _name_wnids(labels: tuple[Label, ...]) -> tuple[Label, ...]:
+    """Return labels whose names are all WordNet ids with ImageNet's names, if it has them."""
+    if not all(label.wnid in (None, label.name) for label in labels):
+        return labels
+    named = make_class_labels([label.name for label in labels])
+    return labels if named[0].wnid is None else named
 
 
 def _parse_lines(path: Path, text: str) -> tuple[Label, ...]:
     lines = [line.strip() for line in text.rstrip().split("\n")]
     matches = [_INDEXED_LINE.fullmatch(line) for line in lines]
     if all(matches):
-        return _order(path, ((match[1], Label(None, match[2])) for match in matches if match))
+        hint = f"{_FROM_ZERO}; if the numbers belong to the names, add a first line with: name"
+        return _order(path, ((match[1], Label(None, match[2])) for match in matches if match), hint)
+    synsets = [_SYNSET_LINE.fullmatch(line) for line in lines]
+    if all(synsets):
+        return tuple(Label(match[1], match[2]) for match in synsets if match)
     return tuple(Label(None, line) for line in lines)
 
 
 def _parse_csv(path: Path, text: str) -> tuple[Label, ...] | None:
     """Return the labels of a CSV file with a header; None where the first line is no header."""
-    header = [cell.strip().lower() for cell in next(csv.reader(io.StringIO(text)), [])]
-    name_at = next((header.index(name) for name in _NAME_COLUMNS if name in header), None)
-    if name_at is None or (len(header) == 1 and header[0] != "name"):
+    separator = max(_SEPARATORS, key=text.partition("\n")[0].count)
+    header = [cell.strip().lower() for cell in next(csv.reader(io.StringIO(text), delimiter=separator), [])]
+    if header == ["wnid"]:
+        name_at = 0
+    elif len(header) > 1 or header == ["name"] or path.suffix.lower() == ".csv":
+        name_at = next((header.index(name) for name in _NAME_COLUMNS if name in header), -1)
+    else:  # a text file, whose first class may have the name of a column
+        name_at = -1
+    if name_at < 0:
         return None
-    rows = list(filter(None, list(csv.reader(io.StringIO(text)))[1:]))
+    rows = list(filter(None, list(csv.reader(io.StringIO(text), delimiter=separator))[1:]))
     for row in rows:
         if len(row) != len(header):
             raise UsageError(
                 f"labels file {path}: {len(row)} columns instead of {len(header)} in {','.join(row)!r}",
-                "put a name with a comma in double quotes",
+                f"put a name with {separator!r} in double quotes",
             )
     index_at = next((header.index(name) for name in _INDEX_COLUMNS if name in header), None)
     wnid_at = header.index("wnid") if "wnid" in header else None
@@ -109,9 +136,11 @@ def _parse_json(path: Path, text: str) -> tuple[Label, ...] | None:
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+        value = json.loads(text, object_pairs_hook=partial(_make_unique, path))
+    except (ValueError, RecursionError) as error:
+        if path.suffix.lower() == ".json":
+            raise UsageError(f"labels file {path} is not JSON: {error}", _EXPECTED) from error
+        return None  # the first name may begin with a bracket
     if isinstance(value, dict):
         pretrained = value.get("pretrained_cfg")
         configs = [value, pretrained if isinstance(pretrained, dict) else {}]
@@ -121,6 +150,16 @@ def _parse_json(path: Path, text: str) -> tuple[Label, ...] | None:
             return _parse_json_names(path, names, descriptions)
         value = value.get("id2label", value)
     return _parse_json_names(path, value, {})
+
+
+def _make_unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the dict of pairs; Python would take the last one of several with the same key."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UsageError(f"labels file {path}: {twice!r} is there twice", "give each class one line")
+    return values
 
 
 def _parse_json_names(path: Path, names: Any, descriptions: Any) -> tuple[Label, ...]:
@@ -157,30 +196,21 @@ def _is_index(value: Any) -> bool:
     return (type(value) is int and value >= 0) or (isinstance(value, str) and value.isascii() and value.isdigit())
 
 
-def _order(path: Path, pairs: Iterable[tuple[str, Label]]) -> tuple[Label, ...]:
+def _order(path: Path, pairs: Iterable[tuple[str, Label]], hint: str = _FROM_ZERO) -> tuple[Label, ...]:
     """Return labels in the order of their indices, which must be 0, 1, 2, ... without gaps and duplicates."""
     found: dict[int, Label] = {}
-    count = 0
     for index, label in pairs:
-        count += 1
         text = index.strip()
         if not _is_index(text) or len(text) > 9:
             raise UsageError(f"labels file {path}: {text!r} is not a class index", _EXPECTED)
+        if int(text) in found:
+            raise UsageError(f"labels file {path}: the class index {int(text)} is there twice", hint)
         found[int(text)] = label
-    if len(found) != count or sorted(found) != list(range(count)):
-        problem = _describe_indices(sorted(found), count)
-        raise UsageError(
-            f"labels file {path}: the class indices are not 0 to {count - 1}, {problem}",
-            "indices begin at 0; if the numbers belong to the names, add a first line with: name",
-        )
-    return tuple(found[index] for index in range(count))
-
-
-def _describe_indices(indices: Sequence[int], count: int) -> str:
-    if len(indices) != count:
-        return "one is there twice"
-    missing = next(index for index in range(count) if index not in set(indices))
-    return f"{missing} is missing"
+    missing = next((index for index in range(len(found)) if index not in found), None)
+    if missing is not None:
+        message = f"labels file {path}: the class indices are not 0 to {len(found) - 1}, {missing} is missing"
+        raise UsageError(message, hint)
+    return tuple(found[index] for index in range(len(found)))
 
 
 def _not_labels(path: Path) -> UsageError:

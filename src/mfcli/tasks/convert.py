@@ -30,7 +30,9 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
             query = tuple(concept.label for concept in result.match.concepts)
         keep |= dict.fromkeys(result.kept or ())
     if not runs:
-        raise OutputError(f"{results.name} holds no results", "wait for the first row of its run, or run mf predict again")
+        raise OutputError(
+            f"{results.name} holds no results", "wait for the first row of its run, or run mf predict again"
+        )
     if len(runs) > 1:
         raise OutputError(f"{results.name} holds the results of {len(runs)} runs", "convert one run at a time")
     (run,) = runs

@@ -22,8 +22,8 @@ class MaxFailures:
 
     Attributes:
         count: the run stops when more have failed; None for no such limit.
-        percent: the run stops when a larger share of at least `min_inputs` pictures has failed, and is not accepted when
-            that is so at its end, however few there are; None for no such limit.
+        percent: the run stops when a larger share of at least `min_inputs` pictures has failed, and fails if that is so
+            at its end, however few there are; None for no such limit.
         min_inputs: pictures before a share is meaningful.
     """
 
