@@ -109,11 +109,11 @@ class Familiarity:
         """
         mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
         std = np.where(std > _MIN_STD, std, 1.0)
-        scaled = (features - mean) / std
+        scaled = ((features - mean) / std).astype(np.float32)  # halves the time of the products
         present = np.flatnonzero(np.bincount(targets, minlength=num_classes))
         centres = np.stack([scaled[targets == index].mean(0) for index in present])
         residuals = scaled - centres[np.searchsorted(present, targets)]
-        covariance = residuals.T @ residuals / len(scaled)
+        covariance = (residuals.T @ residuals).astype(np.float64) / len(scaled)
         dim = len(covariance)
         scale = max(float(np.trace(covariance)) / dim, _MIN_STD)
         shrunk = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * scale * np.eye(dim)
