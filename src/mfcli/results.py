@@ -189,7 +189,7 @@ class RunInfo:
         top_k: number of predictions per picture.
         confidence: the probability that a concept holds to be named; None where none is.
         query: the words that were searched for; none without a search.
-        keep: the columns of Parquet files that its rows keep.
+        keep: the columns of Parquet files, and the files beside pictures in tars, that its rows keep.
     """
 
     model: str
@@ -218,7 +218,7 @@ class PictureResult:
         run: the settings that it comes from.
         concept: what the picture shows with the confidence asked for; None if nothing that says enough does.
         match: what a search says; None without one.
-        kept: values of JSON from the columns of a Parquet file that the run keeps; None where it keeps none.
+        kept: values of JSON from the columns or files that the run keeps; None where there are none.
         features: what the head got, float32 (dim,); None unless it was asked for.
         abstained: why the answer should not be trusted; None if it may be, or nothing is known about it.
         thumbnail: a small picture in mode RGB, upright; None unless the predictor makes them.

@@ -62,8 +62,8 @@ Column = Annotated[
 Keep = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="COLUMN",
-        help="Copy a column of Parquet files into the rows.",
+        metavar="COLUMN|SUFFIX",
+        help="Copy a column of Parquet files, or the files of a suffix in tars, into the rows.",
         show_default=False,
         rich_help_panel=_INPUTS,
     ),

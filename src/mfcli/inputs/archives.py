@@ -15,6 +15,7 @@ from mfcli.inputs.parquet import iter_parquet
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.tar_archive import iter_tar
 from mfcli.inputs.walk import open_file
+from mfcli.inputs.webdataset import iter_samples
 from mfcli.inputs.zip_archive import ZipReader, iter_zip
 from mfcli.memory import has_free_memory
 from mfcli.results import Failure
@@ -29,7 +30,7 @@ def iter_members(path: str, takes: Callable[[str], bool], selection: Selection) 
     Args:
         path: a zip file, a tar file, plain or compressed by gzip, bzip2 or xz, or a Parquet file.
         takes: whether a member is wanted, by its path in the archive without a leading `./`.
-        selection: the largest member that is read, and the columns of a Parquet file.
+        selection: the largest member that is read, the columns of a Parquet file, and what is kept.
 
     Raises:
         EngineError: a package that the archive needs is not installed.
@@ -39,8 +40,12 @@ def iter_members(path: str, takes: Callable[[str], bool], selection: Selection) 
             file = open_file(path)
             if is_parquet_name(path):
                 yield from iter_parquet(file, takes, selection)
+            elif _is_zip(path):
+                yield from iter_zip(file, takes, selection.max_bytes)
+            elif selection.keep:
+                yield from iter_samples(file, takes, selection)
             else:
-                yield from (iter_zip if _is_zip(path) else iter_tar)(file, takes, selection.max_bytes)
+                yield from iter_tar(file, takes, selection.max_bytes)
     except PictureError as error:
         yield Member(None, Failure(error.code, error.message))
     except MemoryError as error:

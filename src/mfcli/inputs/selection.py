@@ -133,7 +133,8 @@ class Selection:
         suffixes: suffixes of pictures, in lower case and with their dot.
         left_out: counts the files that are not taken because of their suffix alone.
         column: the column of the pictures in Parquet files; None where they have one that may be it.
-        keep: their columns that are copied into the rows of the results.
+        keep: their columns that are copied into the rows of the results; of a tar, the suffixes of the files beside a
+            picture, see webdataset.py.
     """
 
     recursive: bool = True
