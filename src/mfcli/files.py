@@ -7,6 +7,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mfcli.errors import ModelError, OutputError
 from mfcli.results import Progress
@@ -75,6 +76,38 @@ def list_files(folder: Path, pattern: str) -> list[Path]:
     return []
 
 
+class NotRegularError(OSError):
+    """Something that is not a regular file lies where one should."""
+
+
+def open_regular(path: Path | str) -> io.BufferedReader:
+    """Open a regular file for reading; a pipe in its place is refused, and never waited on.
+
+    Raises:
+        NotRegularError: it is not a regular file.
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file of the cache holds.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+        ValueError: it is not JSON, or nested too deep.
+    """
+    with open_regular(path) as file:
+        try:
+            return json.loads(file.read())
+        except RecursionError as error:
+            raise ValueError("nested too deep") from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file beside its target, flush it to disk and rename it, so that readers see all of it or nothing.
 
@@ -112,7 +145,7 @@ def sha256_of(path: Path) -> str:
         ModelError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise weights_read_error(path, error) from error
@@ -130,7 +163,7 @@ def cached_sha256(path: Path, index_dir: Path) -> str:
     path, *identity = version = _identify_version(path)
     entry = index_dir / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     try:
-        known = json.loads(entry.read_bytes())
+        known = read_json(entry)
         if known["identity"] == identity:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):

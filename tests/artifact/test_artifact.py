@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -215,6 +216,19 @@ def change_one_byte(path: Path) -> None:
         file.write(bytes([byte ^ 1]))
 
 
+def nest_sidecar(path: Path) -> None:
+    path.with_suffix(".json").write_text("[" * 20_000)
+
+
+def replace_with_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_sidecar_with_a_pipe(path: Path) -> None:
+    replace_with_a_pipe(path.with_suffix(".json"))
+
+
 def remove_sidecar(path: Path) -> None:
     path.with_suffix(".json").unlink()
 
@@ -278,10 +292,13 @@ def test_a_damaged_bundled_artifact_is_detected(tmp_path: Path, monkeypatch: pyt
         make_older,
         change_one_byte,
         remove_sidecar,
+        nest_sidecar,
+        replace_sidecar_with_a_pipe,
+        replace_with_a_pipe,
     ],
 )
 def test_a_bad_artifact_is_built_again(
-    damage: Any, built: Path, cache: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
+    damage: Any, built: Path, cache: Path, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path,) = (cache / "artifacts").glob("*.onnx")
     damage(path)
@@ -291,7 +308,8 @@ def test_a_bad_artifact_is_built_again(
 
     def rebuild(*_: Any, **__: Any) -> None:
         for name in (path.name, path.with_suffix(".json").name):
-            shutil.copy(built / "artifacts" / name, path.parent / name)
+            shutil.copy(built / "artifacts" / name, tmp_path / name)
+            (tmp_path / name).replace(path.parent / name)
 
     monkeypatch.setattr(building, "build_artifact", rebuild)
     assert ensure_artifact(BUNDLED, small_weights, use_cache(cache), told.append).key in path.read_bytes().decode(

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hub_server import Behaviour, Hub
 from mfcli import http
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.errors import ModelError, OutputError, UsageError
+from mfcli.files import sha256_of
 from mfcli.hub import acquire
 from mfcli.hub.acquire import DEFAULT_FETCH, Copy, Fetch, FetchOptions, Missing, Use, carry_out, resolve
 from mfcli.hub.bundled import bundled_file
@@ -399,6 +400,31 @@ def test_sidecars_of_other_versions(settings: Settings) -> None:
     assert get(settings) == dataclasses.replace(have, identity=[])
     sidecar.write_text("[]")
     assert cache_of(settings).find() is None
+
+
+def nest_deep(path: Path) -> None:
+    path.write_text("[" * 20_000)
+
+
+def make_pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [nest_deep, make_pipe])
+@pytest.mark.parametrize("name", [f"checkpoints/{NAME}/{NAME}.pth.json", f"known/{NAME}.json"])
+def test_damaged_records_are_as_good_as_none(damage: Callable[[Path], None], name: str, settings: Settings) -> None:
+    have = get(settings)
+    damage(settings.cache_dir / name)
+    assert get(settings, FetchOptions(force=True)).sha256 == have.sha256
+
+
+def test_a_pipe_in_the_place_of_a_checkpoint(settings: Settings) -> None:
+    have = get(settings)
+    make_pipe(have.path)
+    assert check_stored_weights(have) is CheckpointStatus.OTHER
+    with pytest.raises(ModelError, match="not a regular file"):
+        sha256_of(have.path)
 
 
 def test_checkpoint_statuses(settings: Settings, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The predictor: right answers on a real photo, stable runs, and rows for what fails."""
 
+import dataclasses
 import itertools
 import math
 import pickle
@@ -15,7 +16,7 @@ from PIL import Image
 
 import mfcli
 from conftest import CHECKOUT
-from mfcli.errors import EngineError, FailureCode, MfError, PictureError, UsageError
+from mfcli.errors import EngineError, FailureCode, MfError, ModelError, PictureError, UsageError
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.pictures import Picture
@@ -38,6 +39,14 @@ def test_a_real_photo_is_named(coffee: Path) -> None:
 def test_the_examples_are_named(file: str, label: str) -> None:
     path = CHECKOUT / "examples" / file
     assert mfcli.load_predictor().predict(path).predictions[0].label == label
+
+
+def test_an_artifact_with_too_few_labels_is_damaged(coffee: Path) -> None:
+    predictor = mfcli.load_predictor()
+    artifact = dataclasses.replace(predictor.artifact, labels=predictor.artifact.labels[:150])
+    few = Predictor(artifact, predictor.engine)
+    with pytest.raises(ModelError, match="is damaged: it has 150 labels for 200 classes"):
+        few.predict(coffee)
 
 
 def test_probabilities_are_a_softmax_in_order(coffee: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mfcli.artifact.metadata import read_metadata
 from mfcli.errors import ModelError, UsageError, first_line
-from mfcli.files import is_file, list_files, sha256_of, write_atomically
+from mfcli.files import is_file, list_files, open_regular, read_json, sha256_of, write_atomically
 from mfcli.hub.bundled import REINSTALL, bundled_file, is_bundled
 from mfcli.models.own import MODEL_FILE
 from mfcli.models.preprocess import PreprocessPlan
@@ -156,7 +156,7 @@ def bundled_is_intact(variant: Variant) -> bool:
     """
     path = bundled_file(f"{variant.name}.onnx")
     try:
-        return bool(sha256_of(path) == json.loads(path.with_suffix(".json").read_bytes())["sha256"])
+        return bool(sha256_of(path) == read_json(path.with_suffix(".json"))["sha256"])
     except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
         raise ModelError(f"{path} or its .json file cannot be read: {first_line(error)}", REINSTALL) from error
 
@@ -178,7 +178,7 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
     """
     sidecar = _read_sidecar(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
             size_bytes = status.st_size
             metadata = dict(read_metadata(file, size_bytes))
@@ -211,7 +211,7 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
         )
     except OSError as error:
         raise ModelError(f"cannot read the artifact {path}: {error.strerror}", REINSTALL) from error
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ModelError(f"{path} is damaged, or not an artifact of mfcli", REINSTALL) from error
 
 
@@ -248,7 +248,7 @@ def read_origins(path: Path) -> dict[str, dict[str, str]]:
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.with_suffix(".json").read_bytes()))
+        return dict(read_json(path.with_suffix(".json")))
     except OSError as error:
         raise ModelError(f"cannot read the artifact {path}: {error.strerror}", REINSTALL) from error
     except (ValueError, TypeError) as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfcli.errors import ModelError
-from mfcli.files import cache_write_error, is_file, known_sha256, list_files, write_atomically
+from mfcli.files import cache_write_error, is_file, known_sha256, list_files, read_json, write_atomically
 from mfcli.models.registry import Variant
 from mfcli.settings import Settings
 
@@ -95,7 +95,7 @@ class ModelCache:
         if not is_file(place) or is_file(sidecar_path(place)) or not is_writable(place.parent):
             return False
         with contextlib.suppress(OSError, ValueError):
-            return bool(json.loads(self._refusal.read_bytes()) != file_identity(place.stat()))
+            return bool(read_json(self._refusal) != file_identity(place.stat()))
         return True
 
     def refuse_manual_file(self) -> None:
@@ -129,7 +129,7 @@ class ModelCache:
 
     def _read_first_digests(self) -> dict[str, str]:
         try:
-            known = json.loads(self._first_digests.read_bytes())
+            known = read_json(self._first_digests)
             return {url: digest for url, digest in known.items() if isinstance(digest, str)}
         except (OSError, ValueError, AttributeError):
             return {}
@@ -216,7 +216,7 @@ def sidecar_path(path: Path) -> Path:
 def read_sidecar(path: Path) -> StoredWeights | None:
     """Read a sidecar; None if it is missing or damaged."""
     try:
-        known = json.loads(path.read_bytes())
+        known = read_json(path)
         found = {name: known[name] for name in _SIDECAR_FIELDS if name in known}  # other versions have other fields
         return StoredWeights(path=path.with_suffix(""), **found | {"identity": list(known.get("identity") or ())})
     except (OSError, ValueError, TypeError, AttributeError):

@@ -18,7 +18,7 @@ import requests
 import urllib3
 
 from mfcli.errors import ModelError, OutputError
-from mfcli.files import MAKE_ROOM, cache_write_error, sha256_of, write_atomically
+from mfcli.files import MAKE_ROOM, cache_write_error, read_json, sha256_of, write_atomically
 from mfcli.http import (
     Backoff,
     RefusedError,
@@ -164,7 +164,7 @@ class Download:
     def _validator(self) -> str | None:
         """The entity tag of the server that sent the first bytes, for If-Range."""
         try:
-            value = json.loads(self._notes.read_bytes())["validator"]
+            value = read_json(self._notes)["validator"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return value if isinstance(value, str) else None

@@ -7,6 +7,7 @@ included. Nothing here prints or knows where results go.
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -20,7 +21,7 @@ from PIL.Image import Image
 
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import FORMAT_VERSION, Artifact
-from mfcli.errors import EngineError, FailureCode, PictureError, UsageError, memory_error
+from mfcli.errors import EngineError, FailureCode, ModelError, PictureError, UsageError, memory_error
 from mfcli.files import is_folder
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
@@ -425,6 +426,12 @@ class Predictor:
             logits, *extra = self.engine.compute(np.stack([picture.pixels for picture in pictures]))
         except MemoryError as error:
             raise memory_error(f"classify {len(pictures)} pictures at once") from error
+        if logits.shape[1] != len(self.labels):
+            path = self.artifact.path
+            raise ModelError(
+                f"{path} is damaged: it has {len(self.labels)} labels for {logits.shape[1]} classes",
+                f"delete it, and the next run prepares it again: rm {shlex.quote(str(path))}",
+            )
         for picture, row in zip(pictures, logits, strict=True):
             if not np.isfinite(row).all():
                 if self.engine.precision is Precision.FP16:  # overflows above 65504

@@ -2,7 +2,6 @@
 
 import contextlib
 import fnmatch
-import json
 import os
 import re
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from mfcli.artifact.build import compare_artifact, require_comparison
 from mfcli.artifact.file import artifact_key, find_artifact, open_artifact, read_origins
 from mfcli.errors import ModelError, OutputError
-from mfcli.files import ELSEWHERE, cache_delete_error, exists, is_glob, list_files, sha256_of
+from mfcli.files import ELSEWHERE, cache_delete_error, exists, is_glob, list_files, read_json, sha256_of
 from mfcli.hub.cache import is_intact, is_untouched, list_artifacts, list_checkpoints, read_sidecar, sidecar_path
 from mfcli.models.registry import VARIANTS, Variant, find_variant
 from mfcli.settings import Settings
@@ -85,7 +84,7 @@ def _find_artifacts(settings: Settings) -> Iterator[CacheEntry]:
     for name, path in list_artifacts(settings):
         digest = None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            digest = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
+            digest = read_json(path.with_suffix(".json"))["sha256"]
         origins = read_origins(path).values()
         date = min((str(o.get("date")) for o in origins), default=None)
         names = tuple(str(o.get("origin")) for o in origins)
