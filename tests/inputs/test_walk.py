@@ -97,6 +97,42 @@ def test_links(tree: Path, tmp_path: Path) -> None:
         assert caught.value.code is FailureCode.NOT_FOUND
 
 
+@pytest.mark.parametrize(
+    ("walk", "count"),
+    [
+        (lambda: walk_folder("f0", Selection()), 1),
+        (lambda: walk_folder(".", Selection(include=("*.jpg",))), 1),
+        (lambda: walk_glob("f0/**/*.jpg", Selection()), 1),
+        (lambda: walk_glob("f0/*/", Selection()), 2),  # as a shell would, then each is walked
+    ],
+)
+def test_a_folder_to_which_a_billion_ways_lead_is_walked_once(
+    walk: Callable[[], Iterator[FoundPath]], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(31):
+        (tmp_path / f"f{number}").mkdir()
+        for side in "ab" if number < 30 else "":
+            (tmp_path / f"f{number}" / side).symlink_to(f"../f{number + 1}")
+    (tmp_path / "f30" / "x.jpg").touch()
+    assert [Path(name).name for name in names_of(islice(walk(), 9))] == ["x.jpg"] * count
+
+
+def test_a_filter_decides_by_every_path_to_a_folder(tree: Path) -> None:
+    (tree / "a").symlink_to("b")
+    assert names_of(walk_folder("f", Selection(include=("b/*.jpg",)))) == ["f/b/3.jpg"]
+    assert names_of(walk_folder("f", Selection())).count("f/b/3.jpg") == 0  # it was walked as f/a
+
+
+@pytest.mark.skipif(not os.path.ismount("/proc"), reason="no /proc")
+def test_the_folders_of_the_kernel_are_not_walked(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc")
+    (tmp_path / "z.txt").touch()
+    everything = Selection(include=("*",))
+    assert names_of(walk_folder(str(tmp_path), everything)) == [str(tmp_path / "z.txt")]
+    assert names_of(walk_folder("/proc/self/task", everything)) == []
+
+
 def test_filters_apply_to_the_name_of_a_link_not_its_target(tree: Path) -> None:
     (tree / "seen").symlink_to(".cache")
     (tree / ".unseen").symlink_to("b")

@@ -148,6 +148,11 @@ class Selection:
     column: str | None = None
     keep: tuple[str, ...] = ()
 
+    @property
+    def names_folders(self) -> bool:
+        """Whether a filter is about folders, so that the same file may be taken by one path and not by another."""
+        return any("/" in glob for glob in self.include) or bool(self.exclude)
+
     def takes(self, relative: str, folder: str | None = None) -> bool:
         """Whether a file is taken, by its path inside the folder or archive.
 

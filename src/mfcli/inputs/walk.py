@@ -1,9 +1,10 @@
 """Opens local files safely, and walks folders and globs lazily.
 
 One folder is listed at a time, when its turn comes, so that the first picture of a large tree comes at once; no file is
-examined before it is opened.
+examined before it is opened. A folder that links lead to by many ways is walked once, and /proc and /sys are not.
 """
 
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from mfcli.errors import FailureCode, PictureError
-from mfcli.files import is_glob
+from mfcli.files import NotRegularError, is_glob, open_regular
 from mfcli.inputs.selection import Selection, compile_glob, is_hidden, sort_naturally
 from mfcli.results import Failure
 
@@ -45,6 +46,8 @@ def failure_from_os_error(error: OSError | ValueError, action: str) -> Failure:
             return Failure(FailureCode.NOT_FOUND, "no such file")
         case PermissionError():
             return Failure(FailureCode.PERMISSION, "no permission to read it")
+        case NotRegularError():
+            return Failure(FailureCode.UNSUPPORTED, _NO_REGULAR_FILE)
         case _:
             reason = getattr(error, "strerror", None) or error
             return Failure(FailureCode.NOT_FOUND, f"cannot be {action}: {reason}")
@@ -67,15 +70,8 @@ def open_file(path: str) -> BinaryIO:
         PictureError: not_found, permission, or unsupported for what is not a regular file.
     """
     with translate_os_errors():
-        _check_regular(os.stat(path).st_mode)
-        # the file may have been replaced by a pipe since, on which an ordinary open would wait
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            _check_regular(os.fstat(descriptor).st_mode)
-            return os.fdopen(descriptor, "rb")
-        except BaseException:
-            os.close(descriptor)
-            raise
+        _check_regular(os.stat(path).st_mode)  # a device is not even opened
+        return open_regular(path)
 
 
 def _check_regular(mode: int) -> None:
@@ -107,13 +103,15 @@ class _Folder:
 def walk_folder(folder: str, selection: Selection) -> Iterator[FoundPath]:
     """Yield the pictures in a folder in natural order, files and folders sorted together.
 
-    Hidden files and folders are skipped. Symbolic links are followed, except back up to a folder that is being walked.
-    Archives in a folder are not opened. A folder that cannot be read gives a failure.
+    Hidden files and folders are skipped. Symbolic links are followed, but no folder is walked twice; with filters that
+    name folders, only links that lead back up are not followed. Archives in a folder are not opened. A folder that
+    cannot be read gives a failure.
     """
     walk = _Walk(
         folder,
         lambda relative: selection.takes(relative, folder),
         lambda relative: selection.recursive and selection.enters(relative),
+        None if selection.names_folders else 0,
     )
     return walk.run()
 
@@ -151,7 +149,10 @@ def walk_glob(pattern: str, selection: Selection) -> Iterator[FoundPath]:
             return False
         return glob.matches(names) or glob.leads_below(names)
 
-    return _Walk(top, takes, enters).run(is_optional=True)
+    plain_depth = texts.index("**") if any_depth else depth
+    if selection.names_folders or len(texts) > plain_depth + 2:  # more than a file's name after the first `**`
+        return _Walk(top, takes, enters, None).run(is_optional=True)
+    return _Walk(top, takes, enters, plain_depth).run(is_optional=True)
 
 
 def compile_member_glob(pattern: str, selection: Selection) -> Callable[[str], bool]:
@@ -188,11 +189,19 @@ class _Walk:
         top: a folder; what is yielded begins with it.
         takes: whether a file is yielded, by its path in `top`.
         enters: whether a folder is entered, by its path in `top`.
+        fixed_depth: how many parts of a path matter to what is taken in a folder; None if all do.
     """
 
-    def __init__(self, top: str, takes: Callable[[str], bool], enters: Callable[[str], bool]) -> None:
-        self._top, self._takes, self._enters = top, takes, enters
+    def __init__(
+        self,
+        top: str,
+        takes: Callable[[str], bool],
+        enters: Callable[[str], bool],
+        fixed_depth: int | None,
+    ) -> None:
+        self._top, self._takes, self._enters, self._fixed_depth = top, takes, enters, fixed_depth
         self._stack: list[_Folder] = []
+        self._walked: set[tuple[tuple[int, int], str]] = set()
 
     def run(self, *, is_optional: bool = False) -> Iterator[FoundPath]:
         """Yield the files, and a failure for each folder that cannot be read.
@@ -230,12 +239,22 @@ class _Walk:
         return None
 
     def _push(self, path: str, relative: str) -> None:
+        """Enter a folder, unless it was walked already, or belongs to the kernel."""
         status = os.stat(path or ".")
         folder = _Folder(relative, (status.st_dev, status.st_ino))
-        if any(folder.identity == above.identity for above in self._stack):
-            return  # a link leads back up
+        leads_back = any(folder.identity == above.identity for above in self._stack)
+        key = (folder.identity, "/".join(relative.split("/")[: self._fixed_depth]))
+        if leads_back or key in self._walked or status.st_dev in _kernel_devices():
+            return
         _list_folder(path or ".", folder, self._takes, self._enters)
         self._stack.append(folder)
+        self._walked.add(key)
+
+
+@functools.cache
+def _kernel_devices() -> frozenset[int]:
+    """Return the devices of /proc and /sys, whose folders are endless and hold no pictures."""
+    return frozenset(os.lstat(path).st_dev for path in ("/proc", "/sys") if os.path.ismount(path))
 
 
 def _list_folder(path: str, folder: _Folder, takes: Callable[[str], bool], enters: Callable[[str], bool]) -> None:
