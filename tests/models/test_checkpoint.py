@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from deterministic import fill, pixels
 from mfcli import create_model
@@ -241,6 +242,19 @@ def test_a_flipped_bit_is_detected(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a checkpoint, or is damaged") as caught:
         read_checkpoint(path, find_variant("bundled"))
     assert caught.value.hint == "get the file again"
+
+
+def test_a_safetensors_file_whose_last_half_is_zeros(tmp_path: Path) -> None:
+    path, variant = tmp_path / "x.safetensors", find_variant("bundled")
+    state = make_state("bundled")
+    save_file({name: torch.zeros_like(t) if name.endswith("bias") else t for name, t in state.items()}, path)
+    prove_checkpoint(path, variant)  # biases begin as zeros
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    os.truncate(path, size)
+    for read in (prove_checkpoint, read_checkpoint):
+        with pytest.raises(ModelError, match="nothing but zeros"):
+            read(path, variant)
 
 
 def test_missing_checksums_and_a_misleading_file_name(tmp_path: Path) -> None:

@@ -263,8 +263,15 @@ def _match(
 
 
 def _read_float32(path: Path, name: str, tensor: Tensor) -> NDArray[np.float32]:
+    """Read a tensor; only biases begin as zeros, so that others without anything else are damaged.
+
+    A file system may fill up a file with zeros, which a .safetensors file, without checksums, does not notice.
+    """
     try:
-        return np.ascontiguousarray(tensor.read(), np.float32).reshape(tensor.shape)
+        numbers = np.ascontiguousarray(tensor.read(), np.float32).reshape(tensor.shape)
+        if numbers.size and not numbers.flat[0] and not numbers.any() and not name.endswith("bias"):
+            raise ValueError("has nothing but zeros")
+        return numbers
     except (DamagedPthError, ValueError, TypeError) as error:
         raise ModelError(f"{path} is not a checkpoint, or is damaged: {name}, {error}", "get the file again") from error
     except OSError as error:
