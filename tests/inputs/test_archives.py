@@ -10,12 +10,13 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mfcli.errors import EngineError, FailureCode, PictureError
-from mfcli.inputs import archives
+from mfcli.inputs import archives, members
 from mfcli.inputs.archives import iter_members
 from mfcli.inputs.members import Member
 from mfcli.inputs.selection import Selection
@@ -202,6 +203,45 @@ def test_oversized_and_chained_name_headers_of_a_tar(tmp_path: Path) -> None:
     chain = (header.tobuf() + b"name\0" + bytes(507)) * 2000
     (tmp_path / "p.tar").write_bytes(chain)
     assert read(tmp_path / "p.tar") == {None: "decode"}
+
+
+def test_overlapping_members_of_a_zip(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "p.zip", {"a.jpg": b"a" * 1000, "b.jpg": b"b" * 1000})
+    with zipfile.ZipFile(path) as file:
+        second = file.getinfo("b.jpg").header_offset
+    data = bytearray(path.read_bytes())
+    at = data.rfind(struct.pack("<I", second))  # in the directory's entry of b.jpg
+    data[at : at + 4] = bytes(4)
+    path.write_bytes(data)
+    assert read(path) == {None: "decode"}
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
+@pytest.mark.parametrize(("limit", "value"), [("_TOTAL_FROM_BYTES", 25_000), ("_SECONDS", -1.0)])
+def test_an_archive_has_a_budget(
+    limit: str, value: float, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"{number}.jpg": bytes(10_240) for number in range(3)}
+    path = tmp_path / f"p.{suffix}"
+    (zip_of if suffix == "zip" else partial(tar_of, mode="w:gz"))(path, files)
+    assert "too_large" not in read(path).values()
+    monkeypatch.setattr(members, "_MAX_TOTAL_RATIO", 1)
+    monkeypatch.setattr(members, limit, value)
+    assert list(read(path).values())[-1] == "too_large"
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_hole_of_zeros_in_a_tar_is_said(mode: str, tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "whole.tar", {f"{number}.jpg": b"x" * 10_000 for number in range(50)})
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as whole:
+        start, end = (whole.getmember(name).offset for name in ("20.jpg", "22.jpg"))
+    data[start:end] = bytes(end - start)
+    path.write_bytes(data if mode == "w" else gzip.compress(data))
+    *found, last = iter_members(str(path), ALL.takes_member, ALL)
+    assert [member.name for member in found] == [f"{number}.jpg" for number in range(20)]
+    assert last.failure
+    assert "after its end marker" in last.failure.message
 
 
 def test_encrypted(tmp_path: Path) -> None:

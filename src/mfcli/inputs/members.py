@@ -7,9 +7,10 @@ the archive are refused.
 import contextlib
 import re
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from mfcli.errors import FailureCode, MfError, PictureError, one_line
 from mfcli.inputs.selection import MAX_NAME
@@ -19,6 +20,11 @@ _MAX_RATIO = 1000
 """Bytes out per byte in; only a blank picture compresses like that, and deflate can reach 1032."""
 _RATIO_FROM_BYTES = 64 * 2**20
 """Smaller members may have any ratio: a blank bitmap of 20 million pixels, for example."""
+_MAX_TOTAL_RATIO = 100
+_TOTAL_FROM_BYTES = 16 * 2**30
+"""What all members may unpack to together: a hundred times the archive's size, or this if that is more."""
+_SECONDS, _SECONDS_PER_BYTE = 60.0, 4e-6
+"""Processor time for unpacking all members; bzip2 and xz take 0.3 s for each megabyte of the archive."""
 _CURRENT_FOLDER = re.compile(r"(\./+)+")
 _NAME_TOO_LONG = Failure(FailureCode.UNSUPPORTED, f"its name is over {MAX_NAME} characters")
 _LEADS_OUT = Failure(FailureCode.UNSUPPORTED, "its name points outside the archive")
@@ -87,6 +93,30 @@ def refuse_bomb(bytes_out: int, bytes_in: int) -> None:
         raise PictureError(
             FailureCode.TOO_LARGE, f"unpacks to over {_MAX_RATIO} times its size, possibly a decompression bomb"
         )
+
+
+class UnpackingBudget:
+    """What unpacking one archive may cost in all: bytes, and processor time, in proportion to its size."""
+
+    def __init__(self, archive_bytes: int) -> None:
+        self._bytes_left = max(_TOTAL_FROM_BYTES, _MAX_TOTAL_RATIO * archive_bytes)
+        self._seconds_left = _SECONDS + _SECONDS_PER_BYTE * archive_bytes
+
+    def read(self, data: IO[bytes], size: int) -> bytes:
+        """Read unpacked data within the budget.
+
+        Raises:
+            PictureError: too_large.
+        """
+        began = time.thread_time()
+        chunk = data.read(size) if min(self._bytes_left, self._seconds_left) >= 0 else b""
+        self._bytes_left -= len(chunk)
+        self._seconds_left -= time.thread_time() - began
+        if self._bytes_left < 0:
+            raise PictureError(FailureCode.TOO_LARGE, "the members of its archive are too large together")
+        if self._seconds_left < 0:
+            raise PictureError(FailureCode.TOO_LARGE, "its archive takes too long to unpack")
+        return chunk
 
 
 @contextlib.contextmanager

@@ -4,15 +4,26 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, cast
 
-from mfcli.inputs.members import IS_SPECIAL, Member, check_name, check_size, refuse_bomb, relative_name
+from mfcli.errors import FailureCode, PictureError
+from mfcli.inputs.members import (
+    IS_SPECIAL,
+    Member,
+    UnpackingBudget,
+    check_name,
+    check_size,
+    refuse_bomb,
+    relative_name,
+)
 
 _MAX_HEADER_BYTES = 2**20
 """Long names and attributes of a member, which tarfile reads into memory as a whole."""
+_REST_BYTES = 2**16
 _HEADERS_WITH_DATA = frozenset(
     [
         tarfile.GNUTYPE_LONGNAME,
@@ -34,7 +45,7 @@ def iter_tar(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -> It
 
     Raises:
         tarfile.TarError: it is damaged or truncated, as may be any exception of the decompressors.
-        PictureError: too_large.
+        PictureError: too_large; or data follows the end marker.
     """
     with (
         file,
@@ -50,6 +61,22 @@ def iter_tar(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -> It
             archive.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every header
             if not header.isdir() and takes(relative_name(header.name)):
                 yield _read_member(archive, header, max_bytes)
+        _refuse_rest(archive)
+
+
+def _refuse_rest(archive: tarfile.TarFile) -> None:
+    """Read on to the end of the file, where nothing but zeros may follow the end marker: it may be a hole.
+
+    Raises:
+        PictureError: decode.
+    """
+    rest = cast(BinaryIO, archive.fileobj)
+    while data := rest.read(_REST_BYTES):
+        if data.strip(b"\0"):
+            message = "has data after its end marker, which is not read: a hole of zeros, or another archive"
+            raise PictureError(FailureCode.DECODE, message)
+        if len(data) < _REST_BYTES:
+            return
 
 
 def _read_member(archive: tarfile.TarFile, header: tarfile.TarInfo, max_bytes: int) -> Member:
@@ -67,19 +94,20 @@ def _decompress(file: BinaryIO) -> BinaryIO:
     magic = file.read(6)
     file.seek(0)
     if magic.startswith(b"\x1f\x8b"):
-        return cast(BinaryIO, _BombGuard(gzip.GzipFile(fileobj=file), file))
+        return cast(BinaryIO, _BombGuard(cast(IO[bytes], gzip.GzipFile(fileobj=file)), file))
     if magic.startswith(b"BZh"):
-        return cast(BinaryIO, _BombGuard(bz2.BZ2File(file), file))
+        return cast(BinaryIO, _BombGuard(cast(IO[bytes], bz2.BZ2File(file)), file))
     if magic == b"\xfd7zXZ\0":
-        return cast(BinaryIO, _BombGuard(lzma.LZMAFile(file), file))
+        return cast(BinaryIO, _BombGuard(cast(IO[bytes], lzma.LZMAFile(file)), file))
     return file
 
 
 class _BombGuard:
     """A decompressed stream that fails when it grows out of proportion to the compressed bytes read."""
 
-    def __init__(self, data: io.BufferedIOBase, compressed: BinaryIO) -> None:
+    def __init__(self, data: IO[bytes], compressed: BinaryIO) -> None:
         self._data, self._compressed, self._bytes_out = data, compressed, 0
+        self._budget = UnpackingBudget(os.fstat(compressed.fileno()).st_size)
 
     def read(self, size: int) -> bytes:
         """Read from the stream.
@@ -87,7 +115,7 @@ class _BombGuard:
         Raises:
             PictureError: too_large.
         """
-        data = self._data.read(size)
+        data = self._budget.read(self._data, size)
         self._bytes_out += len(data)
         refuse_bomb(self._bytes_out, self._compressed.tell())
         return data

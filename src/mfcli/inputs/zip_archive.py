@@ -8,7 +8,7 @@ import threading
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import IO, BinaryIO
 
@@ -16,6 +16,7 @@ from mfcli.errors import FailureCode, PictureError
 from mfcli.inputs.members import (
     IS_SPECIAL,
     Member,
+    UnpackingBudget,
     check_name,
     check_size,
     refuse_bomb,
@@ -42,11 +43,14 @@ class ZipReader:
         """Read the central directory.
 
         Raises:
+            PictureError: members share bytes.
             zipfile.BadZipFile: there is none, or it is damaged.
         """
         self._lock = threading.Lock()
         self._zip = zipfile.ZipFile(file)
+        self._budget = UnpackingBudget(os.fstat(file.fileno()).st_size)
         weakref.finalize(self, file.close)
+        _refuse_overlaps(self._zip.infolist())
 
     def iter_members(self, takes: Callable[[str], bool], max_bytes: int) -> Iterator[Member]:
         """Yield the members in natural order; the parameters are those of `archives.iter_members`."""
@@ -58,7 +62,7 @@ class ZipReader:
 
     def _open(self, info: zipfile.ZipInfo, max_bytes: int) -> BinaryIO:
         with translate_archive_errors(), self._lock, self._zip.open(info) as packed:
-            return _unpack(packed, info.compress_size, max_bytes)
+            return _unpack(packed, info.compress_size, max_bytes, self._budget)
 
 
 def iter_zip(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -> Iterator[Member]:
@@ -84,9 +88,22 @@ def iter_zip(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -> It
     yield from archive.iter_members(takes, max_bytes)
 
 
-def _unpack(packed: IO[bytes], packed_bytes: int, max_bytes: int) -> BinaryIO:
+def _refuse_overlaps(members: Iterable[zipfile.ZipInfo]) -> None:
+    """Refuse members that share bytes: some kilobytes could be unpacked to any size, each member as it should be.
+
+    Raises:
+        PictureError: decode.
+    """
+    end = 0
+    for info in sorted(members, key=lambda info: info.header_offset):
+        if info.header_offset < end:
+            raise PictureError(FailureCode.DECODE, "is damaged: its members overlap, as in a decompression bomb")
+        end = info.header_offset + _LOCAL_HEADER.size + info.compress_size
+
+
+def _unpack(packed: IO[bytes], packed_bytes: int, max_bytes: int, budget: UnpackingBudget) -> BinaryIO:
     data = io.BytesIO()
-    while chunk := packed.read(_CHUNK_BYTES):
+    while chunk := budget.read(packed, _CHUNK_BYTES):
         data.write(chunk)
         refuse_oversize(data.tell(), max_bytes)
         refuse_bomb(data.tell(), packed_bytes)
