@@ -40,6 +40,7 @@ class Behaviour:
     redirect_scheme: str = "http"
     location: str | None = None
     bytes_per_s: int | None = None
+    raw: tuple[bytes, ...] = ()
 
     def __str__(self) -> str:
         unusual = {name: value for name, value in vars(self).items() if value != getattr(Behaviour, name)}
@@ -106,6 +107,8 @@ def _handler(hub: Hub, role: int) -> type[BaseHTTPRequestHandler]:
         def answer(self) -> None:
             behaviour = hub.behaviour
             path = urlsplit(self.path).path
+            if behaviour.raw:
+                return self.send_raw(*behaviour.raw)
             if self.command == "HEAD" and not behaviour.head:
                 return self.reply(405, {})
             if behaviour.busy > 0:
@@ -121,6 +124,19 @@ def _handler(hub: Hub, role: int) -> type[BaseHTTPRequestHandler]:
                 behaviour.expired -= 1
                 return self.reply(403, {})
             return self.send_file(hub.files[path])
+
+        def send_raw(self, start: bytes, again: bytes = b"") -> None:
+            """Send bytes as they are, the second ones again and again for ten seconds."""
+            hub.log.append((self.command, self.path, 0))
+            self.close_connection = True
+            ends = time.monotonic() + 10
+            try:
+                self.wfile.write(start)
+                while again and time.monotonic() < ends:
+                    self.wfile.write(again)
+                    time.sleep(0.01)
+            except OSError:
+                pass
 
         def resolve(self, path: str) -> None:
             hub.tokens += 1

@@ -17,12 +17,15 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
+from mfcli.connections import PrivateAddressError, UnknownHostError, Watch, watch, watch_session
 from mfcli.errors import ModelError
 from mfcli.results import Progress
 from mfcli.version import __version__
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
+HEADERS_TIMEOUT_S = 60.0
+"""For the headers of a file, redirects included, however a server drips them."""
 MAX_TRIES = 5
 """Consecutive tries without progress after which a source is given up."""
 BACKOFF_S = 0.5
@@ -61,6 +64,7 @@ class RemoteFileInfo:
         sha256: its digest in hex.
         size_bytes: its size.
         commit: the repository's commit.
+        public_only: whether its bytes have to come from a public address, as the first response did.
     """
 
     url: str
@@ -69,6 +73,7 @@ class RemoteFileInfo:
     sha256: str | None
     size_bytes: int | None
     commit: str | None
+    public_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,8 @@ def resolve_url(session: requests.Session, url: str, progress: Progress, *, is_p
     backoff = Backoff(url, progress)
     while True:
         try:
-            return _resolve_once(session, url)
+            with watch(HEADERS_TIMEOUT_S) as watching:
+                return replace(_resolve_once(session, url, watching), public_only=watching.public_only)
         except TryLaterError as later:
             backoff.wait(later.reason)
         except requests.RequestException as error:
@@ -148,7 +154,7 @@ def resolve_url(session: requests.Session, url: str, progress: Progress, *, is_p
             backoff.wait(reason if is_patient else replace(reason, is_final=True))
 
 
-def _resolve_once(session: requests.Session, url: str) -> RemoteFileInfo:
+def _resolve_once(session: requests.Session, url: str, watching: Watch) -> RemoteFileInfo:
     location = url
     for _ in range(_MAX_REDIRECTS):
         response = _send(session, "HEAD", location, {})
@@ -159,7 +165,7 @@ def _resolve_once(session: requests.Session, url: str) -> RemoteFileInfo:
             raise RefusedError(url, response.status_code)
         if not response.is_redirect:
             return _parse_headers(url, location, response.headers, response.headers.get("Content-Length"))
-        location = redirect_target(location, response)
+        location = _follow(location, response, watching)
         if "X-Linked-Etag" in response.headers:  # all that is needed; the target may be signed for GET only
             return _parse_headers(url, location, response.headers, response.headers.get("X-Linked-Size"))
     raise SourceError(f"{redact_url(url)} redirects too often")
@@ -178,13 +184,14 @@ def _parse_headers(url: str, location: str, headers: Mapping[str, str], size: st
     )
 
 
-def get(session: requests.Session, url: str, headers: Mapping[str, str]) -> requests.Response:
+def get(session: requests.Session, url: str, headers: Mapping[str, str], watching: Watch) -> requests.Response:
     """Send a GET request and follow redirects; the body is not read yet.
 
     Args:
         session: sends the requests.
         url: the address.
         headers: sent with each request.
+        watching: watches the connection, until the body is read.
 
     Raises:
         ModelError: the certificate bundle cannot be read.
@@ -195,9 +202,28 @@ def get(session: requests.Session, url: str, headers: Mapping[str, str]) -> requ
         response = _send(session, "GET", url, headers)
         if not response.is_redirect:
             return response
-        url = redirect_target(url, response)
+        url = _follow(url, response, watching)
         response.close()
     raise SourceError(f"{redact_url(url)} redirects too often")
+
+
+def _follow(url: str, response: requests.Response, watching: Watch) -> str:
+    """Return where a response redirects to: from a public address to a private one is refused.
+
+    Raises:
+        SourceError: it is not followed.
+    """
+    target = redirect_target(url, response)
+    watching.public_only = watching.public_only or watching.is_from_public(url)
+    try:
+        watching.allow(target)
+    except PrivateAddressError as error:
+        raise _private_address_error(url, error) from error
+    return target
+
+
+def _private_address_error(url: str, error: PrivateAddressError) -> SourceError:
+    return SourceError(f"{redact_url(url)} redirects to {error}, a private address, which is not followed")
 
 
 def _send(session: requests.Session, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
@@ -210,6 +236,10 @@ def _send(session: requests.Session, method: str, url: str, headers: Mapping[str
             allow_redirects=False,
             timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
         )
+    except PrivateAddressError as error:
+        raise _private_address_error(url, error) from error
+    except UnknownHostError as error:
+        raise requests.ConnectionError("no connection") from error
     except ValueError as error:  # InvalidURL and similar of requests; LocationParseError; UnicodeError of host names
         raise SourceError(f"cannot request {redact_url(url)}: {describe_malformed_url(url, error)}") from error
     except OSError as error:
@@ -291,6 +321,10 @@ def describe_error(error: Exception) -> str:
             return "the connection ended early"
         case urllib3.exceptions.TimeoutError():
             return "the server does not answer in time"
+        case requests.exceptions.ConnectionError() if re.search("LineTooLong|got more than [0-9]+ headers", str(error)):
+            return "the server's headers do not end"
+        case requests.exceptions.ConnectionError() if "BadStatusLine" in str(error):
+            return "the server's answer is not HTTP"
         case requests.exceptions.ConnectionError():
             return "the server does not answer in time" if "timed out" in str(error) else "no connection"
         case _:
@@ -334,7 +368,8 @@ class Session(requests.Session):
 
 @contextmanager
 def open_session() -> Iterator[requests.Session]:
-    """Open a session that identifies mfcli and asks for uncompressed bodies."""
+    """Open a session that identifies mfcli, asks for uncompressed bodies, and whose requests are watched."""
     with Session() as session:
+        watch_session(session)
         session.headers.update({"User-Agent": f"mfcli/{__version__}", "Accept-Encoding": "identity"})
         yield session

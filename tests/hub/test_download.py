@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import socket
+import time
 from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ import requests
 from checkpoints import TINY, make_safetensors
 from deterministic import uniform
 from hub_server import Behaviour, Hub
-from mfcli import http
+from mfcli import connections, http
 from mfcli.errors import ModelError, OutputError
 from mfcli.http import RemoteFileInfo, SourceError, UnreachableError, open_session
 from mfcli.hub import download
@@ -114,6 +116,66 @@ def test_a_download_returns_the_servers_metadata(hub: Hub, tmp_path: Path) -> No
 def test_temporary_failures(behaviour: Behaviour, hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = behaviour
     assert_arrived(get(hub, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ((b"HTTP/1.1 200 OK\r\nX-Long: ", b"x"), "does not answer in time"),
+        ((b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"), "does not answer in time"),
+        ((b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200,), "headers do not end"),
+        ((b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2**17,), "headers do not end"),
+        ((b"\x16\x03\x01 not HTTP\r\n\r\n",), "is not HTTP"),
+    ],
+)
+def test_endless_and_foreign_headers(
+    raw: tuple[bytes, ...], reason: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "HEADERS_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http, "MAX_TRIES", 2)
+    hub.behaviour = Behaviour(raw=raw)
+    began = time.monotonic()
+    with pytest.raises(UnreachableError, match=reason):
+        get(hub, tmp_path)
+    assert time.monotonic() - began < 5
+
+
+def test_a_dripping_chunk_header_ends(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_SLOW_S", 0.3)
+    monkeypatch.setattr(http, "MAX_TRIES", 2)
+    remote = RemoteFileInfo(hub.endpoint + PATH, hub.endpoint + PATH, None, None, None, None)
+    monkeypatch.setattr(download, "resolve_url", lambda *_, **__: remote)
+    hub.behaviour = Behaviour(raw=(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1", b"1"))
+    with pytest.raises(UnreachableError, match="does not answer in time|ended early"):
+        get(hub, tmp_path)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_redirects_from_a_public_to_a_private_address_are_refused(
+    linked: bool, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "is_public", lambda address: address == "127.0.0.1")
+    hub.behaviour = Behaviour(location="http://169.254.169.254/latest", linked=linked)
+    with pytest.raises(SourceError, match="redirects to 169.254.169.254, a private address, which is not followed"):
+        get(hub, tmp_path)
+
+
+def test_bytes_come_from_public_addresses_if_the_endpoint_is_public(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name in the redirect says nothing; the address that it resolves to does."""
+    monkeypatch.setattr(connections, "is_public", lambda address: address == "127.0.0.1")
+    look_up = socket.getaddrinfo
+
+    def rebind(host: str, port: int, *arguments: object, **options: object) -> object:
+        if host == "cdn.example":
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", port))]
+        return look_up(host, port, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebind)
+    hub.behaviour = Behaviour(location="http://cdn.example/x.pth")
+    with pytest.raises(SourceError, match="cdn.example, a private address"):
+        get(hub, tmp_path)
 
 
 def test_a_broken_download_resumes_at_its_last_byte(hub: Hub, tmp_path: Path) -> None:

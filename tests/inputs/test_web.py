@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from conftest import only_threads
+from mfcli import connections
 from mfcli.errors import FailureCode, PictureError
 from mfcli.inputs import web
 from mfcli.inputs.web import open_url
@@ -306,8 +307,8 @@ def test_redirects(server: Server) -> None:
 @pytest.fixture
 def public(monkeypatch: pytest.MonkeyPatch) -> None:
     """127.0.0.1 counts as a public address; 127.0.0.2, also this machine, does not."""
-    real = web._is_public
-    monkeypatch.setattr(web, "_is_public", lambda address: address == "127.0.0.1" or real(address))
+    real = connections.is_public
+    monkeypatch.setattr(connections, "is_public", lambda address: address == "127.0.0.1" or real(address))
 
 
 @pytest.mark.usefixtures("public")
@@ -394,7 +395,7 @@ def connect_on_loopback(self: socket.socket, address: tuple[str, int]) -> None:
     ],
 )
 def test_public_addresses(address: str, public: bool) -> None:
-    assert web._is_public(address) is public
+    assert connections.is_public(address) is public
 
 
 def test_behind_a_proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import requests
 import urllib3
 
+from mfcli.connections import Watch, watch
 from mfcli.errors import ModelError, OutputError
 from mfcli.files import MAKE_ROOM, cache_write_error, read_json, sha256_of, write_atomically
 from mfcli.http import (
@@ -216,8 +216,13 @@ class Download:
 
     def _receive_response(self) -> bool:
         """Request the missing bytes and append those that arrive; return whether the file is complete."""
+        with watch(_SLOW_S) as watching:
+            watching.public_only = self.remote.public_only
+            return self._receive_watched(watching)
+
+    def _receive_watched(self, watching: Watch) -> bool:
         offset, headers = self._prepare_range()
-        with get(self._session, self.remote.location, headers) as response:
+        with get(self._session, self.remote.location, headers, watching) as response:
             match response.status_code:
                 case 200:
                     self._discard()
@@ -236,7 +241,7 @@ class Download:
             if offset == 0:
                 notes = {"url": redact_url(self.remote.url), "validator": get_strong_etag(response)}
                 write_atomically(self._notes, json.dumps(notes).encode())
-            self._append_body(response)
+            self._append_body(response, watching)
         if self.remote.size_bytes is not None:
             return self._is_whole
         length = parse_size(response.headers.get("Content-Length"))
@@ -286,13 +291,13 @@ class Download:
         self.remote = fresh
         return True
 
-    def _append_body(self, response: requests.Response) -> None:
+    def _append_body(self, response: requests.Response, watching: Watch) -> None:
         limit = self.remote.size_bytes if self.remote.size_bytes is not None else self._max_bytes
         with self.path.open("a+b") as file:
             size = file.tell()
             self._report(size)
             try:
-                for chunk in _read_chunks(response):
+                for chunk in _read_chunks(response, watching):
                     size += len(chunk)
                     if size > limit:
                         break
@@ -313,16 +318,15 @@ class Download:
         self._progress(Transfer(self._variant.name, size_bytes, self.remote.size_bytes))
 
 
-def _read_chunks(response: requests.Response) -> Iterator[bytes]:
-    """Yield bytes as they arrive, so that a broken connection loses none; stop if the connection is too slow."""
-    since, arrived = time.monotonic(), 0
+def _read_chunks(response: requests.Response, watching: Watch) -> Iterator[bytes]:
+    """Yield bytes as they arrive, so that a broken connection loses none; those that arrive move the deadline."""
+    arrived = 0
     while chunk := response.raw.read1(_CHUNK_BYTES):
         yield chunk
         arrived += len(chunk)
         if arrived >= _PROGRESS_BYTES:
-            since, arrived = time.monotonic(), 0
-        elif time.monotonic() - since > _SLOW_S:
-            return
+            watching.restart(_SLOW_S)
+            arrived = 0
 
 
 @contextmanager
