@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -378,6 +379,13 @@ def test_files_with_the_same_weights_share_an_artifact(
     assert len(list((cache / "artifacts").glob("*.onnx"))) == 1
     cut(first.path)  # the next file of these weights gets one of its own
     assert ensure_artifact(BUNDLED, same, use_cache(cache)).path != first.path
+
+
+def test_files_with_the_same_weights_share_an_artifact_at_once(small_weights: Path, tmp_path: Path) -> None:
+    files = [small_weights, *(save_as(suffix, small_weights, tmp_path) for suffix in ("pth", "safetensors"))]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda file: ensure_artifact(BUNDLED, file, use_cache(tmp_path)), files))
+    assert len({artifact.path for artifact in found}) == 1
 
 
 def test_an_artifact_of_the_version_before_is_used(

@@ -137,7 +137,8 @@ def _build(
     from mfcli.artifact.build import build_artifact
 
     path = artifact_path(variant, digest, settings)
-    with lock(path.with_suffix(".lock"), f"another process that prepares {variant.name}", progress):
+    # one lock per model, not per file: files with the same weights share an artifact, also if they come at once
+    with lock(path.with_name(f"{variant.name}.lock"), f"another process that prepares {variant.name}", progress):
         if found := _find(variant, weights_file, digest, settings):  # built by that process
             return found
         progress(f"preparing {variant.name} (once for these weights)")
