@@ -75,6 +75,8 @@ def test_preprocessing_needs_no_other_artifact(
     assert (len(runs), len(list((own_cache / "artifacts").glob("*.onnx")))) == (6, 2)
     verified = mf("cache", "verify", "--against-torch", "--format", "json")
     assert [row["status"] for row in json.loads(verified.out)] == ["good", "good"]
+    told = json.loads(mf("info", "bundled", "--format", "json").out)
+    assert (len(told["artifacts"]), len(told["other_artifacts"])) == (1, 2)
     monkeypatch.setattr("mfcli.tasks.cache._is_old", lambda _: True)
     assert json.loads(mf("cache", "prune", "--dry-run", "--format", "json").out) == []
 

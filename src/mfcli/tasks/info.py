@@ -6,6 +6,7 @@ from typing import Any
 from mfcli.artifact.file import Artifact, find_artifacts, locate_artifact
 from mfcli.errors import MfError
 from mfcli.hub.acquire import Copy, Fetch, FetchOptions, Missing, Use, resolve
+from mfcli.hub.bundled import is_bundled
 from mfcli.hub.cache import ModelCache, StoredWeights
 from mfcli.models.registry import Variant
 from mfcli.settings import Settings
@@ -20,7 +21,7 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
     cache = ModelCache(settings.cache_dir, variant) if variant.sources else None
     have = cache.find() if cache else None
     own_path = locate_artifact(variant, have.sha256, settings) if have else None
-    own = [a for a in artifacts if not variant.sources or a.path == own_path]
+    own = [a for a in artifacts if a.path == own_path or is_bundled(a.path) or variant.folder]
     return {
         **variant.as_record(),
         "resize_shorter_side": int(variant.input_size[1] / variant.crop_pct),
