@@ -83,6 +83,13 @@ def test_rows_in_a_file_can_be_resumed(photos: Path, mf: Mf) -> None:
     assert other.code == 8
 
 
+def test_rows_are_converted(photos: Path, mf: Mf) -> None:
+    for suffix in ("csv", "jsonl", "json"):
+        assert mf("find", "citrus,n07747607", photos, "-q", "-o", f"found.{suffix}").code == 0
+        assert mf("convert", f"found.{suffix}", "--format", "csv").out == Path("found.csv").read_text()
+    assert mf("convert", "found.json", "--format", "json").out == Path("found.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

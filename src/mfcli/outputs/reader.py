@@ -122,7 +122,7 @@ class StoredResults:
 
     def _read_document(self) -> Iterator[dict[str, Any]]:
         """Read a document as mf writes it, with a line for each row."""
-        self.run = json.loads(self._file.readline() + b"]}")["run"]
+        self.run = _check_run(json.loads(self._file.readline() + b"]}"))
         self.complete = False
         for line in read_lines(self._file):
             if line.startswith(b"],"):
@@ -133,7 +133,7 @@ class StoredResults:
     def _read_foreign_document(self) -> Iterator[dict[str, Any]]:
         """Read a document that another program has written again."""
         document = json.load(self._file)
-        self.run = document["run"]
+        self.run = _check_run(document)
         self._read_summary(document)
         yield from document["results"]
 
@@ -179,6 +179,15 @@ def is_torn(line: bytes) -> bool:
         return False
     is_prefix = line[: len(_ROW_PREFIX)] == _ROW_PREFIX[: len(line)]
     return is_prefix or not line.strip(b"\0")
+
+
+def _check_run(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the run that a document names; raise TypeError if its values are of other types."""
+    run: dict[str, Any] = document["run"]
+    are_lists = all(isinstance(run.get(name, []), list) for name in ("query", "keep"))
+    if not isinstance(run.get("top_k", 0), int) or not are_lists:
+        raise TypeError("not a run")
+    return run
 
 
 def _is_row(line: bytes) -> bool:

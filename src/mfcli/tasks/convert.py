@@ -37,15 +37,17 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
         raise OutputError(f"{results.name} holds the results of {len(runs)} runs", "convert one run at a time")
     (run,) = runs
     known = dict(results.run) or (settings.values if settings is not None and settings.run == run.run else {})
+    words = known.get("query", ())
+    words = words["words"] if isinstance(words, dict) else words  # settings have all of the query
     info = RunInfo(
         model=run.model,
         weights_sha256=run.weights_sha256,
         run=run.run,
         engine=known.get("engine"),
         precision=known.get("precision"),
-        top_k=known.get("top_k", top_k),
+        top_k=max(known.get("top_k", 0), top_k),
         confidence=known.get("confidence"),
-        query=tuple(known.get("query", ())) or query,
+        query=query if len(words) < len(query) else tuple(words),
         keep=tuple(known.get("keep", ())) or tuple(keep),
     )
     return info, Summary(ok + failed, ok, failed, results.complete, results.left_out)
