@@ -544,3 +544,9 @@ def test_a_bug_is_reported_as_one(mf: Mf, coffee: Path, monkeypatch: pytest.Monk
     )
     monkeypatch.setenv("MF_DEBUG", "1")
     assert "Traceback" in mf("predict", coffee, "-q").err
+
+
+def test_an_interrupt_during_the_imports(mf_process: Mf, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nos.times()\n")
+    ran = mf_process("--help", PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert (ran.code, ran.out, ran.err) == (-signal.SIGINT, "", "")
