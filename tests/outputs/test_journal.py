@@ -159,11 +159,17 @@ def test_a_foreign_journal_is_refused_and_left_alone(text: str, message: str, tm
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "out.jsonl", SETTINGS)
+    path = tmp_path / "out.jsonl.partial"
+    journal = Journal(path, SETTINGS)
+    journal.rows.write(row("a"))
     with pytest.raises(OutputError, match="being written by another"):
-        Journal(tmp_path / "out.jsonl", SETTINGS)
+        Journal(path, SETTINGS)
+    with pytest.raises(OutputError, match="being written by another"):
+        refuse_existing(tmp_path / "out.jsonl", resumable=True)
     journal.close()
-    Journal(tmp_path / "out.jsonl", SETTINGS).close()
+    Journal(path, SETTINGS).close()
+    with pytest.raises(OutputError, match="an unfinished run"):
+        refuse_existing(tmp_path / "out.jsonl", resumable=True)
 
 
 def test_retried_rows_take_the_failed_ones_places(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import shlex
@@ -36,7 +37,7 @@ def refuse_existing(path: Path, *, resumable: bool = False) -> None:
 
     Raises:
         OutputError: it is a folder or a file with content, its folder does not exist, or may not be read; or an
-            unfinished run has left results.
+            unfinished run has left results, or is still writing them.
     """
     partial = partial_path(path)
     with translate_write_errors(path):
@@ -46,11 +47,25 @@ def refuse_existing(path: Path, *, resumable: bool = False) -> None:
         raise OutputError(
             f"{path} exists", f"overwrite=True replaces it{'; resume=True goes on with it' if resumable else ''}"
         )
+    if is_unfinished and _is_locked(partial):
+        raise make_lock_error(partial)
     if is_unfinished:
         raise OutputError(
             f"{partial} holds the results of an unfinished run",
             "resume=True goes on with it; overwrite=True discards it",
         )
+
+
+def _is_locked(path: Path) -> bool:
+    with path.open("rb") as file, contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    return True
+
+
+def make_lock_error(path: Path) -> OutputError:
+    """Return the error of a file that another process writes."""
+    return OutputError(f"{path} is being written by another mf", "wait for it, or name another file: output=FILE")
 
 
 def has_content(path: Path) -> bool:

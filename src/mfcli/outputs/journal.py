@@ -21,7 +21,14 @@ import numpy as np
 
 from mfcli.errors import OutputError
 from mfcli.files import write_atomically
-from mfcli.outputs.files import check_folder, open_beside, open_text, publish_file, translate_write_errors
+from mfcli.outputs.files import (
+    check_folder,
+    make_lock_error,
+    open_beside,
+    open_text,
+    publish_file,
+    translate_write_errors,
+)
 from mfcli.outputs.json import format_line
 from mfcli.outputs.reader import StoredResults, is_torn, read_lines
 from mfcli.results import PREDICT_SCHEMA, PictureResult, RunSettings
@@ -226,9 +233,7 @@ class Journal:
                 file.close()
             except BlockingIOError as error:
                 file.close()
-                raise OutputError(
-                    f"{self._given_path} is being written by another mf", "wait for it, or name another"
-                ) from error
+                raise make_lock_error(self._given_path) from error
             except FileNotFoundError:
                 file.close()
             except BaseException:
