@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluate import compute_calibration_error
 from pictures import DecodedPictures, Samples, create_eval_transform, normalise, split
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from train import OPTIONS, ROWS, WEIGHTS, load_weights
 
 from mfcli.files import write_atomically
 from mfcli.models.metaformer import build_model
+from mfcli.models.metrics import compute_figures, judge
 
 CROPS = (0.8, 0.875, 0.95, 1.0)
 
@@ -52,11 +52,9 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 def describe(logits: Tensor, targets: Tensor) -> str:
     """Return a text with top-1, loss and calibration error."""
-    probs, answers = logits.softmax(1).max(1)
-    right = answers == targets
-    error = compute_calibration_error(probs.tolist(), right.tolist())
-    loss = F.cross_entropy(logits, targets)
-    return f"top-1 {100 * right.float().mean():.2f} %, loss {loss:.4f}, calibration error {error:.4f}"
+    figures = compute_figures(judge(logits.numpy(), targets.numpy()), logits.shape[1])
+    loss, error = figures["log_loss"], figures["calibration_error"]
+    return f"top-1 {100 * figures['top1']:.2f} %, loss {loss:.4f}, calibration error {error:.4f}"
 
 
 def choose_crop_pct(model: nn.Module, pictures: DecodedPictures, size: int) -> tuple[float, float]:

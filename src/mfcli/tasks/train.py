@@ -30,7 +30,7 @@ from mfcli.inputs.dataset import Dataset, LabelledPicture, Split, join_names, re
 from mfcli.models.abstention import Familiarity, Thresholds, fit_familiarity, list_error_bounds
 from mfcli.models.head import FittedHead, TrainingSet, fit_head
 from mfcli.models.labels import make_class_labels
-from mfcli.models.metrics import compute_figures, list_class_figures, list_confusions, softmax
+from mfcli.models.metrics import compute_figures, judge, list_class_figures, list_confusions
 from mfcli.models.own import ARGS_FILE, MODEL_FILE
 from mfcli.models.registry import VARIANTS
 from mfcli.models.splits import divide, group_duplicates
@@ -165,9 +165,8 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
     fitted = fit_head(training, is_over)
     familiarity, max_distance = fit_familiarity(training)
     seen = training.seen
-    probs = softmax(fitted.out_of_fold[seen])
-    is_right = probs.argmax(1) == training.targets[seen]
-    limits = Limits(familiarity, Thresholds(list_error_bounds(probs.max(1), is_right), max_distance))
+    answers = judge(fitted.out_of_fold[seen], training.targets[seen])
+    limits = Limits(familiarity, Thresholds(list_error_bounds(answers.confidence, answers.are_right), max_distance))
     with _new_folder(request.output) as folder:
         own = _write_model(folder, request, predictor, fitted, limits, classes)
         origin = {"base": predictor.artifact.variant, "data": str(request.data)}
@@ -413,20 +412,22 @@ def _judge(
             features = np.stack([picture.known_views.features[0] for picture in chosen])
             logits, distances = fitted.head.logits(features), limits.familiarity.distances(features)
             targets = np.array([indices[picture.label] for picture in chosen], np.intp)
-            predicted = logits.argmax(1)
-            figures[split.value] = compute_figures(softmax(logits), targets) | {
-                "per_class": [asdict(row) for row in list_class_figures(predicted, targets, classes)],
-                "confusions": list_confusions(predicted, targets, classes),
+            answers = judge(logits, targets)
+            figures[split.value] = compute_figures(answers, len(classes)) | {
+                "per_class": [asdict(row) for row in list_class_figures(answers, classes)],
+                "confusions": list_confusions(answers, classes),
             }
-            answers = [
+            rows = [
                 JudgedPicture(_make_result(own, picture, row, distance), picture.label, split.value)
                 for picture, row, distance in zip(chosen, logits, distances.tolist(), strict=True)
             ]
-            figures[split.value]["abstention"] = _judge_abstention(answers, indices)
-            judged += answers
+            figures[split.value]["abstention"] = _judge_abstention(rows, indices)
+            judged += rows
     learned = np.array([indices[picture.label] for picture in pictures if picture.split is Split.TRAIN], np.intp)
     seen = np.isfinite(fitted.out_of_fold).all(1)
-    figures["out_of_fold"] = compute_figures(softmax(fitted.out_of_fold[seen]), learned[seen]) if seen.any() else None
+    figures["out_of_fold"] = None
+    if seen.any():
+        figures["out_of_fold"] = compute_figures(judge(fitted.out_of_fold[seen], learned[seen]), len(classes))
     counts = Counter(picture.split for picture in pictures)
     metrics = {
         "model": own.artifact.variant,
@@ -444,9 +445,9 @@ def _judge(
         },
         **figures,
     }
-    rows = [_make_split_row(picture) for picture in pictures]
+    split_rows = [_make_split_row(picture) for picture in pictures]
     learned_counts = np.bincount(learned, minlength=len(classes)).tolist()
-    return TrainingReport(metrics, dict(zip(classes, learned_counts, strict=True)), rows, judged)
+    return TrainingReport(metrics, dict(zip(classes, learned_counts, strict=True)), split_rows, judged)
 
 
 def _judge_abstention(rows: Sequence[JudgedPicture], indices: dict[str, int]) -> dict[str, Any]:
