@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mfcli.errors import MfError, NoInputsError, UsageError
-from mfcli.inputs.dataset import Split, read_dataset
+from mfcli.inputs.dataset import Split, read_dataset, read_judged, spread
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -116,3 +116,67 @@ def test_nothing_there(tmp_path: Path) -> None:
         read_dataset(tmp_path / "missing")
     with pytest.raises(NoInputsError, match="no pictures in"):
         read_dataset(touch(tmp_path, "a/x.txt", "b/y.txt"))
+
+
+def judged(path: Path, ground_truth: Path | None = None) -> list[tuple[str, str]]:
+    return [(Path(p.source.input).name, p.label) for p in read_judged(path, ground_truth)]
+
+
+def test_a_model_is_judged_by_val_then_by_test_then_by_all(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a/1.jpg", "val/a/2.jpg", "test/a/3.jpg")
+    assert judged(tmp_path) == [("2.jpg", "a")]
+    assert judged(tmp_path / "train") == [("1.jpg", "a")]  # a single class will do
+    (tmp_path / "some.csv").write_text("path,label,split\nx.jpg,a,train\ny.jpg,b,test\n")
+    assert judged(tmp_path / "some.csv") == [("y.jpg", "b")]
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "labels"),
+    [
+        (("b10.jpg", "b2.jpg"), "n01\r\nn02\r\n", {"b2.jpg": "n01", "b10.jpg": "n02"}),
+        (("x/ILSVRC2012_val_00000003.JPEG",), "0\n1\n2\n", {"ILSVRC2012_val_00000003.JPEG": "2"}),
+        (("a.jpg",), "a.jpg 65\nother.jpg 1\n", {"a.jpg": "65"}),
+        (("a.jpg",), "a.jpg\tgolden retriever\t0\t1\n", {"a.jpg": "golden retriever"}),
+        (("a.JPEG",), "ImageId,PredictionString\na,n03995372 85 1 499 272 n0 1\n", {"a.JPEG": "n03995372"}),
+    ],
+)
+def test_the_ground_truth_of_pictures_in_one_folder(
+    names: tuple[str, ...], text: str, labels: dict[str, str], tmp_path: Path
+) -> None:
+    truth = tmp_path / "truth.txt"
+    truth.write_text(text)
+    assert dict(judged(touch(tmp_path / "val", *names), truth)) == labels
+    truth.rename(tmp_path / "val" / "val_annotations.txt")
+    assert dict(judged(tmp_path / "val")) == labels
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n01\n", "has 1 labels for 2 pictures"),
+        ("a.jpg n01\n", "has no label for"),
+        ("n01\na.jpg n01\n", "mixes labels with and without names"),
+        ("490\n1000\n", "has ILSVRC's own ids"),
+        ("", "is empty"),
+        (None, "cannot read"),
+    ],
+)
+def test_a_ground_truth_that_could_be_wrong_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "truth.txt").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_judged(touch(tmp_path / "val", "a.jpg", "b.jpg"), tmp_path / "truth.txt")
+
+
+@pytest.mark.parametrize(
+    ("limit", "chosen"),
+    [
+        (2, ["a/0.jpg", "b/0.jpg"]),
+        (5, ["a/0.jpg", "a/2.jpg", "a/4.jpg", "b/0.jpg", "b/1.jpg"]),
+        (99, [f"a/{n}.jpg" for n in range(6)] + ["b/0.jpg", "b/1.jpg"]),
+    ],
+)
+def test_a_limit_is_spread_over_the_classes(limit: int, chosen: list[str], tmp_path: Path) -> None:
+    touch(tmp_path, *(f"a/{n}.jpg" for n in range(6)), "b/0.jpg", "b/1.jpg")
+    pictures = spread(read_judged(tmp_path), limit)
+    assert [str(Path(p.source.input).relative_to(tmp_path)) for p in pictures] == chosen

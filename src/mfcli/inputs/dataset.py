@@ -1,23 +1,26 @@
-"""Pictures with classes to learn from: a folder of folders, folders `train` and `val` of these, or a CSV file.
+"""Pictures with classes: a folder of folders, folders `train` and `val` of these, or a CSV file.
 
-Classes are matched by name, never by position, and names that could be confused are refused. Nothing is opened here.
+Classes are matched by name, never by position; names that could be confused are not learned. Nothing is opened here.
 """
 
 import csv
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from mfcli.errors import NoInputsError, UsageError, escape_control_characters
+from mfcli.inputs.ground_truth import GroundTruth
 from mfcli.inputs.selection import Selection, is_hidden
 from mfcli.inputs.sources import Source
 from mfcli.inputs.walk import walk_folder
 
 _LAYOUTS = "DIR/CLASS/*.jpg, DIR/{train,val}/CLASS/*.jpg, or a CSV file with the columns path,label"
 _MAX_NAMED = 5
+_ANNOTATIONS = "val_annotations.txt"
+"""The ground truth that Tiny ImageNet has beside the folder of its pictures."""
 
 
 class Split(StrEnum):
@@ -84,18 +87,9 @@ def read_dataset(path: Path, selection: Selection = Selection()) -> Dataset:  # 
         UsageError: it is none of these, has a single class, a class to judge by that cannot be learned, or names that
             differ only in case or Unicode form, or cannot be the name of a folder.
     """
-    if path.is_dir():
-        found = list(_read_folders(path, selection))
-    elif path.is_file():
-        found = [(label, split, [source]) for label, split, source in _read_csv(path)]
-    else:
-        raise UsageError(f"{path} is neither a folder nor a file", _LAYOUTS)
-    if not found:
-        raise UsageError(f"{path} has no folders with pictures", _LAYOUTS)
+    found = _find_classes(path, selection)
     _check_names(sorted({label for label, _, _ in found}))
-    pictures = tuple(LabelledPicture(source, label, split) for label, split, sources in found for source in sources)
-    if not pictures:
-        raise NoInputsError(f"no pictures in {path}", _LAYOUTS)
+    pictures = _list_labelled(path, found)
     classes = sorted({picture.label for picture in pictures if picture.split is Split.TRAIN})
     unknown = sorted({picture.label for picture in pictures} - set(classes))
     if unknown:
@@ -106,6 +100,74 @@ def read_dataset(path: Path, selection: Selection = Selection()) -> Dataset:  # 
         raise UsageError(f"{path} has a single class, {classes[0]}", f"at least two are needed: {_LAYOUTS}")
     empty = sorted({label for label, _, _ in found} - set(classes))
     return Dataset(pictures, tuple(classes), tuple(empty))
+
+
+def read_judged(
+    path: Path,
+    ground_truth: Path | None = None,
+    selection: Selection = Selection(),  # noqa: B008 - frozen
+) -> tuple[LabelledPicture, ...]:
+    """Find the pictures of a dataset that a model is judged by.
+
+    Args:
+        path: a folder with a folder for each class; with folders of these, of which `val` is taken, else `test`; a
+            folder of pictures, if there is a ground truth; or a CSV file with the columns `path` and `label`.
+        ground_truth: a file with the classes of all pictures in the folder, see `GroundTruth`; None for
+            `val_annotations.txt` in the folder, as Tiny ImageNet has it, if it is there.
+        selection: which files are taken from folders.
+
+    Raises:
+        NoInputsError: there are no pictures.
+        UsageError: it is none of these, or a picture has no class.
+    """
+    if ground_truth is None and (path / _ANNOTATIONS).is_file():
+        ground_truth = path / _ANNOTATIONS
+    if ground_truth is None:
+        pictures = _list_labelled(path, _find_classes(path, selection))
+        splits = {picture.split for picture in pictures}
+        chosen = next(split for split in (Split.VAL, Split.TEST, Split.TRAIN) if split in splits)
+        return tuple(picture for picture in pictures if picture.split is chosen)
+    if not path.is_dir():
+        raise UsageError(f"{path} is not a folder", "ground_truth=FILE gives the classes of the pictures in a folder")
+    sources = _list_pictures(path, selection)
+    if not sources:
+        raise NoInputsError(f"no pictures in {path}", _LAYOUTS)
+    labels = GroundTruth.read(ground_truth).label([source.input for source in sources])
+    return tuple(LabelledPicture(*pair, Split.VAL) for pair in zip(sources, labels, strict=True))
+
+
+def spread(pictures: Sequence[LabelledPicture], limit: int) -> tuple[LabelledPicture, ...]:
+    """Return at most `limit` pictures, as equally many of each class as there are, evenly spaced, in their order."""
+    positions: dict[str, list[int]] = {}
+    for position, picture in enumerate(pictures):
+        positions.setdefault(picture.label, []).append(position)
+    chosen: list[int] = []
+    left = limit
+    for waiting, own in enumerate(sorted(positions.values(), key=len)):  # what small classes lack, large ones give
+        count = min(len(own), -(-left // (len(positions) - waiting)))
+        chosen += [own[step * len(own) // count] for step in range(count)]
+        left -= count
+    return tuple(pictures[position] for position in sorted(chosen))
+
+
+def _find_classes(path: Path, selection: Selection) -> list[tuple[str, Split, list[Source]]]:
+    """Return the classes of a dataset, each with its pictures."""
+    if path.is_dir():
+        found = list(_read_folders(path, selection))
+    elif path.is_file():
+        found = [(label, split, [source]) for label, split, source in _read_csv(path)]
+    else:
+        raise UsageError(f"{path} is neither a folder nor a file", _LAYOUTS)
+    if not found:
+        raise UsageError(f"{path} has no folders with pictures", _LAYOUTS)
+    return found
+
+
+def _list_labelled(path: Path, found: list[tuple[str, Split, list[Source]]]) -> tuple[LabelledPicture, ...]:
+    pictures = tuple(LabelledPicture(source, label, split) for label, split, sources in found for source in sources)
+    if not pictures:
+        raise NoInputsError(f"no pictures in {path}", _LAYOUTS)
+    return pictures
 
 
 def _read_folders(path: Path, selection: Selection) -> Iterator[tuple[str, Split, list[Source]]]:
