@@ -11,8 +11,6 @@ from mfcli.results import PictureResult
 from mfcli.version import __version__
 
 METRICS_FILE = "metrics.json"
-_MAX_MATRIX = 1000
-"""Classes up to which confusion.csv is a matrix."""
 _SHOWN = 5
 """Confusions and classes in the model card."""
 
@@ -107,21 +105,15 @@ def _write_results(path: Path, report: TrainingReport) -> None:
 
 
 def _write_confusions(folder: Path, report: TrainingReport) -> None:
-    figures, names = report.metrics["val"], list(report.learned)
-    if len(names) > _MAX_MATRIX:
-        _write_csv(folder / "confusion.csv", ["truth", "predicted", "count"], figures["confusions"])
-        return
-    from mfcli.outputs.confusion import draw_confusions
+    from mfcli.outputs.confusion import Confusions
 
-    indices = {name: index for index, name in enumerate(names)}
-    matrix = [[0] * len(names) for _ in names]
-    for row in figures["per_class"]:
-        matrix[indices[row["name"]]][indices[row["name"]]] = row["correct"]
-    for truth, predicted, count in figures["confusions"]:
-        matrix[indices[truth]][indices[predicted]] = count
-    rows = [[name, *counts] for name, counts in zip(names, matrix, strict=True)]
-    _write_csv(folder / "confusion.csv", ["truth", *names], rows)
-    draw_confusions(names, matrix).save(folder / "confusion.png")
+    figures = report.metrics["val"]
+    correct = {row["name"]: row["correct"] for row in figures["per_class"]}
+    confusions = Confusions(correct, figures["confusions"])
+    with (folder / "confusion.csv").open("w", encoding="utf-8", errors="replace", newline="") as file:
+        confusions.write_csv(file)
+    if confusions.is_matrix:
+        confusions.draw().save(folder / "confusion.png")
 
 
 def _format_card(report: TrainingReport) -> str:
