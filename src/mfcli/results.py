@@ -221,6 +221,7 @@ class PictureResult:
         kept: values of JSON from the columns or files that the run keeps; None where there are none.
         features: what the head got, float32 (dim,); None unless it was asked for.
         abstained: why the answer should not be trusted; None if it may be, or nothing is known about it.
+        logits: of all classes, float32 (classes,); None unless they were asked for.
         thumbnail: a small picture in mode RGB, upright; None unless the predictor makes them.
     """
 
@@ -237,6 +238,7 @@ class PictureResult:
     kept: dict[str, Any] | None = field(default=None, hash=False)
     features: "NDArray[np.float32] | None" = field(default=None, compare=False, repr=False)
     abstained: Abstention | None = None
+    logits: "NDArray[np.float32] | None" = field(default=None, compare=False, repr=False)
     thumbnail: "Image | None" = field(default=None, compare=False)
 
     @property

@@ -21,9 +21,10 @@ from mfcli.artifact.file import (
 from mfcli.errors import ModelError, UsageError
 from mfcli.files import cached_sha256, lock
 from mfcli.hub.bundled import bundled_file
+from mfcli.models.labels import load_imagenet_labels
 from mfcli.models.own import MODEL_FILE
 from mfcli.models.registry import Pretraining, Variant
-from mfcli.results import Progress
+from mfcli.results import Label, Progress
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ def ensure_artifact(
         weights_file, digest, origin = stored.path, stored.sha256, stored.url or str(stored.path)
     found = _find(variant, weights_file, digest, settings)
     return found or _build(variant, weights_file, digest, origin, settings, progress)
+
+
+def load_labels(variant: Variant, settings: Settings) -> tuple[Label, ...]:
+    """Return the classes of a model in head order; nothing is downloaded or built for it."""
+    if variant.pretraining in (Pretraining.BUNDLED, Pretraining.OWN):
+        return ensure_artifact(variant, None, settings).labels
+    return load_imagenet_labels(variant.num_classes)
 
 
 def _obtain(variant: Variant, settings: Settings, progress: Progress, fetch: "FetchOptions | None") -> "StoredWeights":

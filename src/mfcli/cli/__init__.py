@@ -75,6 +75,12 @@ _COMMANDS: dict[str, tuple[str, *tuple[str, ...]]] = {
         "mf train labels.csv -o runs/flowers --model caformer_s18",
         "mf predict photo.jpg --model runs/flowers",
     ),
+    "evaluate": (
+        "evaluate:evaluate",
+        "mf evaluate imagenette/val",
+        "mf evaluate val -m caformer_s18 --limit 2000 --expect-top1 83%",
+        "mf evaluate answers.jsonl --confusion confusion.png",
+    ),
     "embed": (
         "embed:embed",
         "mf embed photos -o features.npz",

@@ -9,6 +9,7 @@ import sys
 FLAGS = {
     "abstain": "--abstain",
     "batch_size": "--batch-size",
+    "class_map": "--class-map",
     "column": "--column",
     "confidence": "--confidence",
     "crop_pct": "--crop-pct",
@@ -18,6 +19,7 @@ FLAGS = {
     "expect_sha256": "--expect-sha256",
     "files_from": "--files-from",
     "formats": "--formats",
+    "ground_truth": "--ground-truth",
     "include": "--include",
     "input_size": "--input-size",
     "interpolation": "--interpolation",

@@ -165,6 +165,7 @@ class Predictor:
         offline: bool = False,
         options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
         thumbnail_side: int | None = None,
+        logits: bool = False,
         confidence: float | None = DEFAULT_CONFIDENCE,
         query: Query | None = None,
         abstain: Abstain = Abstain.BOTH,
@@ -183,6 +184,7 @@ class Predictor:
             offline: whether pictures may not be fetched from URLs.
             options: what the engine was loaded with.
             thumbnail_side: width and height in pixels of the thumbnails in results, at most; None for none.
+            logits: whether results have the logits of all classes.
             confidence: probability that a concept holds to be named, 0.5 to 1; None to name none.
             query: what is searched for; results then have a match.
             abstain: which abstentions are shown; unfamiliar pictures need an engine that computes distances.
@@ -217,6 +219,7 @@ class Predictor:
         self._formats = formats_with(formats)
         self._selection = Selection(offline=offline)
         self._thumbnail_side = thumbnail_side
+        self._keeps_logits = logits
         self._confidence = confidence
         if query is not None and not 0 < query.min_prob <= 1:
             raise UsageError(f"min_prob={query.min_prob:g} is not more than 0 and at most 1", "min_prob=0.5")
@@ -452,6 +455,8 @@ class Predictor:
             predictions, concept = self.rank(row)
             abstained = self.judge(predictions[0].prob, distance)
             results.append(self._make_result(picture.source, picture, predictions, None, concept, own, abstained))
+        if self._keeps_logits:
+            results = [replace(r, logits=row) for r, row in zip(results, logits, strict=True)]
         if (query := self._query) is None:
             return results
         return [replace(r, match=self._search(query, row)) for r, row in zip(results, logits, strict=True)]
@@ -561,6 +566,7 @@ def load_predictor(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     formats: Iterable[str] = (),
     features: bool = False,
+    logits: bool = False,
     thumbnail_side: int | None = None,
     confidence: float | None = DEFAULT_CONFIDENCE,
     query: Query | None = None,
@@ -592,6 +598,7 @@ def load_predictor(
         max_pixels: the largest picture that is decoded or resized to, in pixels.
         formats: optional picture formats to decode as well: dds, icns, ico, pcx, ppm, psd, qoi, sgi, tga.
         features: whether all results have features, as those of `Predictor.embed` have in any case.
+        logits: see `Predictor`.
         thumbnail_side: see `Predictor`.
         confidence: see `Predictor`.
         query: see `Predictor`.
@@ -650,6 +657,7 @@ def load_predictor(
         offline=settings.offline,
         options=options,
         thumbnail_side=thumbnail_side,
+        logits=logits,
         confidence=confidence,
         query=query,
         abstain=abstain,

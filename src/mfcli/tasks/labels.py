@@ -6,13 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mfcli.artifact.ensure import ensure_artifact
+from mfcli.artifact.ensure import load_labels
 from mfcli.errors import ModelError
 from mfcli.files import is_glob
 from mfcli.models.concepts import HeadConcepts, ancestors, load_hierarchy, shorten
-from mfcli.models.labels import load_imagenet_labels
 from mfcli.models.meanings import find_meanings
-from mfcli.models.registry import Pretraining, Variant
+from mfcli.models.registry import Variant
 from mfcli.results import Label
 from mfcli.settings import Settings
 
@@ -52,7 +51,7 @@ def list_classes(variant: Variant, pattern: str | None, settings: Settings) -> t
     Raises:
         ModelError: none matches.
     """
-    labels = _load_labels(variant, settings)
+    labels = load_labels(variant, settings)
     concepts = HeadConcepts(labels)
     above = _list_concepts(concepts)
     wanted = range(len(labels)) if pattern is None else sorted(_match(pattern, labels, concepts))
@@ -62,12 +61,6 @@ def list_classes(variant: Variant, pattern: str | None, settings: Settings) -> t
         ListedClass(index, labels[index], tuple(c for c in above[index] if c.wnid != labels[index].wnid))
         for index in wanted
     )
-
-
-def _load_labels(variant: Variant, settings: Settings) -> tuple[Label, ...]:
-    if variant.pretraining in (Pretraining.BUNDLED, Pretraining.OWN):
-        return ensure_artifact(variant, None, settings).labels
-    return load_imagenet_labels(variant.num_classes)
 
 
 def _list_concepts(concepts: HeadConcepts) -> dict[int, list[Label]]:

@@ -1,0 +1,398 @@
+"""The command `mf evaluate`."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from mfcli.cli import predict_options as option
+from mfcli.cli.options import Format, Offline, Quiet, parse_batch_size, parse_numbers
+from mfcli.cli.predict import exit_code
+from mfcli.cli.streams import note, require_standard_output, standard_output
+from mfcli.errors import CheckError, ExitCode, OutputError, UsageError
+from mfcli.inference.engines.base import EngineName, Precision
+from mfcli.outputs.writer import RecordFormat
+from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, Settings
+
+if TYPE_CHECKING:
+    from mfcli.inference.judging import Evaluation
+    from mfcli.outputs.reader import StoredResults
+
+_TRUTH, _FIGURES, _ROWS = "Truth", "Figures", "Rows"
+_DATASET_SUFFIXES = {".csv", ".tsv", ".txt"}
+_SHOWN_CONFUSIONS = 5
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR|CSV|RESULTS",
+        help="DIR/CLASS/*.jpg, a CSV file with the columns path,label, or what mf predict wrote.",
+        readable=False,
+    ),
+]
+GroundTruth = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Classes of the pictures in one folder: a label a line, or NAME LABEL.",
+        show_default="DIR/val_annotations.txt",
+        readable=False,
+        rich_help_panel=_TRUTH,
+    ),
+]
+ClassMap = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The dataset's names of classes, in the head's order.",
+        show_default=False,
+        readable=False,
+        rich_help_panel=_TRUTH,
+    ),
+]
+ValidLabels = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Answer with these classes alone, one a line.",
+        show_default=False,
+        readable=False,
+        rich_help_panel=_TRUTH,
+    ),
+]
+MapTo = Annotated[
+    str | None,
+    typer.Option(
+        metavar="in1k", help="Answer with the classes of ImageNet-1k alone.", show_default=False, rich_help_panel=_TRUTH
+    ),
+]
+RealLabels = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Several right classes for each picture of ImageNet's validation set, as JSON.",
+        show_default=False,
+        readable=False,
+        rich_help_panel=_TRUTH,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Take N pictures, spread over the classes.",
+        show_default="all",
+        rich_help_panel=_TRUTH,
+    ),
+]
+ExpectTop1 = Annotated[
+    str | None,
+    typer.Option(
+        metavar="P",
+        help="Exit with 9 if top-1 is below P: 0.83 or 83%.",
+        show_default=False,
+        rich_help_panel=_FIGURES,
+    ),
+]
+PerClass = Annotated[bool, typer.Option("--per-class", help="Show each class.", rich_help_panel=_FIGURES)]
+Confusion = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the confusion matrix: .csv or .png.",
+        show_default=False,
+        readable=False,
+        rich_help_panel=_FIGURES,
+    ),
+]
+Predictions = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write a row for every picture, .jsonl.",
+        show_default=False,
+        readable=False,
+        rich_help_panel=_ROWS,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace --predictions.", rich_help_panel=_ROWS)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with --predictions.", rich_help_panel=_ROWS)]
+
+
+def evaluate(
+    data: Data,
+    model: option.Model = None,
+    weights: option.Weights = None,
+    labels: option.Labels = None,
+    mean: option.Mean = None,
+    std: option.Std = None,
+    crop_pct: option.CropPct = None,
+    interpolation: option.Interpolation = None,
+    input_size: option.InputSize = None,
+    no_exif: option.NoExif = False,
+    max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
+    ground_truth: GroundTruth = None,
+    class_map: ClassMap = None,
+    valid_labels: ValidLabels = None,
+    map_to: MapTo = None,
+    real_labels: RealLabels = None,
+    limit: Limit = None,
+    expect_top1: ExpectTop1 = None,
+    per_class: PerClass = False,
+    confusion: Confusion = None,
+    format: Format = RecordFormat.TABLE,
+    predictions: Predictions = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    batch_size: option.BatchSize = "auto",
+    workers: option.Workers = None,
+    threads: option.Threads = None,
+    engine: option.Engine = EngineName.AUTO,
+    device: option.Device = "auto",
+    precision: option.ArithmeticPrecision = Precision.FP32,
+    allow_failures: option.AllowFailures = False,
+    offline: Offline = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how right a model is on pictures whose classes are known.
+
+    Classes are named by WordNet id, name or index. With --format csv and --per-class there is a row for each class.
+    Exit code 5: some pictures failed, 6: all did, 9: top-1, failures counted as wrong, is below --expect-top1.
+    """
+    from mfcli.cli.progress import StderrProgress
+    from mfcli.models.label_files import read_labels
+    from mfcli.tasks import evaluate as task
+
+    require_standard_output()
+    expected = None if expect_top1 is None else _parse_share(expect_top1)
+    _check_outputs(confusion, predictions, overwrite=overwrite, resume=resume)
+    if map_to is not None and map_to not in list(task.Subset):
+        raise UsageError(f"--map-to {map_to!r} is unknown", f"--map-to {task.Subset.IN1K}")
+    request = task.EvaluateRequest(
+        data=data,
+        ground_truth=ground_truth,
+        class_map=class_map,
+        valid_labels=valid_labels,
+        map_to=None if map_to is None else task.Subset(map_to),
+        real_labels=real_labels,
+        limit=limit,
+        predictions=predictions,
+        overwrite=overwrite,
+        resume=resume,
+        is_published=(weights, mean, std, crop_pct, interpolation, input_size) == (None,) * 6,
+        batch_size=parse_batch_size(batch_size),
+        workers=workers,
+    )
+    settings = Settings.from_environ(offline=offline)
+    with StderrProgress(note, quiet, with_bar=True) as progress, _open_results(data) as stored:
+        if stored is not None:
+            given = None if labels is None else read_labels(labels)
+            evaluation = task.evaluate_results(stored, request, given, settings, progress)
+        else:
+            from mfcli.inference.predictor import load_predictor
+
+            predictor = load_predictor(
+                model,
+                weights=weights,
+                labels=labels,
+                mean=parse_numbers(mean, "--mean"),
+                std=parse_numbers(std, "--std"),
+                crop_pct=crop_pct,
+                interpolation=interpolation,
+                input_size=input_size,
+                engine=engine,
+                device=device,
+                precision=precision,
+                threads=threads,
+                exif=not no_exif,
+                max_pixels=max_pixels,
+                confidence=DEFAULT_CONFIDENCE,
+                logits=True,
+                settings=settings,
+                progress=progress,
+            )
+            evaluation = task.evaluate(predictor, request, progress)
+    _write_figures(evaluation, format, per_class=per_class)
+    if confusion is not None:
+        _write_confusions(confusion, evaluation)
+    top1 = evaluation.figures.get("strict_top1", 0.0)
+    if expected is not None and top1 < expected:
+        raise CheckError(f"top-1 is {top1:.2%}, which is below {expected:.2%}", "mf evaluate --per-class shows where")
+    raise typer.Exit(ExitCode.OK if allow_failures else exit_code(evaluation.summary))
+
+
+def _parse_share(text: str) -> float:
+    """Read `0.83` or `83%`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    with contextlib.suppress(ValueError):
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        if 0 <= share <= 1:
+            return share
+    raise UsageError(f"--expect-top1 {text!r} is no share", "--expect-top1 0.83, or --expect-top1 83%")
+
+
+def _check_outputs(confusion: Path | None, predictions: Path | None, *, overwrite: bool, resume: bool) -> None:
+    """Check before any work that the files can be written."""
+    from mfcli.outputs.files import check_folder, refuse_existing
+
+    if confusion is not None:
+        if confusion.suffix.lower() not in (".csv", ".png"):
+            raise UsageError(f"the suffix of {confusion} is neither .csv nor .png", "--confusion confusion.png")
+        check_folder(confusion)
+    if predictions is None:
+        if overwrite or resume:
+            raise UsageError("--overwrite and --resume are about --predictions", "--predictions rows.jsonl")
+        return
+    if overwrite and resume:
+        raise UsageError("--overwrite and --resume exclude each other", "mf evaluate --help")
+    if predictions.suffix.lower() != ".jsonl":
+        raise UsageError(f"the suffix of {predictions} is not .jsonl", "--predictions rows.jsonl")
+    if not (overwrite or resume):
+        refuse_existing(predictions, resumable=True)
+
+
+@contextlib.contextmanager
+def _open_results(path: Path) -> "Iterator[StoredResults | None]":
+    """Open results of an earlier run; yield None if it is something else."""
+    from mfcli.outputs.journal import read_settings
+    from mfcli.outputs.reader import StoredResults
+
+    if not path.is_file():
+        yield None
+        return
+    with _open(path) as file:
+        try:
+            stored = StoredResults(file, str(path), read_settings(path))
+        except OutputError:
+            if path.suffix.lower() not in _DATASET_SUFFIXES:
+                raise
+            yield None
+            return
+        yield stored
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", f"check its permissions: ls -l {path}") from error
+
+
+def _write_figures(evaluation: "Evaluation", format: RecordFormat, *, per_class: bool) -> None:
+    from mfcli.outputs.json import format_document
+    from mfcli.outputs.records import write_records
+
+    figures, classes = evaluation.figures, evaluation.per_class
+    with standard_output() as stream:
+        if format is RecordFormat.JSON:
+            stream.write(format_document(figures | ({"per_class": classes} if per_class else {})))
+        elif format is not RecordFormat.TABLE:
+            write_records(format, stream, classes if per_class else [_flatten(figures)])
+        else:
+            write_records(format, stream, _list_figures(figures))
+            for records in (_list_classes(classes) if per_class else [], _list_confusions(figures)):
+                if records:
+                    stream.write("\n")
+                    write_records(format, stream, records, optional=("f1", "precision"))
+
+
+def _flatten(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures that are single values; intervals are two."""
+    flat: dict[str, Any] = {}
+    for name, value in figures.items():
+        if isinstance(value, tuple):
+            flat |= {f"{name}_low": value[0], f"{name}_high": value[1]}
+        elif isinstance(value, dict):
+            flat |= {f"{name}_{key}": item for key, item in value.items()}
+        elif not isinstance(value, list):
+            flat[name] = value
+    return flat
+
+
+_SHARES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "strict_top1": "top-1, failed ones wrong",
+    "strict_top5": "top-5, failed ones wrong",
+    "real_top1": "top-1, ReaL",
+    "real_top5": "top-5, ReaL",
+    "published_top1": "top-1, published",
+    "published_difference": "difference",
+    "macro_recall": "macro recall",
+    "coverage": "pictures of known classes",
+    "concept_named": "a concept is named",
+    "concept_holds": "which the picture shows",
+    "abstained": "abstained",
+    "kept_top1": "top-1 of the others",
+}
+_NUMBERS = {
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "calibration_error": "calibration error",
+    "aurc": "area under risk-coverage",
+}
+
+
+def _list_figures(figures: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the rows of the table; what says nothing new is left out."""
+    counts = {"model": figures["model"], "classes": figures.get("classes"), "pictures": figures["pictures"]}
+    rows = [{"figure": name, "value": str(value), "interval_95": ""} for name, value in counts.items()]
+    if figures["failed"]:
+        rows.append({"figure": "failed", "value": str(figures["failed"]), "interval_95": ""})
+    for name, words in _SHARES.items():
+        value, interval = figures.get(name), figures.get(f"{name}_interval")
+        is_needless = (name.startswith("strict_") and not figures["failed"]) or (name == "coverage" and value == 1)
+        if value is not None and not is_needless:
+            low_high = "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
+            shown = f"{100 * value:+.2f} points" if name == "published_difference" else f"{value:.2%}"
+            rows.append({"figure": words, "value": shown, "interval_95": low_high})
+    for coverage, risk in figures.get("risk_at_coverage", {}).items():
+        rows.append({"figure": f"wrong among the surest {coverage}", "value": f"{risk:.2%}", "interval_95": ""})
+    for name, words in _NUMBERS.items():
+        if (value := figures.get(name)) is not None:
+            rows.append({"figure": words, "value": f"{value:.4f}", "interval_95": ""})
+    if figures.get("images_per_s"):
+        rows.append({"figure": "pictures a second", "value": f"{figures['images_per_s']:.1f}", "interval_95": ""})
+    return rows
+
+
+def _list_classes(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    shares = ("precision", "recall", "f1")
+    return [
+        {"class": _shorten(row["name"]), "pictures": row["count"]}
+        | {share: "" if row[share] is None else f"{row[share]:.1%}" for share in shares}
+        for row in classes
+    ]
+
+
+def _list_confusions(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"confused": _shorten(pair["truth"]), "with": _shorten(pair["predicted"]), "pictures": pair["count"]}
+        for pair in figures.get("confusions", [])[:_SHOWN_CONFUSIONS]
+    ]
+
+
+def _shorten(name: str) -> str:
+    return name.split(",")[0]
+
+
+def _write_confusions(path: Path, evaluation: "Evaluation") -> None:
+    from mfcli.outputs.confusion import Confusions
+    from mfcli.outputs.files import atomic_output, open_beside, translate_write_errors
+
+    confusions = Confusions({row["name"]: row["correct"] for row in evaluation.per_class}, evaluation.confusions)
+    if path.suffix.lower() == ".csv":
+        with atomic_output(path) as stream:
+            confusions.write_csv(stream)
+        return
+    if not confusions.is_matrix or not confusions.correct:
+        raise UsageError(f"{len(confusions.correct)} classes make no picture", "--confusion confusion.csv")
+    with translate_write_errors(path), open_beside(path) as (file, publish):
+        confusions.draw().save(file, "PNG")
+        publish()

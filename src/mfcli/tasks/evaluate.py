@@ -1,0 +1,378 @@
+"""Judge a model, or the results of an earlier run, by pictures whose classes are known."""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mfcli.artifact.ensure import load_labels
+from mfcli.errors import NoInputsError, OutputError, UsageError
+from mfcli.inference.judging import (
+    FAILED,
+    Evaluation,
+    Judgement,
+    Truth,
+    describe,
+    judge_result,
+    judge_row,
+    summarize,
+)
+from mfcli.inference.predictor import Predictor
+from mfcli.inputs.dataset import LabelledPicture, read_judged, spread
+from mfcli.inputs.ground_truth import GroundTruth, read_real_labels
+from mfcli.models.class_names import map_classes
+from mfcli.models.label_files import read_labels
+from mfcli.models.labels import load_imagenet_labels
+from mfcli.models.registry import VARIANTS
+from mfcli.outputs.files import translate_write_errors
+from mfcli.outputs.json import format_line
+from mfcli.outputs.reader import StoredResults
+from mfcli.outputs.result_file import ResultFile
+from mfcli.results import Label, PictureResult, Progress, RunInfo, RunSettings, Summary, Tally
+from mfcli.settings import Settings
+from mfcli.signals import defer_signals
+
+
+class Subset(StrEnum):
+    """Classes that the answers of a head can be restricted to."""
+
+    IN1K = "in1k"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateRequest:
+    """What a model is judged by.
+
+    Attributes:
+        data: a folder or a CSV file, see `inputs.dataset.read_judged`; or results.
+        ground_truth: the classes of pictures in one folder, see `inputs.ground_truth.GroundTruth`.
+        class_map: the dataset's names of classes in the head's order, see `label_files.read_labels`.
+        valid_labels: a file with the classes that can be given, one a line: WordNet ids, names or indices.
+        map_to: the classes that can be given.
+        real_labels: see `inputs.ground_truth.read_real_labels`.
+        limit: pictures at most, spread over the classes.
+        predictions: a file that gets the rows, which can be resumed.
+        overwrite: whether that file may be replaced.
+        resume: whether to go on with it.
+        is_published: whether weights and preprocessing are the model's own, so that its published figure applies.
+        batch_size: pictures per batch, None for what suits the engine.
+        workers: threads that decode, None for what suits the machine.
+    """
+
+    data: Path
+    ground_truth: Path | None = None
+    class_map: Path | None = None
+    valid_labels: Path | None = None
+    map_to: Subset | None = None
+    real_labels: Path | None = None
+    limit: int | None = None
+    predictions: Path | None = None
+    overwrite: bool = False
+    resume: bool = False
+    is_published: bool = True
+    batch_size: int | None = None
+    workers: int | None = None
+
+
+def evaluate(predictor: Predictor, request: EvaluateRequest, progress: Progress = lambda _: None) -> Evaluation:
+    """Classify pictures whose classes are known, and return how good the answers are.
+
+    Args:
+        predictor: with logits.
+        request: the pictures.
+        progress: told what the names of classes mean, and the counts.
+
+    Raises:
+        EngineError: the engine fails.
+        NoInputsError: there are no pictures.
+        OutputError: the rows cannot be written, or are of another run.
+        UsageError: the classes of the pictures are not known, or none is one of the model's.
+    """
+    labels = predictor.labels
+    pictures = read_judged(request.data, request.ground_truth)
+    class_map = None if request.class_map is None else read_labels(request.class_map)
+    mapping = map_classes((picture.label for picture in pictures), labels, class_map)
+    progress(mapping.in_words(labels))
+    truth = Truth(labels, mapping, _select_allowed(request, labels))
+    judged = [picture for picture in pictures if truth.find(picture.label) is not None]
+    coverage = _describe_coverage([picture.label for picture in pictures], truth, progress)
+    chosen = judged if request.limit is None else spread(judged, request.limit)
+    if request.real_labels is not None:
+        names = [picture.source.shown_name for picture in chosen]
+        truth = replace(truth, real=_map_real_labels(read_real_labels(request.real_labels, names), labels))
+    run = _Run(predictor, truth, request, progress)
+    judgements = run.judge(chosen)
+    info = run.info
+    figures = {
+        "data": str(request.data),
+        "model": info.model,
+        "weights_sha256": info.weights_sha256,
+        "run": info.run,
+        "engine": info.engine,
+        "precision": info.precision,
+        **coverage,
+    }
+    return summarize(figures, judgements, truth, _find_published(info.model, request), run.images_per_s)
+
+
+def evaluate_results(
+    results: StoredResults,
+    request: EvaluateRequest,
+    labels: Sequence[Label] | None,
+    settings: Settings,
+    progress: Progress = lambda _: None,
+) -> Evaluation:
+    """Return how good the answers of an earlier run are; nothing is computed.
+
+    The class of a picture is that of the ground truth, else what its row says as `truth`, else its folder's name.
+
+    Args:
+        results: the file, which is read twice.
+        request: what is known of the pictures.
+        labels: the head's; None for those of the model that the rows name.
+        settings: locate the cache.
+        progress: told what the names of classes mean.
+
+    Raises:
+        NoInputsError: there are no rows.
+        OutputError: the rows are of several models, or none of mf predict.
+        UsageError: the classes of the pictures are not known, or none is one of the model's.
+    """
+    ground_truth = None if request.ground_truth is None else GroundTruth.read(request.ground_truth)
+    survey = _Survey.of(results, ground_truth)
+    labels = labels or _find_labels(survey, settings)
+    class_map = None if request.class_map is None else read_labels(request.class_map)
+    mapping = map_classes(survey.names, labels, class_map)
+    if mapping.indices:
+        progress(mapping.in_words(labels))
+    truth = Truth(labels, mapping)
+    if request.real_labels is not None:
+        real = read_real_labels(request.real_labels, [row.result.shown_name for row in _iter_rows(results)])
+        truth = replace(truth, real=_map_real_labels(real, labels))
+    coverage = _describe_coverage(list(survey.labels), truth, progress)
+    judgements = []
+    for row, label in zip(_iter_rows(results), survey.labels, strict=True):
+        if row.result.error is not None:
+            judgements.append(FAILED)
+        elif (target := truth.find(label)) is not None:
+            judgements.append(judge_row(row.result, target, truth, row.judged))
+    run = survey.run
+    figures = {
+        "data": str(request.data),
+        "model": run.model,
+        "weights_sha256": run.weights_sha256,
+        "run": run.run,
+        "engine": None,
+        "precision": None,
+        **coverage,
+    }
+    return summarize(figures, judgements, truth, _find_published(run.model, request))
+
+
+def _find_published(model: str, request: EvaluateRequest) -> float | None:
+    """Return the published top-1 of a model, 0 to 1; None where there is none, or it does not apply."""
+    is_restricted = request.map_to is not None or request.valid_labels is not None
+    if model not in VARIANTS or is_restricted or not request.is_published:
+        return None
+    top1 = VARIANTS[model].published_top1
+    return None if top1 is None else top1 / 100
+
+
+def _select_allowed(request: EvaluateRequest, labels: Sequence[Label]) -> NDArray[np.bool_] | None:
+    """Return which classes can be given; None for all."""
+    allowed = np.ones(len(labels), np.bool_)
+    if request.map_to is not None:
+        wnids = {label.wnid for label in load_imagenet_labels(1000)}
+        allowed &= [label.wnid in wnids for label in labels]
+    if request.valid_labels is not None:
+        try:
+            names = request.valid_labels.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read {request.valid_labels}", "a class a line") from error
+        mapping = map_classes(filter(None, map(str.strip, names)), labels)
+        allowed &= np.isin(np.arange(len(labels)), list(mapping.indices.values()))
+    if not allowed.any():
+        raise UsageError("the model has none of these classes", "mf labels lists its classes")
+    return None if allowed.all() else allowed
+
+
+def _map_real_labels(lists: Mapping[str, list[int]], labels: Sequence[Label]) -> dict[str, frozenset[int]]:
+    """Return the head's classes for those of ImageNet-1k."""
+    classes = {label.wnid: index for index, label in enumerate(labels)}
+    head = [classes.get(label.wnid, -1) for label in load_imagenet_labels(1000)]  # which all have ids
+    return {name: frozenset(head[index] for index in own) - {-1} for name, own in lists.items()}
+
+
+def _describe_coverage(names: Sequence[str], truth: Truth, progress: Progress) -> dict[str, Any]:
+    """Return how many of the pictures the model can be judged by.
+
+    Raises:
+        UsageError: none.
+    """
+    outside = [name for name in names if truth.find(name) is None and name]
+    if len(outside) == len(names):
+        raise UsageError("none of the pictures is of a class that can be given", "mf labels lists the model's classes")
+    if outside:
+        progress(
+            f"left out: {len(outside)} of {len(names)} pictures, of {len(set(outside))} classes that cannot be given: "
+            "the model does not have them, or is not to give them"
+        )
+    return {
+        "classes_outside": len(set(outside)),
+        "pictures_outside": len(outside),
+        "coverage": 1 - len(outside) / len(names),
+    }
+
+
+class _Run:
+    """Classifies pictures and judges the answers; rows of an earlier run are taken as they are.
+
+    Attributes:
+        info: what the rows say of the run.
+        images_per_s: how many pictures a second were classified, decoding included; None if none was.
+    """
+
+    def __init__(self, predictor: Predictor, truth: Truth, request: EvaluateRequest, progress: Progress) -> None:
+        self._predictor = predictor
+        self._truth = truth
+        self._request = request
+        self._progress = progress
+        self.images_per_s: float | None = None
+        settings = predictor.settings
+        values = settings.values | {
+            "classes": _digest(sorted(truth.mapping.indices.items())),
+            "allowed": None if truth.allowed is None else _digest(np.flatnonzero(truth.allowed).tolist()),
+        }
+        self._settings = RunSettings(_digest([settings.run, values["classes"], values["allowed"]]), values)
+        self.info = replace(predictor.run_info, run=self._settings.run)
+
+    def judge(self, pictures: Sequence[LabelledPicture]) -> list[Judgement]:
+        """Return the judgements, in the order of the pictures."""
+        if self._request.predictions is None:
+            return [judgement for _, judgement in self._stream(pictures)]
+        file = ResultFile(
+            self._request.predictions,
+            self._settings,
+            None,
+            overwrite=self._request.overwrite,
+            resume=self._request.resume,
+        )
+        with contextlib.closing(file.journal), translate_write_errors(file.partial):
+            return self._judge_into(file, pictures)
+
+    def _judge_into(self, file: ResultFile, pictures: Sequence[LabelledPicture]) -> list[Judgement]:
+        known = self._read_finished(file, pictures) if self._request.resume else {}
+        left = [picture for picture in pictures if picture.source.raw not in known]
+        file.journal.begin()
+        file.begin(self.info)
+        for picture, (result, judgement) in zip(left, self._stream(left, len(known)), strict=True):
+            row = result.to_dict() | {"truth": picture.label, "judged": describe(judgement)}
+            with defer_signals():
+                file.journal.rows.write(format_line(row) + "\n")
+            known[picture.source.raw] = judgement
+        failed = sum(judgement.answer is None for judgement in known.values())
+        file.end(Summary(len(known), len(known) - failed, failed, complete=True))
+        return [known[picture.source.raw] for picture in pictures]
+
+    def _stream(
+        self, pictures: Sequence[LabelledPicture], finished_before: int = 0
+    ) -> Iterator[tuple[PictureResult, Judgement]]:
+        started, failed = time.perf_counter(), 0
+        results = self._predictor.stream(
+            [picture.source for picture in pictures],
+            batch_size=self._request.batch_size,
+            workers=self._request.workers,
+        )
+        for done, (picture, result) in enumerate(zip(pictures, results, strict=True), 1):
+            target = self._truth.mapping.indices[picture.label]
+            result, judgement = judge_result(replace(result, run=self.info), target, self._truth, self._predictor)
+            failed += judgement.answer is None
+            self._progress(Tally(done, failed, finished_before))
+            yield result, judgement
+            self.images_per_s = done / (time.perf_counter() - started)
+
+    def _read_finished(self, file: ResultFile, pictures: Sequence[LabelledPicture]) -> dict[bytes, Judgement]:
+        """Return what an earlier run has judged."""
+        wanted = {(p.source.input, p.source.input_b64): p for p in pictures}
+        found = {}
+        with file.partial.open("rb") as stream:
+            for row in _iter_rows(StoredResults(stream, str(file.partial))):
+                picture = wanted.get((row.result.input, row.result.input_b64))
+                if picture is not None:
+                    target = self._truth.mapping.indices[picture.label]
+                    found[picture.source.raw] = judge_row(row.result, target, self._truth, row.judged)
+        return found
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredRow:
+    result: PictureResult
+    truth: object
+    judged: object
+
+
+def _iter_rows(results: StoredResults) -> Iterator[_StoredRow]:
+    for row in results.rows():
+        run = RunInfo(row["model"], row["weights_sha256"], row["run"], None, None, 0)
+        yield _StoredRow(PictureResult.from_dict(row, run), row.get("truth"), row.get("judged"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What is known of rows before they are judged.
+
+    Attributes:
+        run: theirs.
+        labels: the dataset's name of the class of each; empty for failed ones.
+        seen: the classes that were given.
+    """
+
+    run: RunInfo
+    labels: Sequence[str]
+    seen: Mapping[int, Label]
+
+    @property
+    def names(self) -> set[str]:
+        """The dataset's names of classes."""
+        return set(self.labels) - {""}
+
+    @classmethod
+    def of(cls, results: StoredResults, ground_truth: GroundTruth | None) -> "_Survey":
+        runs: set[RunInfo] = set()
+        labels: list[str] = []
+        names: list[str] = []
+        seen: dict[int, Label] = {}
+        for row in _iter_rows(results):
+            runs.add(row.result.run)
+            names.append(row.result.shown_name)
+            folder = PurePath(row.result.shown_name).parent.name
+            labels.append("" if row.result.error else row.truth if isinstance(row.truth, str) else folder)
+            seen |= {p.class_index: Label(p.wnid, p.label) for p in row.result.predictions}
+        if not runs:
+            raise NoInputsError(f"{results.name} holds no rows", "name a file that mf predict wrote")
+        if len(runs) > 1:
+            raise OutputError(f"{results.name} holds the results of {len(runs)} runs", "evaluate one run at a time")
+        if ground_truth is not None:
+            labels = [label and own for label, own in zip(labels, ground_truth.label(names), strict=True)]
+        return cls(runs.pop(), labels, seen)
+
+
+def _find_labels(survey: _Survey, settings: Settings) -> Sequence[Label]:
+    """Return the classes of the model that rows name, unless theirs are others; then those that were given."""
+    if survey.run.model in VARIANTS:
+        labels = load_labels(VARIANTS[survey.run.model], settings)
+        if all(index < len(labels) and labels[index] == label for index, label in survey.seen.items()):
+            return labels
+    return [survey.seen.get(index, Label(None, f"class_{index}")) for index in range(max(survey.seen, default=0) + 1)]
