@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import CHECKOUT
 
@@ -27,3 +29,15 @@ def test_a_benchmark_prints_its_table(script: str, arguments: list[str], rows: l
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [row for row in rows if f"\n{row} " not in done.stdout] == [], done.stdout
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_timms_validate(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number in range(30):
+        path = tmp_path / ("val" if number % 5 == 0 else "train") / f"n{number % 6:08}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 40 * (number % 6 + 1), (60, 90, 3), np.uint8)).save(path)
+    command = [sys.executable, str(CHECKOUT / "benchmarks" / "evaluate.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "6 pictures" in done.stdout) == (0, True), done.stdout + done.stderr
