@@ -174,6 +174,14 @@ def test_processors_that_are_refused(processor: Any, message: str, tmp_path: Pat
         read(folder)
 
 
+def test_preprocessing_that_is_not_supported_can_be_left_out(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "x", {}, PROCESSOR | {"do_center_crop": False})
+    with pytest.raises(
+        ModelError, match=f"hint: to use the weights alone: weights={folder}/pytorch_model.bin, and name"
+    ):
+        read(folder)
+
+
 @pytest.mark.parametrize(
     "value", [None, True, 0, -1, 10**400, math.nan, math.inf, "", "x", "=", [], [[]], [3, 0, 0], [3] * 3, {}, {"a": []}]
 )

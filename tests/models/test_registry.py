@@ -2,6 +2,7 @@
 
 import csv
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,18 @@ def test_names_and_aliases_are_unique() -> None:
 )
 def test_a_variant_is_found_by_every_name(name: str, row: str) -> None:
     assert find_variant(name).name == row
+
+
+def test_weights_in_the_place_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    (tmp_path / "x.pth").touch()
+    for path, hint in (
+        (tmp_path, f"to use its weights: weights={tmp_path}"),
+        (tmp_path / "x.pth", "model=NAME weights="),
+    ):
+        with pytest.raises(ModelError) as caught:
+            find_variant(str(path))
+        assert (caught.value.hint or "").startswith(hint)
 
 
 @pytest.mark.parametrize(("name", "suggestion"), [("caformer_s8", "caformer_s18"), ("convfomer_s36", "convformer_s36")])

@@ -128,6 +128,11 @@ def _make_error(file: Path, problem: str) -> ModelError:
     return ModelError(f"{file}: {problem}", f"correct {file}")
 
 
+def _unsupported(file: Path, what: str) -> ModelError:
+    hint = f"{_use_alone(_find_weights(file.parent))}, and name preprocessing and labels as options"
+    return ModelError(f"{file}: {what}", hint)
+
+
 def _name_field(message: str) -> str:
     """Return a message about a parameter as one about a field of a file."""
     return re.sub(r"^(\w+)=", r"\1 ", message)
@@ -182,12 +187,12 @@ def _check_arguments(file: Path, config: dict[str, Any]) -> None:
 def _read_timm_preprocessing(file: Path, pretrained: dict[str, Any]) -> PreprocessOverrides:
     """Read what timm's `resolve_data_config` reads, with its defaults."""
     if (crop_mode := pretrained.get("crop_mode") or "center") != "center":
-        raise ModelError(f"{file}: crop_mode {crop_mode!r} is not supported, only 'center'")
+        raise _unsupported(file, f"crop_mode {crop_mode!r} is not supported, only 'center'")
     match pretrained.get("input_size") or (3, 224, 224):
         case [3, height, width] if height == width:
             pass
         case other:
-            raise ModelError(f"{file}: input_size {other} is not supported, only [3, N, N]")
+            raise _unsupported(file, f"input_size {other} is not supported, only [3, N, N]")
     return _parse_overrides(
         file,
         mean=pretrained.get("mean") or IMAGENET_MEAN,
@@ -203,10 +208,10 @@ def _read_processor(file: Path) -> PreprocessOverrides:
     config = _read_json(file)
     for step, default in (("do_resize", True), ("do_center_crop", False), ("do_rescale", True), ("do_normalize", True)):
         if config.get(step, default) is not True:
-            raise ModelError(f"{file}: preprocessing without {step} is not supported")
+            raise _unsupported(file, f"preprocessing without {step} is not supported")
     factor = config.get("rescale_factor", 1 / 255)
     if not (isinstance(factor, float) and math.isclose(factor, 1 / 255)):
-        raise ModelError(f"{file}: rescale_factor {factor} is not supported, only 1/255")
+        raise _unsupported(file, f"rescale_factor {factor} is not supported, only 1/255")
     size, crop = _read_sizes(file, config)
     if not 0 < crop <= size <= _MAX_SIZE:
         raise _make_error(file, f"a crop of {crop} pixels from {size}")
@@ -228,14 +233,14 @@ def _read_sizes(file: Path, config: dict[str, Any]) -> tuple[int, int]:
         case {"shortest_edge": int(size)} | int(size):
             pass
         case other:
-            raise ModelError(f"{file}: size {other} is not supported, only shortest_edge")
+            raise _unsupported(file, f"size {other} is not supported, only shortest_edge")
     match config.get("crop_size", size):
         case {"height": int(crop), "width": int(width)} if crop == width:
             return size, crop
         case int(crop):
             return size, crop
         case other:
-            raise ModelError(f"{file}: crop_size {other} is not supported, only a square")
+            raise _unsupported(file, f"crop_size {other} is not supported, only a square")
 
 
 def compute_crop_pct(crop: int, resized: int) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mfcli.errors import ModelError
-from mfcli.files import is_folder, list_files
+from mfcli.files import is_file, is_folder, list_files
 from mfcli.models.parameters import parameter_shapes
 from mfcli.models.registry import VARIANTS, Pretraining, Variant
 from mfcli.settings import Settings
@@ -28,7 +28,8 @@ def read_own_variant(folder: Path) -> Variant:
         args: dict[str, Any] = json.loads(path.read_bytes())
         name, base, num_classes = str(args["name"]), str(args["base"]), int(args["num_classes"])
     except OSError as error:
-        raise ModelError(f"{folder} is not a model of mf train: {path.name}: {error.strerror}", _HINT) from error
+        hint = f"to use its weights: weights={folder}" if is_file(folder / "config.json") else _HINT
+        raise ModelError(f"{folder} is not a model of mf train: {path.name}: {error.strerror}", hint) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder} is not a model of mf train: {path.name} is damaged", _HINT) from error
     if base not in VARIANTS:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mfcli.errors import ModelError
+from mfcli.files import is_file
 from mfcli.settings import BUNDLED_ALIAS, Settings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -388,6 +389,8 @@ def find_variant(name: str) -> Variant:
         from mfcli.models.own import find_own_variant
 
         variant = find_own_variant(name)
+    if variant is None and is_file(Path(name)):
+        raise ModelError(f"{name} is a file, not a model's name", f"model=NAME weights={name}")
     if variant is None:
         import difflib
 
