@@ -15,6 +15,7 @@ from typing import BinaryIO
 import pytest
 
 from mfcli.errors import FailureCode, NoInputsError, PictureError, UsageError
+from mfcli.inputs.codecs import formats_with
 from mfcli.inputs.sources import Selection, Source, iter_sources
 from mfcli.inputs.walk import open_file
 
@@ -192,6 +193,13 @@ def test_no_inputs() -> None:
 def test_usage(arguments: list[str], options: dict[str, object], stdin: io.BytesIO | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         iter_sources(arguments, stdin, **options)  # type: ignore[arg-type]
+
+
+def test_a_string_is_no_list() -> None:
+    with pytest.raises(TypeError, match=r"iter_sources\(\['photos'\]\)"):
+        iter_sources("photos")
+    with pytest.raises(TypeError, match=r"list of names, such as \['ico'\]"):
+        formats_with("ico")
 
 
 @pytest.mark.parametrize(

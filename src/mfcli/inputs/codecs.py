@@ -53,8 +53,11 @@ def formats_with(extra: Iterable[str]) -> tuple[str, ...]:
         extra: names of optional formats, in any case.
 
     Raises:
+        TypeError: the names are a single string.
         UsageError: a name is not one of them.
     """
+    if isinstance(extra, str):
+        raise TypeError(f"formats is a str instead of a list of names, such as [{extra!r}]")
     names = [name.strip().upper() for name in extra]
     for name in names:
         if name not in DEFAULT_FORMATS and name not in OPTIONAL_FORMATS:

@@ -137,7 +137,10 @@ def iter_sources(
         NoInputsError: there are no arguments, or, while iterating, none of them has pictures.
         UsageError: standard input is named twice, is a terminal, or is closed; the list cannot be read.
         EngineError: a package that an argument needs is not installed.
+        TypeError: the arguments are a single string.
     """
+    if isinstance(arguments, str):
+        raise TypeError(f"iter_sources takes a list of arguments: iter_sources([{arguments!r}])")
     arguments = list(arguments)
     _check_usage(arguments, stdin, files_from, nul)
     if any(is_parquet_name((split_member(name) or [name])[0]) for name in arguments):
