@@ -494,6 +494,8 @@ def test_a_library_that_cannot_be_loaded_is_not_blamed_on_the_output(
             ("completion",),
             "error: Missing argument 'SHELL'. Choose from: bash, zsh, fish\nhint: mf completion --help\n",
         ),
+        (("predict", "x", "-j", "1e6"), "error: Invalid value for '--workers' / '-j': '1e6' is not a whole number.\n"),
+        (("predict", "x", "--timeout", "1s"), "error: Invalid value for '--timeout': '1s' is not a number.\n"),
         (("predict", "x", "-b", "9" * 5000), f"error: --batch-size '{'9' * 5000}' is neither a number"),
     ],
 )

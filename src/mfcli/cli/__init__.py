@@ -4,6 +4,7 @@ Thin on purpose: what a command does is in tasks/. `main` is the only place that
 """
 
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -222,7 +223,11 @@ def _usage_message(error: typer.TyperException) -> str:
     if type(error).__name__ == "NoArgsIsHelpError":
         typer.echo(str(error))
         return ""
-    return " ".join(error.format_message().split())  # choices come as lines
+    message = " ".join(error.format_message().split())  # choices come as lines
+    return re.sub(r"is not a valid (int|float)( range)?\b", lambda match: f"is not a {_KINDS[match[1]]}", message)
+
+
+_KINDS = {"int": "whole number", "float": "number"}
 
 
 def _usage_hint(error: typer.TyperException, message: str, argv: Sequence[str]) -> str:
