@@ -121,8 +121,9 @@ class TableWriter:
 class LineWriter:
     """One line per picture, for many pictures: its name and as many predictions as the terminal's width has room for.
 
-    The first prediction's probability is always whole. Too long a name is cut at its start, which the names in a folder
-    share, to half of the width; then too long a label is cut at its end.
+    The first prediction's probability is always whole, and so is an error, which may take several lines of the
+    terminal. Too long a name is cut at its start, which the names in a folder share, to half of the width; then too
+    long a label is cut at its end.
     """
 
     def __init__(self, stream: TextIO, label_type: LabelType = LabelType.NAME) -> None:
@@ -136,14 +137,14 @@ class LineWriter:
         """Write one line, flushed."""
         name = Text(escape_control_characters(result.shown_name), "bold")
         if result.error:
-            parts = [(Text(f"  {escape_control_characters(result.error.message)}", "red"), Text(""))]
+            parts = [(Text(""), Text(f"  {escape_control_characters(result.error.message)}", "red"))]
         else:
             parts = [self._format_prediction(p) for p in result.predictions]
             if result.abstained:
                 label, prob = parts[0]
                 parts[0] = (label, prob + Text(f" {result.abstained}", "yellow"))
         if self._console.is_terminal:
-            self._console.print(_fit_line(name, parts, self._console.width), no_wrap=True)
+            self._console.print(_fit_line(name, parts, self._console.width), soft_wrap=True)
         else:
             self._console.file.write(f"{Text.assemble(name, *itertools.chain(*parts)).plain}\n")
         self._console.file.flush()
@@ -158,10 +159,13 @@ class LineWriter:
 
 
 def _fit_line(name: Text, parts: Sequence[tuple[Text, Text]], width: int) -> Text:
-    """Return a line of at most `width` cells; of `parts`, texts and probabilities, the first text may be cut."""
+    """Return a line of at most `width` cells, if the first probability fits.
+
+    Of `parts`, texts and probabilities, the first text may be cut.
+    """
     (label, prob), *others = parts
     name = _truncate_start(name, max(width - label.cell_len - prob.cell_len, width // 2))
-    label.truncate(width - name.cell_len - prob.cell_len, overflow="ellipsis")
+    label.truncate(max(width - name.cell_len - prob.cell_len, 0), overflow="ellipsis")
     line = Text.assemble(name, label, prob)
     for part in itertools.starmap(Text.__add__, others):
         if line.cell_len + part.cell_len > width:
