@@ -91,7 +91,7 @@ def test_what_the_filters_skip_is_not_left_out() -> None:
 @pytest.mark.usefixtures("phone")
 def test_one_line_says_it() -> None:
     assert left_out_of("phone/d").in_words() == (
-        "left out: 1 .mp4, 1 .zip; archives in folders are not searched: mf predict phone/d/e.zip"
+        "left out: 1 .mp4, 1 .zip; archives in folders are searched if they are named: phone/d/e.zip"
     )
     assert left_out_of("phone.zip").in_words() == (
         "left out: 2 .cr2, 2 .mp4, 1 without a suffix, 1 .psd, 1 .tar.gz and 2 others; "

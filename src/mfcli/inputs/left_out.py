@@ -64,5 +64,5 @@ class LeftOut:
         if formats:
             words += f"; more formats are decoded with formats={','.join(formats)}"
         if self._archive:
-            words += f"; archives in folders are not searched: mf predict {shlex.quote(self._archive)}"
+            words += f"; archives in folders are searched if they are named: {shlex.quote(self._archive)}"
         return words
