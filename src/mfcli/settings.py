@@ -46,6 +46,7 @@ class Settings:
         torch_hub_dir: the folder of torch.hub's checkpoints.
         compare: whether artifacts must have been compared with torch.
         models_dir: the folder of models of the user's own classes, if any.
+        named_lock_file: the file of pinned checkpoints that MF_LOCK names, if any.
     """
 
     model: str
@@ -57,6 +58,12 @@ class Settings:
     torch_hub_dir: Path | None = None
     compare: bool = False
     models_dir: Path | None = None
+    named_lock_file: Path | None = None
+
+    @property
+    def lock_file(self) -> Path:
+        """The file of pinned checkpoints: the named one, else that of the current folder."""
+        return self.named_lock_file or Path("mf.lock")
 
     @property
     def cache_dir(self) -> Path:
@@ -102,6 +109,7 @@ class Settings:
             hub_cache_dir=_find_hub_cache(environ),
             torch_hub_dir=_find_torch_hub(environ),
             compare=compare or _is_true(environ, "MF_CHECK"),
+            named_lock_file=_expand_home(Path(environ["MF_LOCK"])) if environ.get("MF_LOCK") else None,
             models_dir=_expand_home(Path(environ["MF_MODELS_DIR"])) if environ.get("MF_MODELS_DIR") else None,
         )
 

@@ -224,6 +224,27 @@ def test_prune_deletes_only_its_own_temporary_files(mf: Mf, own_cache: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hub")
+def test_a_pinned_model(mf: Mf, tmp_path: Path, coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mf("download", NAME, "--pin").code == 0
+    lock = json.loads((tmp_path / "mf.lock").read_text())
+    assert lock["models"][NAME]["sha256"] == sha256_of(
+        Path(json.loads(mf("info", NAME, "--format", "json").out)["weights"]["path"])
+    )
+    assert mf("predict", coffee, "--model", NAME).code == 0
+    lock["models"][NAME]["sha256"] = "0" * 64
+    (tmp_path / "mf.lock").write_text(json.dumps(lock))
+    ran = mf("predict", coffee, "--model", NAME)
+    assert (ran.code, "the pinned digest in mf.lock is 000" in ran.err) == (4, True)
+
+
+def test_what_cannot_be_pinned(mf: Mf) -> None:
+    assert mf("download", NAME, "--pin", "--dry-run").code == 2
+    assert "is pinned by the version of the package" in mf("download", "bundled", "--pin").err
+
+
+@pytest.mark.slow
 def test_download_plans_and_failures(mf: Mf, hub: Hub, tmp_path: Path) -> None:
     planned = json.loads(mf("download", "poolformerv2_s*", "--dry-run", "--format", "json").out)
     assert [row["name"] for row in planned] == ["poolformerv2_s12", "poolformerv2_s24", "poolformerv2_s36"]

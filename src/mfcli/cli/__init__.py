@@ -55,7 +55,7 @@ _COMMANDS: dict[str, tuple[str, *tuple[str, ...]]] = {
         "models:download",
         "mf download caformer_s18",
         "mf download 'caformer_*_384' --dry-run",
-        "mf download caformer_s18 --from caformer_s18.pth",
+        "mf download caformer_s18 --pin",
     ),
     "find": (
         "find:find",

@@ -113,6 +113,9 @@ def download(
     expect_sha256: Annotated[
         str | None, typer.Option(metavar="HEX", help="The digest that the file must have.", show_default=False)
     ] = None,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Write address, size and SHA-256 to mf.lock, which is compared ever after.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Compare the models with PyTorch; the same as MF_CHECK=1.")
     ] = False,
@@ -122,6 +125,9 @@ def download(
     quiet: Quiet = False,
 ) -> None:
     """Fetch checkpoints, verify them, and prepare them for prediction.
+
+    --pin writes mf.lock in the current folder, or the file that MF_LOCK names. From then on, checkpoints of its models
+    must have the digests in it; --pin --force replaces them.
 
     An interrupted download resumes at its last byte. Exit code 4: one of the models could not be obtained.
     """
@@ -136,8 +142,10 @@ def download(
         raise UsageError(
             f"--expect-sha256 {expect_sha256} is not a SHA-256 digest", "64 hexadecimal digits, as sha256sum prints"
         )
+    if pin and dry_run:
+        raise UsageError("--pin and --dry-run exclude each other", "leave out one of them")
     settings = Settings.from_environ(offline=offline, compare=check)
-    fetch = FetchOptions(force, origin, expect_sha256)
+    fetch = FetchOptions(force, origin, expect_sha256, pin=pin)
     with StderrProgress(note, quiet) as progress:
         work = task.plan if dry_run else task.download
         results = work(models, settings, fetch, progress)

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ from mfcli.hub.cache import (
     record_identity,
     sidecar_path,
 )
+from mfcli.hub.pins import Pin, read_pins
 from mfcli.models.registry import HUB, Variant, WeightsSource
 from mfcli.results import Progress
 from mfcli.settings import Settings
@@ -49,17 +50,22 @@ class FetchOptions:
         origin: an address or a file to take it from, instead of the model's published sources.
         expect_sha256: the digest it must have.
         keep: whether the checkpoint itself must be in the cache, not only its record, by which its artifact is found.
+        pin: whether it is to be pinned; with `force`, another one than the pinned one may be.
+        pinned: what the lock file says of it, which `resolve` finds out.
     """
 
     force: bool = False
     origin: str | None = None
     expect_sha256: str | None = None
     keep: bool = False
+    pin: bool = False
+    pinned: Pin | None = None
 
     @property
     def digests(self) -> dict[str, str]:
-        """The requested digest, if any, under the words that an error calls it by."""
-        return {} if self.expect_sha256 is None else {"the requested digest": self.expect_sha256}
+        """The requested and the pinned digest, if any, under the words that an error calls them by."""
+        requested = {} if self.expect_sha256 is None else {"the requested digest": self.expect_sha256}
+        return requested if self.pinned is None else requested | {"the pinned digest in mf.lock": self.pinned.sha256}
 
 
 DEFAULT_FETCH = FetchOptions()
@@ -132,8 +138,10 @@ def resolve(variant: Variant, settings: Settings, fetch: FetchOptions = DEFAULT_
 
     Raises:
         EngineError: a package that is needed to read a file cannot be loaded.
-        UsageError: the origin, or MF_ENDPOINT, is not an address.
+        UsageError: the origin, or MF_ENDPOINT, is not an address; or the lock file is damaged.
     """
+    if not (fetch.pin and fetch.force):
+        fetch = replace(fetch, pinned=read_pins(settings, may_be_missing=fetch.pin).get(variant.name))
     refused: list[tuple[Path, ModelError]] = []
     step = _find_local(ModelCache(settings.cache_dir, variant), settings, fetch, refused)
     if step is None and settings.offline:
@@ -233,15 +241,16 @@ def resolve_sources(variant: Variant, settings: Settings, fetch: FetchOptions) -
     Args:
         variant: the model.
         settings: has the endpoint, which replaces the Hugging Face hub's host.
-        fetch: may name another origin.
+        fetch: may name another origin, and has a pin, which names a commit.
 
     Raises:
         UsageError: one is not a web address.
     """
     sources = (WeightsSource(fetch.origin),) if fetch.origin else variant.sources
     endpoint = (settings.endpoint or HUB).rstrip("/")
-    resolved = tuple((source, re.sub(rf"^{re.escape(HUB)}(?=/)", lambda _: endpoint, source.url)) for source in sources)
-    for _, url in resolved:
+    urls = [fetch.pinned.choose_revision(source.url) if fetch.pinned else source.url for source in sources]
+    urls = [re.sub(rf"^{re.escape(HUB)}(?=/)", lambda _: endpoint, url) for url in urls]
+    for url in urls:
         try:
             parts = urlsplit(url)
             is_web_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -249,7 +258,7 @@ def resolve_sources(variant: Variant, settings: Settings, fetch: FetchOptions) -
             is_web_address = False
         if not is_web_address:
             raise UsageError(f"{url!r} is not a web address", "check origin=URL and MF_ENDPOINT: https://...")
-    return resolved
+    return tuple(zip(sources, urls, strict=True))
 
 
 def carry_out(plan: Plan, progress: Progress) -> StoredWeights:

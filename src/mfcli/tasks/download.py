@@ -12,6 +12,7 @@ from mfcli.files import is_glob, is_url
 from mfcli.hub.acquire import Copy, Fetch, FetchOptions, Missing, Plan, Use, request_metadata, resolve, resolve_sources
 from mfcli.hub.bundled import bundled_file
 from mfcli.hub.cache import ModelCache
+from mfcli.hub.pins import write_pin
 from mfcli.models.registry import Variant, find_variant, list_variants
 from mfcli.results import Progress
 from mfcli.settings import Settings
@@ -131,12 +132,16 @@ def _report_failure(variant: Variant, settings: Settings, fetch: FetchOptions, e
 
 
 def _download(variant: Variant, settings: Settings, fetch: FetchOptions, progress: Progress) -> DownloadResult:
+    if fetch.pin and not variant.sources:
+        raise UsageError(f"{variant.name} is pinned by the version of the package", "pin a model of mf list-models")
     artifact = ensure_artifact(variant, None, settings, progress, fetch)
     have = ModelCache(settings.cache_dir, variant).find() if variant.sources else None
     if have is None:  # the bundled model
         return DownloadResult(
             variant.name, DownloadStatus.READY, artifact.size_bytes, artifact.weights_sha256, str(artifact.path), None
         )
+    if fetch.pin:
+        write_pin(have, variant.name, settings)
     return DownloadResult(variant.name, DownloadStatus.READY, have.size_bytes, have.sha256, str(have.path), have.url)
 
 
