@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from conftest import AFTER_CTRL_C, CHECKOUT, Ran
 from deterministic import picture
@@ -266,6 +267,7 @@ def test_a_finished_file_is_left_as_it_is(mf: Mf, many: list[Path], tmp_path: Pa
     [
         (["-k", "3"], "--top-k 5 instead of --top-k 3"),
         (["--no-exif"], "no --no-exif instead of --no-exif"),
+        (["--decode", "scaled"], "--decode exact instead of --decode scaled"),
         (["--engine", "torch"], "--engine onnxruntime instead of --engine torch"),
     ],
 )
@@ -798,6 +800,21 @@ def test_a_bar_is_drawn_where_rows_are_not_on_the_terminal(
 def test_an_address_with_a_query_is_one_picture(mf: Mf) -> None:
     one = mf("predict", "http://127.0.0.1:9/x.jpg?w=1", "--offline")
     assert (one.code, len(one.out.splitlines())) == (6, 1)  # its row, and no line with counts
+
+
+@pytest.mark.parametrize(
+    ("options", "on_terminal", "is_recommended"),
+    [([], True, True), ([], False, False), (["-q"], True, False), (["--decode", "scaled"], True, False)],
+)
+def test_scaled_decoding_is_recommended_where_decoding_takes_most_of_the_time(
+    options: list[str], on_terminal: bool, is_recommended: bool, mf: Mf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (3000, 2000), "red").save(tmp_path / "large.jpg")
+    monkeypatch.setattr("mfcli.cli.predict._LONG_DECODING_S", 0)
+    monkeypatch.setattr("mfcli.cli.predict.usable_cores", lambda: 0.01)
+    monkeypatch.setattr("mfcli.cli.predict.is_terminal", lambda _: on_terminal)
+    err = mf("predict", tmp_path / "large.jpg", *options).err
+    assert (err.count("% of the time; --decode scaled takes about") == 1) is is_recommended
 
 
 def test_a_name_does_not_steer_the_terminal(mf: Mf, tmp_path: Path) -> None:

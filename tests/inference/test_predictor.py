@@ -220,6 +220,22 @@ def test_a_strip_has_its_size_and_an_error(tmp_path: Path) -> None:
     assert (result.width, result.height) == (1, 50_000)
 
 
+@pytest.mark.parametrize(
+    ("decode", "overrides", "is_spare"),
+    [("exact", {}, True), ("scaled", {}, False), ("exact", {"crop_pct": 0.1}, False)],
+)
+def test_a_large_jpeg_is_scaled_down_to_twice_the_size_that_is_needed(
+    decode: str, overrides: dict[str, float], is_spare: bool, coffee: Path, tmp_path: Path
+) -> None:
+    with Image.open(coffee) as photo:
+        photo.resize((1800, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=90)
+    predictor = mfcli.load_predictor(decode=decode, **overrides)  # type: ignore[arg-type]
+    result = predictor.predict(tmp_path / "large.jpg")
+    assert (result.width, result.height) == (1800, 1200)
+    assert result.label == "espresso" or overrides
+    assert (predictor.spare_decoding_s > 0) is is_spare
+
+
 @pytest.mark.slow
 def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
     def run(**settings: object) -> str:
@@ -231,12 +247,13 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
     others = [
         run(top_k=3),
         run(exif=False),
+        run(decode="scaled"),
         run(confidence=0.9),
         run(engine="torch"),
         run(labels=map(str, range(200))),
         run(model="bundled", weights=small_weights),
     ]
-    assert len({base, *others}) == 7
+    assert len({base, *others}) == 8
 
 
 @pytest.mark.parametrize(
@@ -249,6 +266,7 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
         ({"confidence": 0.49}, "confidence=0.49 is not between 0.5 and 1"),
         ({"confidence": float("nan"), "model": "caformer_s18"}, "confidence=nan is not between 0.5 and 1"),
         ({"engine": "abacus"}, "unknown engine 'abacus'"),
+        ({"decode": "half"}, "unknown decode 'half'"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, object], message: str) -> None:

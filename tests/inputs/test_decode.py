@@ -302,6 +302,80 @@ def test_a_complete_jpeg_with_arithmetic_coding_is_decoded(data: str) -> None:
     assert decode(io.BytesIO(base64.b64decode(data))).width == 24
 
 
+def phone_photo(width: int = 1603, height: int = 1201, mode: str = "RGB", **options: Any) -> bytes:
+    """Return a JPEG of more than a megapixel, smooth as photos are, whose sides are no multiples of 8."""
+    image = picture(200, 150).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    return encoded(image, options.pop("format", "JPEG"), quality=95, **options).getvalue()
+
+
+def oriented(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("least_side", "divisor"),
+    [(1202, 1), (1201, 1), (601, 1), (600, 2), (301, 2), (300, 4), (151, 4), (150, 8), (9, 8)],
+)
+def test_a_jpeg_is_scaled_down_to_no_fewer_pixels_than_are_enough(least_side: int, divisor: int) -> None:
+    decoded = decode(io.BytesIO(phone_photo()), least_side=least_side)
+    assert decoded.stored.size == (-(-1603 // divisor), -(-1201 // divisor))
+    assert (decoded.width, decoded.height) == (1603, 1201)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "L"}, {"mode": "CMYK"}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_every_kind_of_jpeg_is_scaled_down_like_its_pixels(options: dict[str, Any], orientation: int) -> None:
+    data = phone_photo(1600, 1200, exif=oriented(orientation), **options)
+    exact, scaled = decode(io.BytesIO(data)), decode(io.BytesIO(data), least_side=300)
+    assert (scaled.width, scaled.height) == (exact.width, exact.height) == exact.rgb.size
+    assert scaled.rgb.size == (exact.width // 4, exact.height // 4)
+    means = np.asarray(exact.rgb.reduce(4), np.int16)
+    assert np.abs(np.asarray(scaled.rgb, np.int16) - means).mean() < 3
+
+
+def test_the_first_picture_of_an_mpo_is_scaled_down() -> None:
+    second = Image.new("RGB", (1600, 1200))
+    data = phone_photo(1600, 1200, format="MPO", save_all=True, append_images=[second])
+    decoded = decode(io.BytesIO(data), least_side=300)
+    assert (decoded.format, decoded.stored.size) == ("MPO", (400, 300))
+    assert np.asarray(decoded.stored).mean() > 60
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "GIF"])
+def test_other_formats_are_decoded_in_full_size(format: str) -> None:
+    assert decode(encoded(picture(300, 200), format), least_side=10).stored.size == (300, 200)
+
+
+def test_the_limit_of_pixels_is_about_the_full_size() -> None:
+    assert failure_of(phone_photo(), max_pixels=10**6, least_side=9).code is FailureCode.TOO_LARGE
+
+
+@pytest.mark.parametrize("least_side", [None, 600, 300, 150])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 4}, {"mode": "CMYK"}])
+@pytest.mark.parametrize("end", ["closed", "zeros", "missing"])
+def test_a_large_cut_jpeg_is_refused(options: dict[str, Any], end: str, least_side: int | None) -> None:
+    data = phone_photo(**options)
+    for share in (0.4, 0.7, 0.95):
+        cut = int(len(data) * share)
+        tail = {"closed": b"\xff\xd9", "zeros": bytes(len(data) - cut), "missing": b""}[end]
+        assert failure_of(data[:cut] + tail, least_side=least_side).code is FailureCode.TRUNCATED
+
+
+@pytest.mark.parametrize("least_side", [None, 300])
+def test_a_large_photo_with_a_flat_corner_is_decoded_once(
+    least_side: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.open(io.BytesIO(phone_photo()))
+    image.paste("white", (1000, 800, 1603, 1201))
+    opened: list[object] = []
+    load = Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **k: (opened.append(a), load(*a, **k))[1])
+    decode(encoded(image, "JPEG"), least_side=least_side)
+    assert len(opened) == 1
+
+
 def test_data_after_a_png_is_not_read() -> None:
     data = encoded(picture(30, 20)).getvalue()
     file = io.BytesIO(data + bytes(2**24))

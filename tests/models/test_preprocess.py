@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from deterministic import picture
 from mfcli.errors import FailureCode, ModelError, PictureError, UsageError
@@ -43,6 +44,23 @@ def assert_equal_to_timm(variant: Variant, rgb: Any) -> None:
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
     assert np.array_equal(found, timm_transform(variant)(rgb).numpy())
+
+
+@pytest.mark.parametrize("turn", [None, *Image.Transpose])
+def test_a_picture_is_turned_before_it_is_resized(turn: Image.Transpose | None) -> None:
+    stored = picture(301, 207)
+    upright = stored if turn is None else stored.transpose(turn)
+    assert np.array_equal(PLAN.apply(stored, turn=turn), PLAN.apply(upright))
+
+
+@pytest.mark.parametrize("turn", [None, *Image.Transpose])
+def test_a_smaller_copy_is_resized_to_the_same_place(turn: Image.Transpose | None) -> None:
+    """The last row and column of the copy stand for one pixel of the four that the others stand for."""
+    size = (4 * 300 + 1, 4 * 250 + 1)
+    stored = picture(60, 50).resize(size, Image.Resampling.BICUBIC)
+    upright = stored if turn is None else stored.transpose(turn)
+    found = PLAN.apply(stored.reduce(4), turn=turn, full_size=upright.size)
+    assert np.abs(found - PLAN.apply(upright)).max() < 0.1
 
 
 def test_the_registry_has_five_configurations() -> None:

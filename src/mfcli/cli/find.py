@@ -13,6 +13,7 @@ from mfcli.cli.predict import InputRequest, ModelRequest, PredictRequest, exit_c
 from mfcli.cli.streams import note, say
 from mfcli.errors import ExitCode, UsageError, escape_control_characters
 from mfcli.inference.engines.base import EngineName, Precision
+from mfcli.inputs.codecs import DecodeMode
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
 from mfcli.outputs.writer import FormatName, Writer
 from mfcli.results import Abstain, Query
@@ -80,6 +81,7 @@ def find(
     crop_pct: option.CropPct = None,
     interpolation: option.Interpolation = None,
     input_size: option.InputSize = None,
+    decode: option.Decode = DecodeMode.EXACT,
     format: Format = None,
     output: option.Output = None,
     overwrite: option.Overwrite = False,
@@ -137,6 +139,7 @@ def find(
             precision=precision,
             threads=threads,
             exif=not no_exif,
+            decode=decode,
             max_pixels=max_pixels,
             formats=extra_formats,
             query=query,

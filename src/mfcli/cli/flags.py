@@ -13,6 +13,7 @@ FLAGS = {
     "column": "--column",
     "confidence": "--confidence",
     "crop_pct": "--crop-pct",
+    "decode": "--decode",
     "device": "--device",
     "engine": "--engine",
     "exclude": "--exclude",

@@ -8,7 +8,7 @@ import typer
 from mfcli.cli.help import list_choices
 from mfcli.cli.options import MAX_WORKERS, complete_device, complete_model
 from mfcli.inference.engines.base import EngineName, Precision
-from mfcli.inputs.codecs import OPTIONAL_FORMATS
+from mfcli.inputs.codecs import OPTIONAL_FORMATS, DecodeMode
 from mfcli.models.registry import Interpolation as InterpolationName
 from mfcli.outputs.writer import FormatName, LabelType
 from mfcli.results import Abstain
@@ -187,6 +187,14 @@ InputSize = Annotated[
         metavar="N",
         help="Height and width of the crop, in pixels.",
         show_default=_AS_TRAINED,
+        rich_help_panel=_PREPROCESSING,
+    ),
+]
+Decode = Annotated[
+    DecodeMode,
+    typer.Option(
+        metavar="MODE",
+        help="exact, or scaled to decode large JPEGs at 1/2, 1/4 or 1/8 of their size.",
         rich_help_panel=_PREPROCESSING,
     ),
 ]

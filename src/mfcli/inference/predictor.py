@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 import json
 import shlex
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -26,8 +28,8 @@ from mfcli.files import is_folder
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
 from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
-from mfcli.inputs.codecs import formats_with
-from mfcli.inputs.decode import DecodedPicture, decode, read_size
+from mfcli.inputs.codecs import DecodeMode, formats_with
+from mfcli.inputs.decode import JPEG_FORMATS, DecodedPicture, decode, read_size
 from mfcli.inputs.pictures import Picture, check_picture, is_many, make_source
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source
@@ -80,6 +82,8 @@ class PreparedPicture:
     thumbnail: Image | None
 
 
+_LEAST_SCALE = 2
+"""How many times the pixels of the resized picture, along each side, decoding leaves at least."""
 _ORDINARY_PIXELS = 2**26
 """More than most cameras take; a picture that is larger may not fit into memory."""
 _BYTES_PER_PIXEL = 20
@@ -101,6 +105,7 @@ class RunFingerprint:
     precision: Precision
     top_k: int
     exif: bool
+    decode: DecodeMode
     confidence: float | None
     query: Query | None
     abstention: tuple[Abstain, float] | None
@@ -115,7 +120,7 @@ class RunFingerprint:
     def settings(self) -> RunSettings:
         """The run with all of it by parameter, small enough to be kept beside the results; the labels as a digest."""
         labels = _digest([dataclasses.astuple(label) for label in self.labels])[:16]
-        values = self._fields() | {"labels": labels}
+        values = self._fields() | {"labels": labels, "decode": self.decode}
         return RunSettings(self.run, json.loads(json.dumps(values)))  # as it is read back
 
     def _fields(self) -> dict[str, Any]:
@@ -131,6 +136,7 @@ class RunFingerprint:
             "top_k": self.top_k,
             "exif": self.exif,
             "confidence": self.confidence,
+            **({} if self.decode is DecodeMode.EXACT else {"decode": self.decode}),  # new: exact runs keep their digest
             **({} if self.query is None else {"query": dataclasses.asdict(self.query)}),
             **({} if self.abstention is None else {"abstention": self.abstention}),
         }
@@ -138,6 +144,18 @@ class RunFingerprint:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class _Clock:
+    """Adds up seconds of several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.total_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        with self._lock:
+            self.total_s += seconds
 
 
 class Predictor:
@@ -160,6 +178,7 @@ class Predictor:
         labels: tuple[Label, ...] | None = None,
         top_k: TopK = None,
         exif: bool = True,
+        decode: DecodeMode = DecodeMode.EXACT,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         formats: Iterable[str] = (),
         offline: bool = False,
@@ -179,6 +198,8 @@ class Predictor:
             labels: names to use instead of the artifact's.
             top_k: predictions per picture, or `all`; None for five, or for all where there are fewer classes.
             exif: whether pictures are turned upright by their EXIF orientation.
+            decode: whether JPEGs may be decoded at 1/2, 1/4 or 1/8 of their size, but at least twice what they are
+                resized to.
             max_pixels: the largest picture that is decoded or resized to, in pixels.
             formats: optional picture formats to decode as well (`inputs.codecs.OPTIONAL_FORMATS`).
             offline: whether pictures may not be fetched from URLs.
@@ -215,6 +236,9 @@ class Predictor:
         self.engine = engine
         self._options = options
         self._exif = exif
+        self._decode_mode = decode
+        self._least_side = _LEAST_SCALE * artifact.plan.resize_shorter_side
+        self._clock = _Clock()
         self._max_pixels = max_pixels
         self._formats = formats_with(formats)
         self._selection = Selection(offline=offline)
@@ -233,7 +257,7 @@ class Predictor:
             self._min_prob = thresholds.find_prob(max_error)
         rule = None if thresholds is None else (abstain, max_error)
         fingerprint = RunFingerprint(
-            artifact, self.labels, engine.name, engine.precision, top_k, exif, confidence, query, rule
+            artifact, self.labels, engine.name, engine.precision, top_k, exif, decode, confidence, query, rule
         )
         self.settings = fingerprint.settings
         self.run_info = RunInfo(
@@ -368,7 +392,24 @@ class Predictor:
         if source.decoded is not None:
             return source.decoded
         with source.open() as file:
-            return decode(file, exif=self._exif, max_pixels=self._max_pixels, formats=self._formats)
+            return decode(
+                file,
+                exif=self._exif,
+                max_pixels=self._max_pixels,
+                formats=self._formats,
+                least_side=self._least_side if self._decode_mode is DecodeMode.SCALED else None,
+            )
+
+    def _could_be_scaled(self, picture: DecodedPicture) -> bool:
+        """Whether a picture that was decoded in full size would be scaled down with decode=scaled."""
+        if self._decode_mode is DecodeMode.SCALED or picture.format not in JPEG_FORMATS:
+            return False
+        return min(picture.width, picture.height) >= 2 * self._least_side
+
+    @property
+    def spare_decoding_s(self) -> float:
+        """Seconds of processor time, so far, for decoding and resizing JPEGs that decode=scaled would scale down."""
+        return self._clock.total_s
 
     def prepare(self, source: Source, *, alone: bool = True) -> "PreparedPicture | Done[PictureResult]":
         """Decode and preprocess a picture, or return its result if that fails.
@@ -382,9 +423,14 @@ class Predictor:
             EngineError: there is too little memory for an ordinary picture.
         """
         picture: DecodedPicture | None = None
+        started_s = time.thread_time()
         try:
             picture = self._decode(source)
-            pixels = self.artifact.plan.apply(picture.rgb, self._max_pixels)
+            pixels = self.artifact.plan.apply(
+                picture.stored, self._max_pixels, turn=picture.turn, full_size=(picture.width, picture.height)
+            )
+            if self._could_be_scaled(picture):
+                self._clock.add(time.thread_time() - started_s)
             thumbnail = picture.make_thumbnail(self._thumbnail_side) if self._thumbnail_side else None
             return PreparedPicture(source, picture.width, picture.height, pixels, thumbnail)
         except MemoryError:
@@ -415,7 +461,7 @@ class Predictor:
         """Return the pixels of a picture, before or after resizing, whichever are more; None if that is not known."""
         try:
             if source.decoded is not None:
-                size = source.decoded.rgb.size
+                size = source.decoded.width, source.decoded.height
             else:
                 with source.open() as file:
                     size = read_size(file, self._formats)
@@ -563,6 +609,7 @@ def load_predictor(
     precision: Precision | str = Precision.FP32,
     threads: int | None = None,
     exif: bool = True,
+    decode: DecodeMode | str = DecodeMode.EXACT,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     formats: Iterable[str] = (),
     features: bool = False,
@@ -595,6 +642,8 @@ def load_predictor(
         precision: the arithmetic: fp32, bf16 or fp16.
         threads: cores that the engine may use, None for all.
         exif: whether pictures are turned upright by their EXIF orientation.
+        decode: exact for timm's pixels, bit for bit; scaled to decode large JPEGs at 1/2, 1/4 or 1/8 of their size, but
+            at least twice what they are resized to.
         max_pixels: the largest picture that is decoded or resized to, in pixels.
         formats: optional picture formats to decode as well: dds, icns, ico, pcx, ppm, psd, qoi, sgi, tga.
         features: whether all results have features, as those of `Predictor.embed` have in any case.
@@ -611,7 +660,7 @@ def load_predictor(
         ModelError: the name is unknown, there are no weights that fit, or a folder is not a model's.
         EngineError: the engine cannot load the model.
         OutputError: the artifact cannot be kept.
-        UsageError: top_k, confidence, labels, preprocessing, engine, precision or formats are not valid.
+        UsageError: top_k, confidence, labels, preprocessing, engine, precision, decode or formats are not valid.
         TypeError: labels are neither names nor a path.
     """
     settings = settings or Settings.from_environ()
@@ -622,6 +671,7 @@ def load_predictor(
     if isinstance(top_k, int) and top_k < 1:  # checked before anything is downloaded or prepared
         raise UsageError(f"top_k={top_k} is less than 1", "top_k=1")
     engine = _parse_choice(EngineName, engine, "engine")
+    decode = _parse_choice(DecodeMode, decode, "decode")
     abstain = _parse_choice(Abstain, abstain, "abstain")
     if not 0 < max_error < 1:
         raise UsageError(f"max_error={max_error:g} is not between 0 and 1", f"max_error={DEFAULT_MAX_ERROR:g}")
@@ -652,6 +702,7 @@ def load_predictor(
         labels=names,
         top_k=top_k,
         exif=exif,
+        decode=decode,
         max_pixels=max_pixels,
         formats=formats,
         offline=settings.offline,

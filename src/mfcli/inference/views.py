@@ -181,7 +181,7 @@ class _Store:
         return lock(path.with_suffix(".lock"), "another training", lambda _: None)
 
 
-_SHAPING = ("format_version", "artifact", "weights_sha256", "preprocess", "engine", "precision", "exif")
+_SHAPING = ("format_version", "artifact", "weights_sha256", "preprocess", "engine", "precision", "exif", "decode")
 """The settings of a run that shape features."""
 _MAX_HEADER = 64
 

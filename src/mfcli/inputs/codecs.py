@@ -5,8 +5,17 @@ so Pillow is only ever asked about the formats that are named here. They are dec
 """
 
 from collections.abc import Iterable
+from enum import StrEnum
 
 from mfcli.errors import UsageError
+
+
+class DecodeMode(StrEnum):
+    """How many of a picture's pixels are decoded: all, or what resizing needs where its decoder can scale down."""
+
+    EXACT = "exact"
+    SCALED = "scaled"
+
 
 DEFAULT_FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),

@@ -9,7 +9,7 @@ import io
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,6 +27,8 @@ _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 """What follows `ftyp` in a HEIF file; AVIF has brands of its own, or mif1 with an AVIF brand after it."""
 _SAYS_TRUNCATED = ("truncated", "unexpected end", "not enough image data")
 """What the messages of decoders contain if a file lacks its end."""
+JPEG_FORMATS = frozenset({"JPEG", "MPO"})
+"""Formats that their decoder can scale down."""
 _OFTEN_WITHOUT_ALPHA = frozenset({"BMP", "TGA"})
 """Formats that many programs write with a fourth byte of 0 in place of alpha."""
 
@@ -43,6 +45,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """The operation that turns a picture upright, by the value of its EXIF orientation."""
+_FIRST_SIDEWAYS = 5
+"""The first of the orientations that swap width and height."""
 _INVERSE = {6: 8, 8: 6}
 """The orientations whose operation is undone by that of another; the others are their own inverse."""
 
@@ -51,10 +55,13 @@ _EIGHT_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
 _LEVEL_STEPS = {"L;2": 85, "L;4": 17}
 """The 8-bit step between grey levels of 2 or 4 bits, by Pillow's name for how they are stored."""
 _FLAT_LEVELS = 3
+_GREY_WITHOUT_DATA = 128
+_LARGE_PIXELS = 2**20
 _MAX_PROBED_BYTES = 2**28
 _MAX_PNG_TEXT = 2**26
 _ZEROS = bytes(16)
-_PROBE = b"\x55" * 64
+_PROBE = bytes(range(1, 255, 4))
+"""What is inserted after the data of a JPEG: bytes that decode to different values with any table."""
 _END, _ARITHMETIC = 0xD9, {0xC9, 0xCA}
 """The second bytes of a JPEG's end marker, and of the frame markers for arithmetic coding."""
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
@@ -70,20 +77,30 @@ class DecodedPicture:
     """A picture ready for preprocessing.
 
     Attributes:
-        rgb: mode RGB, 8 bits a channel, upright.
-        width: pixels, after the orientation was applied.
-        height: pixels, after the orientation was applied.
+        stored: mode RGB, 8 bits a channel, as it lies in the file; smaller where its decoder scaled it down.
+        turn: the operation that makes it upright; None if it is.
+        width: pixels of the upright picture, in full size.
+        height: likewise.
+        format: Pillow's name of the file's format; None for a picture that was made in memory.
     """
 
-    rgb: Image.Image
+    stored: Image.Image
+    turn: Image.Transpose | None
     width: int
     height: int
+    format: str | None = None
+
+    @property
+    def rgb(self) -> Image.Image:
+        """It upright, turned at each call."""
+        return self.stored if self.turn is None else self.stored.transpose(self.turn)
 
     def make_thumbnail(self, side: int) -> Image.Image:
         """Return it scaled down to at most `side` pixels in width and height."""
-        scale = min(1, side / max(self.rgb.size))
-        width, height = (max(1, round(length * scale)) for length in self.rgb.size)
-        return self.rgb.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        scale = min(1, side / max(self.stored.size))
+        width, height = (max(1, round(length * scale)) for length in self.stored.size)
+        small = self.stored.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        return small if self.turn is None else small.transpose(self.turn)
 
 
 def decode(
@@ -92,6 +109,7 @@ def decode(
     exif: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     formats: Sequence[str] = _DEFAULT_FORMATS,
+    least_side: int | None = None,
 ) -> DecodedPicture:
     """Decode the first frame of a picture.
 
@@ -100,6 +118,8 @@ def decode(
         exif: whether to apply the EXIF orientation.
         max_pixels: the largest width x height that is decoded.
         formats: the formats to try, by Pillow's names; no other decoder reads the file.
+        least_side: pixels of the shorter side that are enough. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size,
+            which takes less time, if it keeps as many. None for all pixels.
 
     Raises:
         PictureError: decode, truncated, too_large or unsupported.
@@ -111,7 +131,7 @@ def decode(
         file.seek(0)
         with _guard_pillow_globals(max_pixels):
             _allow_long_texts()
-            return _decode(file, exif, max_pixels, formats)
+            return _decode(file, exif, max_pixels, formats, least_side)
 
 
 def read_size(file: BinaryIO, formats: Sequence[str]) -> tuple[int, int]:
@@ -147,18 +167,35 @@ def decode_image(image: Image.Image, *, exif: bool = True, max_pixels: int = DEF
     """
     with _translate_pillow_errors(None, max_pixels), _guard_pillow_globals(max_pixels):
         _check_size(image, max_pixels)
-        return _finish(image, _load(image), exif)
+        decoded = _finish(image, _load(image), exif)
+        return replace(decoded, stored=image.copy()) if decoded.stored is image else decoded
 
 
-def _decode(file: BinaryIO, exif: bool, max_pixels: int, formats: Sequence[str]) -> DecodedPicture:
+def _decode(
+    file: BinaryIO, exif: bool, max_pixels: int, formats: Sequence[str], least_side: int | None
+) -> DecodedPicture:
     with Image.open(file, formats=_list_available(formats, file.read(_PREFIX_BYTES))) as picture:
         _check_size(picture, max_pixels)
         if picture.format == "PNG":
             _check_png(file)
+        full_size = picture.size
+        is_jpeg = picture.format in JPEG_FORMATS
+        if is_jpeg and least_side is not None:
+            _scale_down(picture, least_side)
         orientation = _load(picture)
-        if picture.format in ("JPEG", "MPO") and _is_cut_jpeg(file, picture):
+        if is_jpeg and _is_cut_jpeg(file, picture, full_size):
             raise PictureError(FailureCode.TRUNCATED, "is truncated: its data ends before its last row")
-        return _finish(picture, orientation, exif)
+        return _finish(picture, orientation, exif, full_size if is_jpeg else None)
+
+
+def _scale_down(picture: Image.Image, least_side: int) -> None:
+    """Let the decoder of a JPEG that is not loaded yet divide its sides by 2, 4 or 8, down to `least_side` pixels.
+
+    By 8, it uses the mean of a block alone, so that the later scans of a progressive one could be missing unnoticed.
+    """
+    if "progressive" in picture.info:
+        least_side = max(least_side, min(picture.size) // 4)
+    picture.draft(None, (least_side, least_side))
 
 
 def _check_size(picture: Image.Image, max_pixels: int) -> None:
@@ -183,11 +220,17 @@ def _load(picture: Image.Image) -> int:
     return orientation
 
 
-def _finish(picture: Image.Image, orientation: int, exif: bool) -> DecodedPicture:
-    upright = _turn_upright(picture, orientation, exif)
+def _finish(
+    picture: Image.Image, orientation: int, exif: bool, full_size: tuple[int, int] | None = None
+) -> DecodedPicture:
+    """Return a loaded picture as RGB; `full_size` is its size before its decoder scaled it down."""
     tags = _tiff_tags(picture)
-    rgb = _to_rgb(_normalize_tiff_grey(upright, tags) if tags else upright)
-    return DecodedPicture(rgb, rgb.width, rgb.height)
+    stored = _to_rgb(_normalize_tiff_grey(picture, tags) if tags else picture)
+    turn = _find_turn(picture, orientation, exif)
+    width, height = stored.size if full_size is None else full_size
+    if turn is not None and orientation >= _FIRST_SIDEWAYS:
+        width, height = height, width
+    return DecodedPicture(stored, turn, width, height, picture.format)
 
 
 def _tiff_tags(picture: Image.Image) -> Mapping[int, Any]:
@@ -262,13 +305,15 @@ def _is_misread_by_pillow(tags: Mapping[int, Any]) -> bool:
     return apart and 16 in tags.get(_BITS_TAG, ())
 
 
-def _is_cut_jpeg(file: BinaryIO, picture: Image.Image) -> bool:
+def _is_cut_jpeg(file: BinaryIO, picture: Image.Image, full_size: tuple[int, int]) -> bool:
     """Whether a JPEG's data ends early although an end marker or zeros follow; the decoder invents the missing pixels.
 
     Bytes inserted after the data change the pixels of a cut picture, but not those of a whole one. Only a picture that
-    may be cut is decoded again: one that ends in zeros, is progressive, or has a flat last block.
+    may be cut is decoded again, as large as before: one that ends in zeros, is progressive, or may lack its last block.
     """
-    may_be_cut = "progressive" in picture.info or _has_flat_last_block(picture)
+    divisor = round(max(full_size) / max(picture.size))
+    least_side = min(full_size) // divisor
+    may_be_cut = "progressive" in picture.info or _may_lack_last_block(picture, divisor)
     file.seek(-len(_ZEROS), io.SEEK_END)
     if not may_be_cut and file.read() != _ZEROS:
         return False
@@ -279,21 +324,32 @@ def _is_cut_jpeg(file: BinaryIO, picture: Image.Image) -> bool:
         return False
     if _END in markers:
         before = data[: markers[_END]].rstrip(b"\xff")
-        return may_be_cut and _has_other_pixels(before + _PROBE + data[len(before) :], picture)
+        probe = before + _PROBE + data[len(before) :]
+        return may_be_cut and _has_other_pixels(probe, picture, least_side)
     before = data[: len(data.rstrip(b"\0")) + 1]  # one zero may be data
-    return data.endswith(_ZEROS) and _has_other_pixels(before + _PROBE + b"\xff\xd9", picture)
+    return data.endswith(_ZEROS) and _has_other_pixels(before + _PROBE + b"\xff\xd9", picture, least_side)
 
 
-def _has_flat_last_block(picture: Image.Image) -> bool:
-    left, top = (picture.width - 1) // 8 * 8, (picture.height - 1) // 8 * 8
-    last_block = np.asarray(picture.crop((left, top, picture.width, picture.height)).convert("L"))
-    return bool(np.ptp(last_block) <= _FLAT_LEVELS)
+def _may_lack_last_block(picture: Image.Image, divisor: int) -> bool:
+    """Whether the last block looks as if its data were missing.
+
+    Decoders give one grey to blocks without data, and a flat colour to some for which the data ends within. Every fifth
+    photo has a flat last block, too. In a large picture, which takes long to be decoded again, only the grey counts.
+    """
+    right, bottom = picture.width - 1, picture.height - 1
+    if picture.width * picture.height * divisor**2 > _LARGE_PIXELS:
+        last = np.array(picture.getpixel((right, bottom)), np.int16)
+        return bool(np.abs(last - _GREY_WITHOUT_DATA).max() <= _FLAT_LEVELS)
+    side = 8 // divisor
+    last_block = picture.crop((right // side * side, bottom // side * side, right + 1, bottom + 1)).convert("L")
+    return bool(np.ptp(np.asarray(last_block)) <= _FLAT_LEVELS)
 
 
-def _has_other_pixels(data: bytes, picture: Image.Image) -> bool:
-    """Whether a JPEG has other pixels than `picture`; False if it cannot be decoded."""
+def _has_other_pixels(data: bytes, picture: Image.Image, least_side: int) -> bool:
+    """Whether a JPEG, scaled down likewise, has other pixels than `picture`; False if it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as other:
+            _scale_down(other, least_side)
             return other.tobytes() != picture.tobytes()
     except MemoryError:
         raise
@@ -321,13 +377,11 @@ def _read_orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _turn_upright(picture: Image.Image, orientation: int, exif: bool) -> Image.Image:
-    """Return the picture upright or, without exif, as stored; Pillow has turned a TIFF upright already."""
+def _find_turn(picture: Image.Image, orientation: int, exif: bool) -> Image.Transpose | None:
+    """Return what makes the picture upright or, without exif, as stored; Pillow has turned a TIFF upright already."""
     if picture.format == "TIFF":
-        method = None if exif else _UPRIGHT.get(_INVERSE.get(orientation, orientation))
-    else:
-        method = _UPRIGHT.get(orientation) if exif else None
-    return picture if method is None else picture.transpose(method)
+        return None if exif else _UPRIGHT.get(_INVERSE.get(orientation, orientation))
+    return _UPRIGHT.get(orientation) if exif else None
 
 
 @contextlib.contextmanager
@@ -398,7 +452,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         return _convert_grey(_stretch(np.asarray(picture, np.float64)))
     if picture.mode == "LAB":
         return _lab_to_rgb(picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _composite_on_white(picture: Image.Image) -> Image.Image:

@@ -24,6 +24,16 @@ power of the size."""
 MIN_CROP_PCT = 0.1
 MIN_STD = 0.001
 
+_SIDEWAYS = frozenset(
+    {
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.ROTATE_90,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSVERSE,
+    }
+)
+"""The operations that make columns of rows."""
+
 
 @dataclass(frozen=True)
 class PreprocessPlan:
@@ -70,25 +80,40 @@ class PreprocessPlan:
         long = int(self.resize_shorter_side * long / short)
         return (self.resize_shorter_side, long) if width <= height else (long, self.resize_shorter_side)
 
-    def apply(self, picture: Image.Image, max_pixels: int | None = None) -> NDArray[np.float32]:
+    def apply(
+        self,
+        picture: Image.Image,
+        max_pixels: int | None = None,
+        *,
+        turn: Image.Transpose | None = None,
+        full_size: tuple[int, int] | None = None,
+    ) -> NDArray[np.float32]:
         """Turn an RGB picture into a normalised float32 array of shape (3, H, W), C-contiguous.
 
         Args:
             picture: mode RGB, any size.
             max_pixels: the largest number of pixels that the resize step may produce; None for no limit.
+            turn: the operation that makes the picture upright; None for one that is.
+            full_size: (width, height) in pixels of the upright picture, of which `picture` may be a copy whose sides
+                were divided by a whole number and rounded up; None for the size of `picture`.
 
         Raises:
             PictureError: too_large, if the resized picture (of a very long strip) would exceed max_pixels.
         """
-        size = self.compute_resized_size(*picture.size)
+        stored_size = picture.size if full_size is None else _swap_sides(full_size, turn)
+        full_size = _swap_sides(stored_size, turn)
+        size = self.compute_resized_size(*full_size)
         if max_pixels is not None and size[0] * size[1] > max_pixels:
             raise PictureError(
                 FailureCode.TOO_LARGE,
-                f"{picture.width}x{picture.height} would be resized to {size[0]}x{size[1]}, "
+                f"{full_size[0]}x{full_size[1]} would be resized to {size[0]}x{size[1]}, "
                 f"which exceeds max_pixels={max_pixels}",
             )
-        if size != picture.size:
-            picture = picture.resize(size, Image.Resampling[self.interpolation.upper()])
+        if picture.size != stored_size:
+            picture = self._resize_scaled(picture, stored_size, size, turn)
+        else:
+            picture = picture if turn is None else picture.transpose(turn)
+            picture = picture if picture.size == size else picture.resize(size, self._filter)
         pixels = np.asarray(self._crop_centre(picture))
         out = np.empty((3, *pixels.shape[:2]), np.float32)
         for channel in range(3):
@@ -96,11 +121,24 @@ class PreprocessPlan:
             np.take(self._lookup[channel], pixels[..., channel], out=out[channel], mode="clip")
         return out
 
+    def _resize_scaled(
+        self, picture: Image.Image, stored_size: tuple[int, int], size: tuple[int, int], turn: Image.Transpose | None
+    ) -> Image.Image:
+        """Return the upright picture resized from a smaller copy, whose last row and column may be fractions."""
+        divisor = round(max(stored_size) / max(picture.size))
+        box = (0, 0, stored_size[0] / divisor, stored_size[1] / divisor)
+        resized = picture.resize(_swap_sides(size, turn), self._filter, box)
+        return resized if turn is None else resized.transpose(turn)
+
     def _crop_centre(self, picture: Image.Image) -> Image.Image:
         height, width = self.crop_size
         left = round((picture.width - width) / 2)
         top = round((picture.height - height) / 2)
         return picture.crop((left, top, left + width, top + height))
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        return Image.Resampling[self.interpolation.upper()]
 
     @cached_property
     def _lookup(self) -> NDArray[np.float32]:
@@ -108,6 +146,10 @@ class PreprocessPlan:
         levels = np.arange(256, dtype=np.float32) / np.float32(255)
         mean, std = (np.array(v, np.float32)[:, None] for v in (self.mean, self.std))
         return (levels - mean) / std
+
+
+def _swap_sides(size: tuple[int, int], turn: Image.Transpose | None) -> tuple[int, int]:
+    return (size[1], size[0]) if turn in _SIDEWAYS else size
 
 
 def make_preprocess_plan(variant: Variant) -> PreprocessPlan:
