@@ -29,6 +29,8 @@ _NAMES = [
     "Thumbs.db",
     "desktop.ini",
     "out.jsonl",
+    "out.csv.gz",
+    "out.csv.gz.partial",
 ]
 _COUNTS = {".cr2": 2, ".mp4": 2, "": 1, ".psd": 1, ".tar.gz": 1, ".zip": 1, "other": 1}
 

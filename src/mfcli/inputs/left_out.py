@@ -9,7 +9,7 @@ from mfcli.inputs.codecs import OPTIONAL_FORMATS
 
 _COMPANIONS = frozenset(
     {".aae", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".thm", ".tsv", ".txt", ".xml", ".xmp"}
-    | {".yaml", ".yml"}
+    | {".npz", ".partial", ".yaml", ".yml"}
 )
 """What programs write beside pictures (sidecars, Thumbs.db, desktop.ini, results); not worth a note."""
 _SUFFIX = re.compile(r"(\.tar)?\.[a-z0-9_~+-]{1,15}")
@@ -38,7 +38,7 @@ class LeftOut:
             self._archive = self._archive or ("" if folder is None else str(PurePosixPath(folder, relative)))
         else:
             suffix = name[name.rfind(".") :] if "." in name else _NO_SUFFIX
-        if suffix in _COMPANIONS:
+        if PurePosixPath(name.removesuffix(".gz")).suffix in _COMPANIONS:
             return
         if suffix not in self._counts and (len(self._counts) >= _MAX_SUFFIXES or not _SUFFIX.fullmatch(suffix)):
             suffix = _OTHER
