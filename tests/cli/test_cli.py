@@ -158,7 +158,7 @@ def test_hints(mf: Mf, arguments: list[str], hint: str, monkeypatch: pytest.Monk
         (["predict", "x.jpg", "-m", "caformer_s18", "--offline"], 4, "weights of caformer_s18 are not on this machine"),
         (["predict", "x.jpg", "--weights", "none.pth"], 4, "cannot read weights from"),
         (["info", "resnet50"], 4, "unknown model 'resnet50'"),
-        (["list-models", "resnet*"], 4, "no model matches"),
+        (["list-models", "resnet*"], 4, "no model matches 'resnet*'"),
         (["list-models", "--family", "resnet"], 2, "'resnet' is not one of"),
         (["predict", "x.jpg", "-m", ""], 4, "unknown model ''"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),

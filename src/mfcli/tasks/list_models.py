@@ -65,7 +65,8 @@ def list_models(wanted: ModelFilter, settings: Settings) -> tuple[ListedModel, .
     listed = (ListedModel(v, sizes.get(v.reference, 0)) for v in variants if wanted.matches(v))
     found = tuple(model for model in listed if model.size_bytes or not wanted.downloaded)
     if not found:
-        raise ModelError("no model matches", "see mf list-models")
+        pattern = "" if wanted.pattern is None else f" {wanted.pattern!r}"
+        raise ModelError(f"no model matches{pattern}", "see mf list-models")
     return found
 
 
