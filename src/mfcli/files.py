@@ -25,6 +25,9 @@ ELSEWHERE = "name another folder: MF_CACHE_DIR=DIR"
 MAKE_ROOM = f"free some space (mf cache rm MODEL), or {ELSEWHERE}"
 """What to do about a full disk."""
 
+GIT_LFS_START = b"version https://"
+"""The first 16 bytes of a text that stands for a file in a git repository until `git lfs pull` fetches the file."""
+
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _WILDCARD = re.compile(r"[*?[]")
 

@@ -481,6 +481,8 @@ def test_empty_and_unknown_bytes() -> None:
     assert failure_of(b"").message == "is empty (0 bytes)"
     for data in (b"hello\n", b"<html></html>", b"\0" * 1000, b"%PDF-1.4\n"):
         assert failure_of(data).code is FailureCode.UNSUPPORTED
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n"
+    assert failure_of(pointer).message == "is a pointer of Git LFS, not the picture itself: git lfs pull"
 
 
 def test_damaged_bytes_raise_nothing_but_picture_errors() -> None:

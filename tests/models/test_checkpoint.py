@@ -175,6 +175,10 @@ def test_a_plain_pickle_with_code_is_refused(tmp_path: Path) -> None:
         (b"hello, I am text\n", "is not a checkpoint"),
         (b"cat\ndog\n", "is not a checkpoint"),  # as a pickle: the global dog of the module at
         (b"", "is not a checkpoint"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "is a pointer of Git LFS, .*\nhint: .*git lfs pull",
+        ),
         (b"PK\x03\x04 torn", "is not a checkpoint"),
         (b"\xff" * 8 + b'{"a": 1}', "is a damaged safetensors file"),
         (b"\x08" + b"\x00" * 7 + b"{      }", "does not fit"),

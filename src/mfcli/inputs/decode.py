@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mfcli.errors import FailureCode, PictureError, one_line
+from mfcli.files import GIT_LFS_START
 from mfcli.inputs.codecs import DEFAULT_FORMATS, OPTIONAL_FORMATS
 from mfcli.inputs.truncation import is_truncated
 from mfcli.settings import DEFAULT_MAX_PIXELS
@@ -419,6 +420,8 @@ def _explain_unidentified(file: BinaryIO) -> tuple[FailureCode, str]:
         return FailureCode.DECODE, "cannot be decoded: it is damaged after its first bytes"
     if _is_heif(prefix):
         return FailureCode.UNSUPPORTED, "is HEIF, which needs pillow-heif: pip install 'metaformer-cli[heif]'"
+    if prefix == GIT_LFS_START:
+        return FailureCode.UNSUPPORTED, "is a pointer of Git LFS, not the picture itself: git lfs pull"
     for name in OPTIONAL_FORMATS:
         accept = Image.OPEN[name][1] if name in Image.OPEN else None  # checks the first bytes only
         if accept is not None and accept(prefix):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfcli.errors import EngineError, ModelError, OutputError, package_error
-from mfcli.files import known_sha256, weights_read_error
+from mfcli.files import GIT_LFS_START, known_sha256, weights_read_error
 from mfcli.models.matching import match_published, match_variant, to_parameters
 from mfcli.models.parameters import Shape, find_num_classes, parameter_shapes
 from mfcli.models.pth import CodeInPthError, DamagedPthError, UnsupportedPthError, read_pth
@@ -295,6 +295,8 @@ def _contains_code(path: Path) -> ModelError:
 
 def _read_with_torch(path: Path, start: bytes, reason: str) -> object:
     """Read one of torch's older or rarer formats with its weights-only reader, where torch is installed."""
+    if start == GIT_LFS_START:
+        raise ModelError(f"{path} is a pointer of Git LFS, not the file itself", "fetch the file: git lfs pull")
     not_a_checkpoint = ModelError(f"{path} is not a checkpoint", "expected a .pth or .safetensors file")
     if start[:1] not in _PICKLE_STARTS:
         raise not_a_checkpoint
