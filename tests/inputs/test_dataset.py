@@ -128,6 +128,9 @@ def test_a_model_is_judged_by_val_then_by_test_then_by_all(tmp_path: Path) -> No
     assert judged(tmp_path / "train") == [("1.jpg", "a")]  # a single class will do
     (tmp_path / "some.csv").write_text("path,label,split\nx.jpg,a,train\ny.jpg,b,test\n")
     assert judged(tmp_path / "some.csv") == [("y.jpg", "b")]
+    (tmp_path / "some.csv").write_text("path,label\nx.jpg,a\nx.jpg,b\n")
+    with pytest.raises(UsageError, match=r"has 1 pictures twice: .*x\.jpg"):
+        judged(tmp_path / "some.csv")
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,7 @@ def test_a_model_is_judged_by_val_then_by_test_then_by_all(tmp_path: Path) -> No
         (("b10.jpg", "b2.jpg"), "n01\r\nn02\r\n", {"b2.jpg": "n01", "b10.jpg": "n02"}),
         (("x/ILSVRC2012_val_00000003.JPEG",), "0\n1\n2\n", {"ILSVRC2012_val_00000003.JPEG": "2"}),
         (("a.jpg",), "a.jpg 65\nother.jpg 1\n", {"a.jpg": "65"}),
+        (("a.jpg",), "a.jpg tiger shark\n", {"a.jpg": "tiger shark"}),
         (("a.jpg",), "a.jpg\tgolden retriever\t0\t1\n", {"a.jpg": "golden retriever"}),
         (("a.JPEG",), "ImageId,PredictionString\na,n03995372 85 1 499 272 n0 1\n", {"a.JPEG": "n03995372"}),
     ],

@@ -6,6 +6,7 @@ Classes are matched by name, never by position; names that could be confused are
 import csv
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -124,6 +125,9 @@ def read_judged(
         ground_truth = path / _ANNOTATIONS
     if ground_truth is None:
         pictures = _list_labelled(path, _find_classes(path, selection))
+        counts = Counter(picture.source.argument for picture in pictures)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise UsageError(f"{path} has {len(twice)} pictures twice: {join_names(twice)}", "keep one row of each")
         splits = {picture.split for picture in pictures}
         chosen = next(split for split in (Split.VAL, Split.TEST, Split.TRAIN) if split in splits)
         return tuple(picture for picture in pictures if picture.split is chosen)

@@ -84,9 +84,9 @@ class GroundTruth:
 
 
 def _split(line: str) -> list[str]:
-    """Return a label, or a name and a label."""
+    """Return a label, or a name and a label; after a space, a label may have spaces in it."""
     separator = next((character for character in "\t," if character in line), None)
-    parts = line.split(separator)[:2]
+    parts = line.split(None, 1) if separator is None else line.split(separator)[:2]
     if len(parts) == 2 and (match := _WNID_WITH_BOXES.fullmatch(parts[1])):
         return [parts[0], match[1]]
     return [part.strip() for part in parts]
