@@ -71,7 +71,8 @@ def measure(folder: Path, model: str, engine: str, precision: str, rounds: int) 
     if failed:
         raise SystemExit(f"{failed} pictures failed: mf evaluate {folder} --predictions rows.jsonl says which and why")
     rates = [evaluation.figures["images_per_s"] for evaluation in evaluations]
-    classes = sorted(((100 * row["recall"], row["name"]) for row in evaluations[0].per_class), reverse=True)
+    per_class = evaluations[0].per_class
+    classes = sorted(((100 * row["correct"] / row["count"], row["name"]) for row in per_class), reverse=True)
     return {
         "model": figures["model"],
         "engine": f"{figures['engine']} {figures['precision']}",

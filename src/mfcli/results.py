@@ -408,11 +408,13 @@ class Tally:
         done: pictures finished in this run, including failures.
         failed: how many of them failed.
         finished_before: pictures that an earlier run had finished.
+        total: all pictures, those included; None where they are not counted yet.
     """
 
     done: int
     failed: int
     finished_before: int
+    total: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

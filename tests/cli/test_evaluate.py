@@ -19,7 +19,9 @@ from PIL import Image
 
 import mfcli
 from conftest import CHECKOUT, Ran
+from mfcli.errors import UsageError
 from mfcli.models.labels import load_imagenet_labels
+from mfcli.tasks.evaluate import EvaluateRequest, evaluate
 
 Mf = Callable[..., Ran]
 ORANGE, LEMON, BEACON, BASSET = "n07747607", "n07749582", "n02814860", "n02088238"
@@ -212,7 +214,8 @@ def test_answers_that_abstain_are_counted(mf: Mf, folder: Path, tmp_path: Path) 
     assert (figures["abstained"], figures["kept_top1"]) == (0.25, pytest.approx(2 / 3))
 
 
-def test_a_killed_run_is_resumed_to_the_same_rows(mf: Mf, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_is_resumed_to_the_same_rows(mf: Mf, tmp_path: Path, kind: signal.Signals) -> None:
     random = np.random.default_rng(0)
     for number in range(400):
         path = tmp_path / "val" / (ORANGE if number % 2 else LEMON) / f"{number}.jpg"
@@ -221,18 +224,22 @@ def test_a_killed_run_is_resumed_to_the_same_rows(mf: Mf, tmp_path: Path) -> Non
     whole, rows = tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"
     expected = read(mf, tmp_path / "val", "--predictions", whole)
     command = [sys.executable, "-m", "mfcli", "evaluate", str(tmp_path / "val"), "--predictions", str(rows), "-b", "1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         partial = rows.with_name("rows.jsonl.partial")
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size > 5000):
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert not rows.exists()
+        process.send_signal(kind)
+        said = process.communicate()[1]
+    assert (not rows.exists(), f"interrupted: {partial} holds what was done" in said) == (True, kind is signal.SIGINT)
     ran = mf("evaluate", tmp_path / "val", "--predictions", rows)
     assert (ran.code, "unfinished run" in ran.err) == (8, True)
     names = ("images_per_s",)
     assert drop(read(mf, tmp_path / "val", "--predictions", rows, "--resume"), *names) == drop(expected, *names)
     assert rows.read_bytes() == whole.read_bytes()
+    (tmp_path / "valid.txt").write_text(f"{ORANGE}\n{LEMON}\n")
+    ran = mf("evaluate", tmp_path / "val", "--predictions", rows, "--resume", "--valid-labels", tmp_path / "valid.txt")
+    assert (ran.code, "belongs to a different run: other valid labels" in ran.err) == (8, True)
     assert drop(read(mf, tmp_path / "val", "--predictions", rows, "--resume"), *names) == drop(expected, *names)
 
 
@@ -260,6 +267,7 @@ def test_the_table_and_the_csv(mf: Mf, folder: Path, tmp_path: Path) -> None:
         (["cracked"], 2, "no name is a class of the model: 'cracked'"),
         (["empty"], 2, "has no folders with pictures"),
         (["missing"], 2, "is neither a folder nor a file"),
+        (["rows.csv", "--limit", "3"], 2, "holds results, for which nothing is computed"),
         (["two.jsonl"], 8, "holds no results that can be read"),
         (["val", "--expect-top1", "83"], 2, "--expect-top1 '83' is no share"),
         (["val", "--map-to", "in2k"], 2, "--map-to 'in2k' is unknown"),
@@ -281,6 +289,7 @@ def test_what_would_give_wrong_figures_is_refused(
     shutil.copy(CHECKOUT / "examples" / "orange.jpg", tmp_path / "cracked" / "cracked")
     (tmp_path / "two.jsonl").write_text("no rows\n")
     (tmp_path / "real.json").write_text("[[1], [2]]")
+    assert mf("predict", "val", "-o", "rows.csv").code == 0
     ran = mf("evaluate", *arguments)
     assert (ran.code, message in ran.err, "Traceback" in ran.err) == (code, True, False), ran.err
 
@@ -299,3 +308,23 @@ def test_a_head_of_the_full_imagenet_answers_with_imagenet_1k(mf: Mf, tmp_path: 
     options = ["-m", "caformer_s18_in21k", "--weights", str(tmp_path / "w.safetensors")]
     figures = read(mf, tmp_path / "val", *options, "--map-to", "in1k")
     assert (figures["num_classes"], figures["pictures"], figures["pictures_outside"]) == (999, 1, 1)
+
+
+def test_the_bar_knows_the_number_of_pictures(mf_terminal: Callable[..., Ran], folder: Path) -> None:
+    assert "/4" in mf_terminal("evaluate", folder).err
+
+
+def test_a_predictor_without_logits_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="does not give logits"):
+        evaluate(mfcli.load_predictor(), EvaluateRequest(folder))
+
+
+@pytest.mark.parametrize("judged", [None, "x", {}, {"class_index": 0}, {"class_index": 186, "rank": None}])
+def test_rows_whose_judgement_is_damaged_are_judged_by_their_answers(
+    mf: Mf, folder: Path, tmp_path: Path, judged: object
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    expected = read(mf, folder, "--predictions", rows)
+    damaged = [json.loads(line) | {"judged": judged} for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in damaged))
+    assert read(mf, rows)["top5"] == expected["top5"]

@@ -227,14 +227,24 @@ class Destination:
             resume=self.resume,
             retry_failed=self.retry_failed,
         )
-        try:
-            with contextlib.closing(file.journal), translate_write_errors(file.partial):
-                yield Sink(file, file.journal, file.retry_writer)
-        except BaseException as error:
-            if not quiet and exists(file.partial):
-                cause = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
-                note(f"{cause}: {file.partial} holds what was done; resume=True goes on")
-            raise
+        with (
+            announce_unfinished(file.partial, quiet),
+            contextlib.closing(file.journal),
+            translate_write_errors(file.partial),
+        ):
+            yield Sink(file, file.journal, file.retry_writer)
+
+
+@contextlib.contextmanager
+def announce_unfinished(partial: Path, quiet: bool) -> Iterator[None]:
+    """Say after an exception where the rows so far are."""
+    try:
+        yield
+    except BaseException as error:
+        if not quiet and exists(partial):
+            cause = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
+            note(f"{cause}: {partial} holds what was done; resume=True goes on")
+        raise
 
 
 def _check_parquet(path: Path | None) -> None:

@@ -189,6 +189,12 @@ def evaluate(
     settings = Settings.from_environ(offline=offline)
     with StderrProgress(note, quiet, with_bar=True) as progress, _open_results(data) as stored:
         if stored is not None:
+            computing = (model, weights, limit, valid_labels, map_to, predictions)
+            if any(value is not None for value in computing):
+                raise UsageError(
+                    f"{data} holds results, for which nothing is computed",
+                    "leave out --model, --weights, --limit, --valid-labels, --map-to and --predictions",
+                )
             given = None if labels is None else read_labels(labels)
             evaluation = task.evaluate_results(stored, request, given, settings, progress)
         else:
@@ -214,7 +220,8 @@ def evaluate(
                 settings=settings,
                 progress=progress,
             )
-            evaluation = task.evaluate(predictor, request, progress)
+            with _announce_unfinished(predictions, quiet):
+                evaluation = task.evaluate(predictor, request, progress)
     _write_figures(evaluation, format, per_class=per_class)
     if confusion is not None:
         _write_confusions(confusion, evaluation)
@@ -255,6 +262,13 @@ def _check_outputs(confusion: Path | None, predictions: Path | None, *, overwrit
         raise UsageError(f"the suffix of {predictions} is not .jsonl", "--predictions rows.jsonl")
     if not (overwrite or resume):
         refuse_existing(predictions, resumable=True)
+
+
+def _announce_unfinished(predictions: Path | None, quiet: bool) -> contextlib.AbstractContextManager[None]:
+    from mfcli.cli.destination import announce_unfinished
+    from mfcli.outputs.files import partial_path
+
+    return contextlib.nullcontext() if predictions is None else announce_unfinished(partial_path(predictions), quiet)
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ class StderrProgress:
         if isinstance(event, Tally):
             if self.draws_runs:
                 self._run = self._run or _RunBar()
-                self._run.draw(event, self.total)
+                self._run.draw(event, self.total if event.total is None else event.total)
         elif isinstance(event, str):
             if self._run is not None:
                 self._run.note(event)

@@ -1,5 +1,6 @@
 """Judges the answers for pictures whose classes are known, one at a time, computed now or in an earlier run."""
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mfcli.errors import UsageError
 from mfcli.inference.predictor import Predictor
 from mfcli.models.class_names import ClassMapping
 from mfcli.models.metrics import (
@@ -107,10 +109,15 @@ def judge_result(
         target: the right class.
         truth: of the dataset.
         predictor: ranks.
+
+    Raises:
+        UsageError: the result has no logits.
     """
+    if result.error is not None:
+        return result, FAILED
     logits = result.logits
     if logits is None:
-        return result, FAILED
+        raise UsageError("the predictor does not give logits", "load_predictor(..., logits=True)")
     if truth.allowed is not None:
         logits = np.where(truth.allowed, logits, np.float32(-np.inf))
         predictions, concept = predictor.rank(logits)
@@ -132,8 +139,10 @@ def judge_row(result: PictureResult, target: int, truth: Truth, judged: object =
         return FAILED
     predictions = result.predictions
     if isinstance(judged, dict) and judged.get("class_index") == target:
-        figures = (int(judged["rank"]), predictions[0].prob, float(judged["log_loss"]), float(judged["brier"]))
-        return _complete(result, Answer(target, predictions[0].class_index, *figures), None, truth)
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # else it is not what `describe` returned
+            rank, log_loss, brier = int(judged["rank"]), float(judged["log_loss"]), float(judged["brier"])
+            answer = Answer(target, predictions[0].class_index, rank, predictions[0].prob, log_loss, brier)
+            return _complete(result, answer, None, truth)
     place = next((place for place, p in enumerate(predictions) if p.class_index == target), None)
     log_loss = -math.log(max(predictions[place].prob, 5e-324)) if place is not None else math.nan
     brier, known = math.nan, len(predictions)

@@ -332,6 +332,8 @@ class Journal:
 
 
 _COARSE_SETTINGS = {
+    "mapping": "other names of classes",
+    "allowed": "other valid labels",
     "model": "model={theirs} instead of model={ours}",
     "weights_sha256": "other weights of {model}, SHA-256 {theirs}",
     "format_version": "another version of mf",

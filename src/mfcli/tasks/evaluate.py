@@ -248,10 +248,10 @@ class _Run:
         self.images_per_s: float | None = None
         settings = predictor.settings
         values = settings.values | {
-            "classes": _digest(sorted(truth.mapping.indices.items())),
+            "mapping": _digest(sorted(truth.mapping.indices.items())),
             "allowed": None if truth.allowed is None else _digest(np.flatnonzero(truth.allowed).tolist()),
         }
-        self._settings = RunSettings(_digest([settings.run, values["classes"], values["allowed"]]), values)
+        self._settings = RunSettings(_digest([settings.run, values["mapping"], values["allowed"]]), values)
         self.info = replace(predictor.run_info, run=self._settings.run)
 
     def judge(self, pictures: Sequence[LabelledPicture]) -> list[Judgement]:
@@ -295,7 +295,7 @@ class _Run:
             target = self._truth.mapping.indices[picture.label]
             result, judgement = judge_result(replace(result, run=self.info), target, self._truth, self._predictor)
             failed += judgement.answer is None
-            self._progress(Tally(done, failed, finished_before))
+            self._progress(Tally(done, failed, finished_before, finished_before + len(pictures)))
             yield result, judgement
             self.images_per_s = done / (time.perf_counter() - started)
 
