@@ -100,7 +100,7 @@ class StoredResults:
                 number += 1
         except _BAD_ROW as error:
             raise OutputError(
-                f"row {number} of {self.name} is not a row of mf predict", "name a file that mf predict wrote"
+                f"row {number} of {self.name} is not a row of mf predict", "remove that row, or name another file"
             ) from error
         except (OSError, EOFError) as error:
             raise self._damaged(error) from error
