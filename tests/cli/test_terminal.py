@@ -130,6 +130,7 @@ def test_help_breaks_lines_between_words(
     command = COMMANDS[name]
     texts = [command.help, command.epilog]
     for parameter in command.params:
+        assert parameter.metavar or getattr(parameter, "is_flag", False)  # else rich breaks a list of choices anywhere
         texts += [parameter.help, parameter.metavar, *(opt for opt in parameter.opts if opt.startswith("-"))]
     assert set(" ".join(filter(None, texts)).split()) <= set(shown.split())
     description = shown.partition("╭")[0].splitlines()

@@ -179,7 +179,12 @@ CropPct = Annotated[
 ]
 Interpolation = Annotated[
     InterpolationName | None,
-    typer.Option(help="Filter of resizing.", show_default=_AS_TRAINED, rich_help_panel=_PREPROCESSING),
+    typer.Option(
+        metavar="FILTER",
+        help=f"Filter of resizing: {list_choices(InterpolationName)}.",
+        show_default=_AS_TRAINED,
+        rich_help_panel=_PREPROCESSING,
+    ),
 ]
 InputSize = Annotated[
     int | None,

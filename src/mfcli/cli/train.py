@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mfcli.cli import predict_options as option
-from mfcli.cli.options import InfoFormat, Offline, Quiet
+from mfcli.cli.options import InfoFormat, Offline, OneFormat, Quiet
 from mfcli.cli.streams import note, require_standard_output, standard_output
 from mfcli.errors import UsageError
 from mfcli.outputs.writer import RecordFormat
@@ -40,7 +40,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on, or keep a finished model of the same arguments.")
     ] = False,
-    format: Annotated[InfoFormat, typer.Option("--format", help="How the figures are written.")] = InfoFormat.TABLE,
+    format: OneFormat = InfoFormat.TABLE,
     offline: Offline = False,
     quiet: Quiet = False,
 ) -> None:
