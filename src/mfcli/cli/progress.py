@@ -1,12 +1,12 @@
 """Progress on stderr: notes as lines, and on a terminal bars for downloads and long runs."""
 
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from mfcli.cli.flags import name_flags
-from mfcli.cli.streams import is_terminal
+from mfcli.cli.streams import is_terminal, mute_libraries
 from mfcli.errors import escape_control_characters
 from mfcli.results import Step, Tally, Transfer
 
@@ -22,7 +22,7 @@ class StderrProgress:
 
     Args:
         note: writes one line.
-        quiet: whether to draw and write nothing.
+        quiet: whether to draw and write nothing; then C libraries, such as libtiff, write nothing either.
         with_bar: whether to show a run as a bar; rows that are written to the same terminal would disturb it.
 
     Attributes:
@@ -38,13 +38,17 @@ class StderrProgress:
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._announced: set[str] = set()
+        self._muted = ExitStack()
 
     def __enter__(self) -> Self:
+        if self._quiet:
+            self._muted.enter_context(mute_libraries())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._muted.close()
         with suppress(OSError):  # the terminal was closed; here and below, the run goes on without it
             if self._bars is not None:
                 self._bars.stop()

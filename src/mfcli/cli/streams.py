@@ -20,6 +20,9 @@ _STREAM_ERRORS = frozenset(
 """Errors of writing to a stream; others without a file name have other causes, such as a missing library."""
 
 
+_STDERR = 2
+
+
 class ReaderGoneError(Exception):
     """The reader of standard output has closed the pipe, which is not a failure of the command."""
 
@@ -67,6 +70,28 @@ def keep_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
+
+
+@contextmanager
+def mute_libraries() -> Iterator[None]:
+    """Send what C libraries write to descriptor 2 in the body to the null device; Python's stderr stays as it is."""
+    python = sys.stderr
+    try:
+        shares_descriptor = python is not None and python.fileno() == _STDERR
+    except (OSError, ValueError):
+        shares_descriptor = False
+    shown, null = os.dup(_STDERR), os.open(os.devnull, os.O_WRONLY)
+    if shares_descriptor:
+        python.flush()
+        sys.stderr = open(shown, "w", 1, python.encoding, python.errors, closefd=False)  # noqa: SIM115
+    os.dup2(null, _STDERR)
+    os.close(null)
+    try:
+        yield
+    finally:
+        sys.stderr = python
+        os.dup2(shown, _STDERR)
+        os.close(shown)
 
 
 def standard_input() -> BinaryIO | None:
