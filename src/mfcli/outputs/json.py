@@ -1,20 +1,28 @@
 """JSON Lines, one object per picture, and JSON, one document per run; both stream with full float precision."""
 
 import json
+import re
 from dataclasses import asdict
 from typing import Any, TextIO
 
 from mfcli.results import PREDICT_SCHEMA, PictureResult, RunInfo, Summary
 
+_CONTROL = re.compile(r"[\x7f-\x9f\u2028\u2029]")
+"""Control characters that JSON allows, but that a terminal obeys, or some readers take for the end of a line."""
+
 
 def format_line(value: Any) -> str:
-    """Return compact JSON on one line, with non-ASCII characters unescaped."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Return compact JSON on one line; control characters are escaped, other non-ASCII characters are not."""
+    return _escape(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def format_document(value: Any) -> str:
     """Return JSON over several lines, readable for people too."""
-    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    return _escape(json.dumps(value, ensure_ascii=False, indent=1)) + "\n"
+
+
+def _escape(text: str) -> str:
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)  # they occur in strings alone
 
 
 def format_kept(value: Any) -> str | None:
