@@ -8,10 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from mfcli.errors import FailureCode
 from mfcli.outputs import open_writer
+from mfcli.outputs.csv import escape_cell, unescape_cell
+from mfcli.outputs.json import format_document, format_line
 from mfcli.outputs.records import write_records
 from mfcli.outputs.table import write_table
 from mfcli.outputs.writer import FormatName, LabelType, RecordFormat
@@ -87,6 +91,39 @@ ROWS: list[dict[str, Any]] = [
         "error": {"code": "decode", "message": 'broken "here"'},
     },
 ]
+
+
+@pytest.mark.parametrize(
+    ("text", "cell", "safe"),
+    [
+        ("a\x1b[2J.jpg", r"a\x1b[2J.jpg", None),
+        ("a\0\x85\x9b\u2028\u2029", r"a\x00\x85\x9b\u2028\u2029", None),
+        ("a\tb\nc\rd", "a\tb\nc\rd", None),
+        (r"a\x1b", r"a\\x1b", None),
+        ("a\\\\\x1b", r"a\\\\\x1b", None),
+        (r"\\server\new", r"\\server\new", None),
+        ("=1+1", "=1+1", "'=1+1"),
+        ("@a", "@a", "'@a"),
+        ("'=1", r"\x27=1", r"\x27=1"),
+        ("'a", "'a", "'a"),
+        ("-", "-", "'-"),
+    ],
+)
+def test_cells_are_safe_and_read_back(text: str, cell: str, safe: str | None) -> None:
+    assert (escape_cell(text), escape_cell(text, safe=True)) == (cell, safe or cell)
+    assert {unescape_cell(escape_cell(text, safe=is_safe)) for is_safe in (False, True)} == {text}
+
+
+@given(st.text(alphabet="\\xu1b'=\x1b\0\u2028a"), st.booleans())
+def test_every_cell_is_read_back(text: str, safe: bool) -> None:
+    assert unescape_cell(escape_cell(text, safe=safe)) == text
+
+
+def test_json_escapes_control_characters() -> None:
+    value = {"input": "a\x1b\x7f\x85\x9b\u2028\u2029\u00e9"}
+    for text in (format_line(value), format_document(value)):
+        assert json.loads(text) == value
+        assert [c for c in text if not c.isprintable()] == [c for c in text if c == "\n"]
 
 
 def test_jsonl() -> None:

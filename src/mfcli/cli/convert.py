@@ -11,7 +11,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from mfcli.cli import predict_options as option
-from mfcli.cli.destination import Layout, parse_output
+from mfcli.cli.destination import Layout, name_leftovers, parse_output
 from mfcli.cli.options import Quiet
 from mfcli.cli.streams import note, standard_input, standard_output
 from mfcli.errors import NoInputsError
@@ -25,6 +25,7 @@ def convert(
     format: option.Format = None,
     template: option.Template = None,
     no_header: option.NoHeader = False,
+    csv_safe: option.CsvSafe = False,
     label_type: option.ShownLabel = None,
     output: option.Output = None,
     overwrite: option.Overwrite = False,
@@ -41,9 +42,11 @@ def convert(
     from mfcli.tasks import convert as task
 
     path = parse_output(output)
-    layout = Layout.parse(path, format, template, header=not no_header, label_type=label_type)
+    layout = Layout.parse(path, format, template, header=not no_header, csv_safe=csv_safe, label_type=label_type)
     if path is not None and not overwrite:
         refuse_existing(path)
+    if not quiet:
+        name_leftovers(path)
     with _open_input(results) as file:
         settings = None if results == "-" else read_settings(Path(results))
         stored = StoredResults(file, "standard input" if results == "-" else results, settings)

@@ -1,6 +1,7 @@
 """Where the results of mf predict go: standard output, or a file that appears whole and can be resumed."""
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -30,11 +31,13 @@ class Layout:
     Attributes:
         format: one of the formats, or a template for each line.
         header: whether CSV and TSV begin with the names of their columns.
+        csv_safe: whether their cells that spreadsheets would compute begin with an apostrophe.
         label_type: what a table shows of a class.
     """
 
     format: "FormatName | Template"
     header: bool = True
+    csv_safe: bool = False
     label_type: LabelType = LabelType.NAME
 
     @classmethod
@@ -45,6 +48,7 @@ class Layout:
         template: str | None,
         *,
         header: bool,
+        csv_safe: bool = False,
         label_type: LabelType | None,
     ) -> "Layout":
         """Read the options.
@@ -54,6 +58,7 @@ class Layout:
             format: None for the one that the file's suffix names, or a table.
             template: --template, which takes the place of a format.
             header: no --no-header.
+            csv_safe: --csv-safe.
             label_type: --label-type, which is about tables.
 
         Raises:
@@ -72,11 +77,12 @@ class Layout:
             chosen = FormatName.TABLE if path is None else _format_of_suffix(path)
         if chosen is FormatName.PARQUET:
             _check_parquet(path)
-        if not header and chosen not in (FormatName.CSV, FormatName.TSV):
-            raise UsageError("--no-header is about csv and tsv", "--format csv")
+        for flag in ["--no-header"] * (not header) + ["--csv-safe"] * csv_safe:
+            if chosen not in (FormatName.CSV, FormatName.TSV):
+                raise UsageError(f"{flag} is about csv and tsv", "--format csv")
         if label_type is not None and chosen is not FormatName.TABLE:
             raise UsageError("--label-type is about tables; csv, json and the others have all three", "leave it out")
-        return cls(chosen, header, label_type or LabelType.NAME)
+        return cls(chosen, header, csv_safe, label_type or LabelType.NAME)
 
     def open_writer(self, stream: TextIO, *, compact: bool, renderer: "PictureRenderer | None" = None) -> Writer:
         """Return the writer on a stream; `compact` and `renderer` are those of `outputs.open_writer`."""
@@ -87,6 +93,7 @@ class Layout:
             stream,
             compact=compact,
             header=self.header,
+            csv_safe=self.csv_safe,
             label_type=self.label_type,
             renderer=renderer,
         )
@@ -95,6 +102,14 @@ class Layout:
 def parse_output(output: Path | None) -> Path | None:
     """Return the file that -o names, None for standard output."""
     return None if output == _STANDARD_OUTPUT else output
+
+
+def name_leftovers(path: Path | None) -> None:
+    """Note the files that killed runs have left beside a file of results."""
+    from mfcli.outputs.files import find_leftovers
+
+    for left in find_leftovers(path) if path is not None else []:
+        note(f"{left} is left of a run that was killed, and is not needed: rm {shlex.quote(str(left))}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mfcli.cli import predict_options as option
+from mfcli.cli.destination import name_leftovers
 from mfcli.cli.options import Offline, Quiet, parse_batch_size
 from mfcli.cli.predict import exit_code, make_selection, only_list
 from mfcli.cli.streams import note, standard_input
@@ -69,6 +70,8 @@ def embed(
 
     format = _format_of_suffix(output)
     check_folder(output) if overwrite else refuse_existing(output)
+    if not quiet:
+        name_leftovers(output)
     size = parse_batch_size(batch_size)
     extra_formats = tuple(formats.split(",")) if formats is not None else ()
     settings = Settings.from_environ(offline=offline)

@@ -133,6 +133,7 @@ def download(
     """
     from mfcli.cli.progress import StderrProgress
     from mfcli.hub.acquire import FetchOptions
+    from mfcli.hub.cache import list_partial_downloads
     from mfcli.outputs.records import write_records
     from mfcli.tasks import download as task
 
@@ -167,6 +168,11 @@ def download(
             records = [{column: record[column] for column in columns} for record in records]
         write_records(format, stream, records)
     failed = [result.error for result in results if result.error]
+    if not (failed or quiet or dry_run) and (partial := list_partial_downloads(settings)):
+        note(
+            f"{len(partial)} unfinished downloads are in the cache: the same mf download goes on with each, and "
+            "mf cache prune deletes them"
+        )
     for error in failed[1:]:
         fail(error.message, error.hint)
     if failed:

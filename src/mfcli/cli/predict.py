@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from mfcli.cli import predict_options as option
-from mfcli.cli.destination import Destination, Layout, Sink, parse_output
+from mfcli.cli.destination import Destination, Layout, Sink, name_leftovers, parse_output
 from mfcli.cli.flags import name_flags
 from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_numbers, parse_share, parse_top_k
 from mfcli.cli.streams import is_terminal, note, standard_input
@@ -79,6 +79,7 @@ def predict(
     show: option.Show = False,
     template: option.Template = None,
     no_header: option.NoHeader = False,
+    csv_safe: option.CsvSafe = False,
     output: option.Output = None,
     overwrite: option.Overwrite = False,
     resume: option.Resume = False,
@@ -102,7 +103,7 @@ def predict(
     from mfcli.tasks.predict import ANY_FAILURES, MaxFailures
 
     path = parse_output(output)
-    layout = Layout.parse(path, format, template, header=not no_header, label_type=label_type)
+    layout = Layout.parse(path, format, template, header=not no_header, csv_safe=csv_safe, label_type=label_type)
     destination = Destination.parse(path, layout, overwrite=overwrite, resume=resume, retry_failed=retry_failed)
     if show and (path is not None or layout.format is not FormatName.TABLE):
         raise UsageError("--show is about tables in a terminal", "leave out --show, or -o and --format")
@@ -321,6 +322,8 @@ def run(request: PredictRequest) -> Summary:
 
     inputs, destination, quiet = request.inputs, request.destination, request.quiet
     destination.check([*inputs.names, *([inputs.files_from] if inputs.files_from else [])])
+    if not quiet:
+        name_leftovers(destination.path)
     arguments = inputs.arguments
     many = len(arguments) > MANY or any(argument.is_many for argument in arguments)
     rows_elsewhere = destination.path is not None or not is_terminal(sys.stdout)

@@ -250,6 +250,10 @@ Template = Annotated[
 NoHeader = Annotated[
     bool, typer.Option("--no-header", help="Begin csv and tsv without column names.", rich_help_panel=_OUTPUT)
 ]
+CsvSafe = Annotated[
+    bool,
+    typer.Option("--csv-safe", help="Put ' before cells that spreadsheets would compute.", rich_help_panel=_OUTPUT),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.", rich_help_panel=_OUTPUT)]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with FILE: skip what is finished.", rich_help_panel=_OUTPUT)

@@ -20,6 +20,7 @@ def open_writer(
     *,
     compact: bool = False,
     header: bool = True,
+    csv_safe: bool = False,
     label_type: LabelType = LabelType.NAME,
     renderer: "PictureRenderer | None" = None,
 ) -> Writer:
@@ -30,6 +31,7 @@ def open_writer(
         stream: a text stream that does not translate newlines, except for tables; Parquet is written to its buffer.
         compact: whether the table format writes one line per picture instead of a small table each.
         header: whether CSV and TSV begin with the names of their columns.
+        csv_safe: whether cells of CSV and TSV that spreadsheets would compute begin with an apostrophe.
         label_type: what tables show of a class.
         renderer: draws the thumbnail of each result beside its table; None for no pictures.
     """
@@ -49,11 +51,11 @@ def open_writer(
         case FormatName.CSV:
             from mfcli.outputs.csv import SeparatedWriter
 
-            return SeparatedWriter(stream, ",", header=header)
+            return SeparatedWriter(stream, ",", header=header, safe=csv_safe)
         case FormatName.TSV:
             from mfcli.outputs.csv import SeparatedWriter
 
-            return SeparatedWriter(stream, "\t", header=header)
+            return SeparatedWriter(stream, "\t", header=header, safe=csv_safe)
         case FormatName.PARQUET:
             from mfcli.outputs.parquet import ParquetWriter
 

@@ -9,7 +9,7 @@ from itertools import count, takewhile
 from typing import Any, BinaryIO
 
 from mfcli.errors import OutputError
-from mfcli.outputs.csv import KEPT
+from mfcli.outputs.csv import KEPT, unescape_cell
 from mfcli.results import PREDICT_SCHEMA, PictureResult, RunInfo, RunSettings
 
 MAX_ROW_BYTES = 2**26
@@ -205,6 +205,7 @@ def _parse_cells(cells: dict[Any, Any]) -> dict[str, Any]:
     """
     if None in cells or None in cells.values():
         raise ValueError("too many or too few cells")
+    cells = {name: unescape_cell(cell) for name, cell in cells.items()}
     predictions = []
     for rank in count(1):
         if not cells.get(f"class_index_{rank}"):

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO, assert_never
 
+from mfcli.outputs.csv import escape_cell
 from mfcli.outputs.json import format_document, format_line
 from mfcli.outputs.writer import RecordFormat
 
@@ -42,7 +43,7 @@ def write_records(
             writer = csv.writer(stream, delimiter=separator, lineterminator="\n")
             if header := list(records[0] if records else columns):
                 writer.writerow(header)
-            writer.writerows(map(_format_cell, record.values()) for record in records)
+            writer.writerows([escape_cell(_format_cell(value)) for value in record.values()] for record in records)
         case _:
             assert_never(name)
     stream.flush()
