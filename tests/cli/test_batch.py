@@ -3,8 +3,10 @@
 import base64
 import contextlib
 import csv
+import io
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -39,6 +41,41 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_a_killed_run_has_left_is_named(mf: Mf, coffee: Path, tmp_path: Path) -> None:
+    left, other = (tmp_path / f".{name}.2147483646.part" for name in ("x.csv", "y.csv"))
+    mine = tmp_path / f".x.csv.{os.getpid()}.part"
+    for path in (left, other, mine):
+        path.touch()
+    ran = mf("predict", coffee, "-o", tmp_path / "x.csv")
+    assert f"note: {left} is left of a run that was killed" in ran.err
+    assert [str(path) in ran.err for path in (other, mine)] == [False, False]
+    assert str(left) not in mf("convert", tmp_path / "x.csv", "-o", tmp_path / "x.csv", "--overwrite", "-q").err
+
+
+@pytest.mark.parametrize("options", [(), ("-q",)])
+def test_libraries_write_nothing_under_quiet(options: tuple[str, ...], mf: Mf, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.frombytes("RGB", (64, 64), random.Random(0).randbytes(64 * 64 * 3)).save(
+        file, "TIFF", compression="tiff_adobe_deflate"
+    )
+    data = bytearray(file.getvalue())
+    data[300:600] = bytes(byte ^ 0x5A for byte in data[300:600])
+    (tmp_path / "a.tif").write_bytes(data)
+    ran = mf("predict", tmp_path / "a.tif", "--format", "csv", *options)
+    assert "cannot be decoded" in ran.out
+    assert (ran.err == "") is bool(options)  # without -q, libtiff says what is wrong
+    assert "--top-k 0" in mf("predict", tmp_path / "a.tif", "--top-k", "0", *options).err
+
+
+def test_cells_for_spreadsheets(mf: Mf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "=1+1.jpg").touch()
+    (tmp_path / "\x1b[2J.jpg").touch()
+    ran = mf("predict", ".", "=1+1.jpg", "--format", "csv", "--csv-safe", "--no-header")
+    assert [line.partition(",")[0] for line in ran.out.splitlines()] == [r"./\x1b[2J.jpg", "./=1+1.jpg", "'=1+1.jpg"]
+    assert mf("predict", "=1+1.jpg", "--csv-safe", "--format", "json").code == 2
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "txt"])

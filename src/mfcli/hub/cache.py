@@ -202,6 +202,11 @@ def list_checkpoints(settings: Settings) -> list[Path]:
     return [path for path in found if path.suffix != ".json" and path.name != "lock" and path.name[0] != "."]
 
 
+def list_partial_downloads(settings: Settings) -> list[Path]:
+    """Return the partial downloads in the cache; the same download goes on with one."""
+    return list_files(settings.cache_dir / "partial", "*.part")
+
+
 def list_artifacts(settings: Settings) -> list[tuple[str, Path]]:
     """Return the artifacts in the cache, valid or not, each with the name of its model."""
     found = list_files(settings.cache_dir / "artifacts", "*.onnx")

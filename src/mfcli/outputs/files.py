@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import io
 import os
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from mfcli.errors import OutputError
+from mfcli.files import list_files
 from mfcli.signals import defer_signals
 
 _PARTIAL_SUFFIX = ".partial"
@@ -159,6 +161,23 @@ def open_beside(path: Path, replace: bool = True) -> Iterator[tuple[BinaryIO, Ca
             part.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a failed flush of a file that is deleted
             file.close()
+
+
+def find_leftovers(path: Path) -> list[Path]:
+    """Return the files that killed processes have left beside `path`, which they did not get to rename."""
+    names = [target.name[:50] for target in (Path(os.path.realpath(path)), partial_path(path))]
+    found = [left for name in names for left in list_files(path.parent, f".{glob.escape(name)}.*.part")]
+    return [left for left in dict.fromkeys(found) if not _is_running(left.name.split(".")[-2])]
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def publish_file(file: BinaryIO, part: Path, target: Path) -> None:

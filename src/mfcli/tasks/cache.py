@@ -14,7 +14,15 @@ from mfcli.artifact.build import compare_artifact, require_comparison
 from mfcli.artifact.file import artifact_key, find_artifact, open_artifact, read_origins
 from mfcli.errors import ModelError, OutputError
 from mfcli.files import ELSEWHERE, cache_delete_error, exists, is_glob, list_files, read_json, sha256_of
-from mfcli.hub.cache import is_intact, is_untouched, list_artifacts, list_checkpoints, read_sidecar, sidecar_path
+from mfcli.hub.cache import (
+    is_intact,
+    is_untouched,
+    list_artifacts,
+    list_checkpoints,
+    list_partial_downloads,
+    read_sidecar,
+    sidecar_path,
+)
 from mfcli.models.registry import VARIANTS, Variant, find_variant
 from mfcli.settings import Settings
 
@@ -98,7 +106,7 @@ def _find_features(settings: Settings) -> Iterator[CacheEntry]:
 
 
 def _find_partial_files(settings: Settings) -> Iterator[CacheEntry]:
-    for path in list_files(settings.cache_dir / "partial", "*.part"):
+    for path in list_partial_downloads(settings):
         yield CacheEntry(Kind.PARTIAL, None, path, _get_size(path), None)
 
 
