@@ -210,6 +210,7 @@ def test_every_crop_of_a_processor_has_a_crop_pct() -> None:
     ("files", "message", "hint"),
     [
         ([], "has neither model.safetensors nor pytorch_model.bin", "weights=FILE"),
+        (["args.json", "head.safetensors"], "has neither model.safetensors nor", "model="),
         (["config.json"], "has neither model.safetensors nor pytorch_model.bin", "weights=FILE"),
         (
             ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],

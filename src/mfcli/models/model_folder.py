@@ -17,6 +17,7 @@ from PIL import Image
 from mfcli.errors import ModelError, UsageError
 from mfcli.files import is_file, list_files
 from mfcli.models.label_files import read_labels
+from mfcli.models.own import ARGS_FILE
 from mfcli.models.preprocess import PreprocessOverrides
 from mfcli.models.registry import (
     IMAGENET_MEAN,
@@ -117,7 +118,8 @@ def _find_weights(folder: Path) -> Path:
             f"{folder} has several files of weights, {others[0]} first, and no {_WEIGHTS_FILES[0]}",
             f"save all weights in one file, {_WEIGHTS_FILES[0]}; or name a file: weights=FILE",
         )
-    raise ModelError(f"{folder} has neither {' nor '.join(_WEIGHTS_FILES)}", "name a file of weights: weights=FILE")
+    hint = f"model={folder}" if is_file(folder / ARGS_FILE) else "name a file of weights: weights=FILE"
+    raise ModelError(f"{folder} has neither {' nor '.join(_WEIGHTS_FILES)}", hint)
 
 
 def _use_alone(weights_file: Path) -> str:
