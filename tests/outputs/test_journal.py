@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mfcli.errors import MfError, OutputError
+from mfcli.outputs import files
 from mfcli.outputs.files import atomic_output, refuse_existing
 from mfcli.outputs.journal import Journal, RowStatus
 from mfcli.results import PREDICT_SCHEMA, RunSettings
@@ -158,7 +159,7 @@ def test_a_foreign_journal_is_refused_and_left_alone(text: str, message: str, tm
     assert path.read_text() == text
 
 
-def test_one_writer_at_a_time(tmp_path: Path) -> None:
+def test_one_writer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out.jsonl.partial"
     journal = Journal(path, SETTINGS)
     journal.rows.write(row("a"))
@@ -168,6 +169,10 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         refuse_existing(tmp_path / "out.jsonl", resumable=True)
     journal.close()
     Journal(path, SETTINGS).close()
+    with pytest.raises(OutputError, match="an unfinished run"):
+        refuse_existing(tmp_path / "out.jsonl", resumable=True)
+    path.unlink()
+    monkeypatch.setattr(files, "has_content", lambda file: file == path)  # it is finished between two looks
     with pytest.raises(OutputError, match="an unfinished run"):
         refuse_existing(tmp_path / "out.jsonl", resumable=True)
 

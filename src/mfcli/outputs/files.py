@@ -59,10 +59,14 @@ def refuse_existing(path: Path, *, resumable: bool = False) -> None:
 
 
 def _is_locked(path: Path) -> bool:
-    with path.open("rb") as file, contextlib.suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    return True
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # it was finished meanwhile, or may not be read
+        pass
+    return False
 
 
 def make_lock_error(path: Path) -> OutputError:
