@@ -177,10 +177,11 @@ def test_cache_commands(mf: Mf, hub: Hub, own_cache: Path, coffee: Path, monkeyp
     assert "would be deleted" in dry.err
     assert Path(rows[0]["path"]).exists()
     pruned = mf("cache", "prune", "--checkpoints")
-    assert "predictions still work; --engine torch" in pruned.err
+    assert "predictions still work; --engine torch, another --input-size and later versions" in pruned.err
     assert not Path(rows[0]["path"]).exists()
     assert mf("predict", coffee, "-m", NAME, "--format", "csv", "--offline").out == before
-    assert "hint: mf download" in mf("predict", coffee, "-m", NAME, "--offline", "--engine", "torch").err
+    for arguments in (("--engine", "torch"), ("--input-size", "96")):
+        assert "mf download" in mf("predict", coffee, "-m", NAME, "--offline", *arguments).err
     assert mf("download", NAME, "--offline").code == 4
     assert mf("download", NAME).code == 0
     assert Path(rows[0]["path"]).exists()

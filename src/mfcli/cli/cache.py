@@ -153,7 +153,10 @@ def prune(
         entries, error = task.remove(entries, keep_sidecars=True)
     _report(entries, dry_run, format, quiet)
     if checkpoints and not quiet and any(entry.kind is task.Kind.CHECKPOINT for entry in entries):
-        note("predictions still work; --engine torch and later versions of mf will download the checkpoints again")
+        note(
+            "predictions still work; --engine torch, another --input-size and later versions of mf "
+            "will download the checkpoints again"
+        )
     if error:
         raise error
 

@@ -253,8 +253,8 @@ def find_prunable(settings: Settings, checkpoints: bool) -> list[CacheEntry]:
 
     Args:
         settings: locate the cache.
-        checkpoints: also return checkpoints with a valid artifact; the torch engine, or a later format of artifacts,
-            will have to fetch them again.
+        checkpoints: also return checkpoints with a valid artifact; the torch engine, another input size, or a
+            later format of artifacts will have to fetch them again.
     """
     found = [e for e in list_entries(settings) if (e.kind is Kind.PARTIAL or _is_stale(e)) and _is_old(e.path)]
     found += _find_temporary_files(settings)
