@@ -48,7 +48,10 @@ def test_what_a_killed_run_has_left_is_named(mf: Mf, coffee: Path, tmp_path: Pat
     mine = tmp_path / f".x.csv.{os.getpid()}.part"
     for path in (left, other, mine):
         path.touch()
-    ran = mf("predict", coffee, "-o", tmp_path / "x.csv")
+    (tmp_path / "linked").mkdir()
+    link = tmp_path / "linked" / "z.csv"
+    link.symlink_to(tmp_path / "x.csv")
+    ran = mf("predict", coffee, "-o", link)
     assert f"note: {left} is left of a run that was killed" in ran.err
     assert [str(path) in ran.err for path in (other, mine)] == [False, False]
     assert str(left) not in mf("convert", tmp_path / "x.csv", "-o", tmp_path / "x.csv", "--overwrite", "-q").err

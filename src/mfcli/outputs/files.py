@@ -169,8 +169,8 @@ def open_beside(path: Path, replace: bool = True) -> Iterator[tuple[BinaryIO, Ca
 
 def find_leftovers(path: Path) -> list[Path]:
     """Return the files that killed processes have left beside `path`, which they did not get to rename."""
-    names = [target.name[:50] for target in (Path(os.path.realpath(path)), partial_path(path))]
-    found = [left for name in names for left in list_files(path.parent, f".{glob.escape(name)}.*.part")]
+    targets = (Path(os.path.realpath(path)), partial_path(path))
+    found = [left for to in targets for left in list_files(to.parent, f".{glob.escape(to.name[:50])}.*.part")]
     return [left for left in dict.fromkeys(found) if not _is_running(left.name.split(".")[-2])]
 
 
