@@ -184,3 +184,8 @@ def test_a_limit_is_spread_over_the_classes(limit: int, chosen: list[str], tmp_p
     touch(tmp_path, *(f"a/{n}.jpg" for n in range(6)), "b/0.jpg", "b/1.jpg")
     pictures = spread(read_judged(tmp_path), limit)
     assert [str(Path(p.source.input).relative_to(tmp_path)) for p in pictures] == chosen
+
+
+def test_a_limit_below_the_number_of_classes_is_spread_over_them(tmp_path: Path) -> None:
+    pictures = read_judged(touch(tmp_path, *(f"{label}/1.jpg" for label in "abcdef")))
+    assert [p.label for p in spread(pictures, 3)] == ["a", "c", "e"]

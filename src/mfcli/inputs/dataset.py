@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from mfcli.errors import NoInputsError, UsageError, escape_control_characters
 from mfcli.inputs.ground_truth import GroundTruth
@@ -19,6 +20,7 @@ from mfcli.inputs.sources import Source
 from mfcli.inputs.walk import walk_folder
 
 _LAYOUTS = "DIR/CLASS/*.jpg, DIR/{train,val}/CLASS/*.jpg, or a CSV file with the columns path,label"
+Value = TypeVar("Value")
 _MAX_NAMED = 5
 _ANNOTATIONS = "val_annotations.txt"
 """The ground truth that Tiny ImageNet has beside the folder of its pictures."""
@@ -141,17 +143,24 @@ def read_judged(
 
 
 def spread(pictures: Sequence[LabelledPicture], limit: int) -> tuple[LabelledPicture, ...]:
-    """Return at most `limit` pictures, as equally many of each class as there are, evenly spaced, in their order."""
+    """Return at most `limit` pictures in their order: equally many of each class if there are, evenly spaced."""
     positions: dict[str, list[int]] = {}
     for position, picture in enumerate(pictures):
         positions.setdefault(picture.label, []).append(position)
+    level, sizes = 0, list(map(len, positions.values()))
+    while level < max(sizes) and sum(min(size, level + 1) for size in sizes) <= limit:
+        level += 1
+    larger = [label for label, own in positions.items() if len(own) > level]
+    left = limit - sum(min(size, level) for size in sizes)
+    with_one_more = set(_space_evenly(larger, min(left, len(larger))))
     chosen: list[int] = []
-    left = limit
-    for waiting, own in enumerate(sorted(positions.values(), key=len)):  # what small classes lack, large ones give
-        count = min(len(own), -(-left // (len(positions) - waiting)))
-        chosen += [own[step * len(own) // count] for step in range(count)]
-        left -= count
+    for label, own in positions.items():
+        chosen += _space_evenly(own, min(len(own), level) + (label in with_one_more))
     return tuple(pictures[position] for position in sorted(chosen))
+
+
+def _space_evenly(values: Sequence[Value], count: int) -> list[Value]:
+    return [values[step * len(values) // count] for step in range(count)]
 
 
 def _find_classes(path: Path, selection: Selection) -> list[tuple[str, Split, list[Source]]]:

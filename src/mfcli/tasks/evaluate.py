@@ -228,7 +228,7 @@ def _describe_coverage(names: Sequence[str], truth: Truth, progress: Progress) -
     return {
         "classes_outside": len(set(outside)),
         "pictures_outside": len(outside),
-        "coverage": 1 - len(outside) / len(names),
+        "coverage": (len(names) - len(outside)) / len(names),
     }
 
 
