@@ -35,7 +35,7 @@ def check_options(command: str) -> None:
     name, *words = shlex.split(command)
     described = get_command(make_app()).commands[name]  # type: ignore[attr-defined]
     if hasattr(described, "commands"):
-        described = described.commands[words.pop(0)]
+        described = described.commands[words.pop(0) if words[0] in described.commands else "create"]
     known = {option for parameter in described.params for option in parameter.opts}
     options = {word for word in words if re.match(r"--?[a-z]", word)} - {"-0"}
     assert options <= known, command

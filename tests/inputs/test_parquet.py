@@ -174,6 +174,12 @@ def test_groups_without_a_wanted_row_are_not_read(path: Path, monkeypatch: pytes
     assert seen == [1]
 
 
+def test_rows_are_listed_without_reading_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, {"image": [b"x"] * 7}, row_group_size=3)
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("read"))
+    assert [source.member for source in sources(path, names_only=True)] == list("0123456")
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [

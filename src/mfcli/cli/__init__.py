@@ -88,6 +88,7 @@ _COMMANDS: dict[str, tuple[str, *tuple[str, ...]]] = {
         "mf embed photos -m caformer_s18 -o features.parquet",
         "find photos -name '*.jpg' | mf embed --files-from - -o features.npz",
     ),
+    "plan": ("plan:app",),
     "benchmark": (
         "benchmark:benchmark",
         "mf benchmark bundled",

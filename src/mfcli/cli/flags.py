@@ -36,6 +36,8 @@ FLAGS = {
     "precision": "--precision",
     "rounds": "--rounds",
     "seconds": "--seconds",
+    "shard": "--shard",
+    "shards": "--shards",
     "std": "--std",
     "template": "--template",
     "threads": "--threads",

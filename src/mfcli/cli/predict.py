@@ -57,6 +57,9 @@ def predict(
     no_recursive: option.NoRecursive = False,
     column: option.Column = None,
     keep: option.Keep = None,
+    plan: option.Plan = None,
+    shard: option.Shard = None,
+    shards: option.Shards = None,
     no_exif: option.NoExif = False,
     formats: option.Formats = None,
     max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
@@ -103,6 +106,11 @@ def predict(
     from mfcli.tasks.predict import ANY_FAILURES, MaxFailures
 
     path = parse_output(output)
+    if plan is not None:
+        _check_plan(bool(inputs or lists), show=show, resumes=overwrite or resume or retry_failed)
+        format = format or FormatName.JSONL
+    elif shard is not None or shards is not None:
+        raise UsageError("--shard and --shards are about a plan", "mf predict --plan PLAN -o OUT --shard 0/8")
     layout = Layout.parse(path, format, template, header=not no_header, csv_safe=csv_safe, label_type=label_type)
     destination = Destination.parse(path, layout, overwrite=overwrite, resume=resume, retry_failed=retry_failed)
     if show and (path is not None or layout.format is not FormatName.TABLE):
@@ -144,10 +152,26 @@ def predict(
         quiet=quiet,
         show=show,
     )
-    summary = run(request)
+    if plan is None:
+        summary = run(request)
+    else:
+        from mfcli.cli.plan import predict_shards
+
+        summary = predict_shards(request, plan, shard, shards)
     if destination.path is not None and not quiet:
         note(f"{summary.in_words()}; {destination.path}")
     raise typer.Exit(ExitCode.OK if allow_failures else exit_code(summary))
+
+
+def _check_plan(has_inputs: bool, *, show: bool, resumes: bool) -> None:
+    if has_inputs:
+        raise UsageError("--plan has the inputs already", "leave out --plan, or the inputs")
+    if show:
+        raise UsageError("--show is about tables in a terminal", "leave out --show")
+    if resumes:
+        raise UsageError(
+            "a part of a plan that is there is done", "leave out --overwrite and --resume, or delete the part"
+        )
 
 
 def make_selection(
@@ -159,6 +183,7 @@ def make_selection(
     settings: Settings,
     column: str | None = None,
     keep: list[str] | None = None,
+    names_only: bool = False,
 ) -> Selection:
     """Return what the options of inputs select.
 
@@ -176,6 +201,7 @@ def make_selection(
         suffixes=suffixes_of(formats_with(formats)),
         column=column,
         keep=tuple(dict.fromkeys(keep or ())),
+        names_only=names_only,
     )
 
 
@@ -340,7 +366,7 @@ def run(request: PredictRequest) -> Summary:
     with progress, destination.open(predictor, compact=compact, quiet=quiet, renderer=renderer) as sink:
         if progress.draws_runs and all(argument.is_countable for argument in arguments):
             _count(progress, inputs.open)
-        sink = _wrap(sink, lambda writer: MappingWriter(writer, _name_flags_of_error))
+        sink = _wrap(sink, lambda writer: MappingWriter(writer, name_flags_of_error))
         if request.wrap is not None:
             sink = _wrap(sink, request.wrap)
         if not quiet and (limits := request.model.describe_limits(predictor)):
@@ -414,7 +440,8 @@ def _notify_before_first_answer(sink: Sink, say: Callable[[], None]) -> Sink:
     return _wrap(sink, lambda writer: MappingWriter(writer, notify))
 
 
-def _name_flags_of_error(result: PictureResult) -> PictureResult:
+def name_flags_of_error(result: PictureResult) -> PictureResult:
+    """Return a result whose error speaks of options, not of parameters."""
     if result.error is None:
         return result
     return replace(result, error=replace(result.error, message=name_flags(result.error.message)))

@@ -68,6 +68,24 @@ Keep = Annotated[
         rich_help_panel=_INPUTS,
     ),
 ]
+Plan = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PLAN",
+        help="Classify the shards of a plan into the folder -o; see mf plan.",
+        show_default=False,
+        readable=False,
+        rich_help_panel=_INPUTS,
+    ),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(metavar="I/N", help="Each N-th shard, from I on.", show_default="all", rich_help_panel=_INPUTS),
+]
+Shards = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Shards such as 3,7-9.", show_default="all", rich_help_panel=_INPUTS),
+]
 NoExif = Annotated[
     bool, typer.Option("--no-exif", help="Do not turn pictures by their EXIF orientation.", rich_help_panel=_INPUTS)
 ]

@@ -48,7 +48,10 @@ def iter_parquet(file: BinaryIO, takes: Callable[[str], bool], selection: Select
         first = 0
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group)
-            if any(takes(str(number)) for number in range(first, first + rows.num_rows)):
+            if selection.names_only:
+                names = map(str, range(first, first + rows.num_rows))
+                yield from (Member(name) for name in names if takes(name))
+            elif any(takes(str(number)) for number in range(first, first + rows.num_rows)):
                 size = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES * rows.num_rows // max(1, rows.total_byte_size)))
                 batches = table.iter_batches(
                     size, row_groups=[group], columns=list({column, *selection.keep}), use_threads=False

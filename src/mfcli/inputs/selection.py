@@ -135,6 +135,7 @@ class Selection:
         column: the column of the pictures in Parquet files; None where they have one that may be it.
         keep: their columns that are copied into the rows of the results; of a tar, the suffixes of the files beside a
             picture, see webdataset.py.
+        names_only: whether pictures are only listed: the rows of Parquet files are not read, and cannot be opened.
     """
 
     recursive: bool = True
@@ -147,6 +148,7 @@ class Selection:
     left_out: LeftOut | None = None
     column: str | None = None
     keep: tuple[str, ...] = ()
+    names_only: bool = False
 
     @property
     def names_folders(self) -> bool:

@@ -366,6 +366,23 @@ def _search_member(path: str, matcher: MemberMatcher, selection: Selection) -> I
         yield Source(path, name, Failure(FailureCode.NOT_FOUND, "no such member in the archive"))
 
 
+def iter_named_sources(names: Iterable[tuple[str, str | None]], selection: Selection) -> Iterator[Source]:
+    """Yield exactly one source for each argument and member that a `Source` had; what has gone since fails.
+
+    Neighbours in one archive should follow one another, as `LastArchive` says.
+    """
+    from mfcli.inputs.archives import LastArchive
+
+    last = LastArchive(selection)
+    for argument, member in names:
+        if member is None:
+            yield make_url_source(argument, selection) if is_url(argument) else Source(argument)
+        else:
+            found = _expand_listed_member(argument, member, replace(selection, include=(), exclude=()), last)
+            gone = Source(argument, failure=Failure(FailureCode.NOT_FOUND, "no such member in the archive"))
+            yield replace(next(found, gone), argument=argument, member=member)
+
+
 # -------------------------------------------------------------------------------------------------------------- URLs
 
 

@@ -1,0 +1,180 @@
+"""The commands of `mf plan`, and mf predict for the shards of a plan."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mfcli.cli import predict_options as option
+from mfcli.cli.help import add_command, list_examples
+from mfcli.cli.options import Format, Offline, Quiet
+from mfcli.cli.predict import PredictRequest, make_selection, name_flags_of_error, only_list
+from mfcli.cli.streams import note, standard_input, standard_output
+from mfcli.errors import UsageError
+from mfcli.inputs.plan import DEFAULT_SHARD_SIZE
+from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
+from mfcli.outputs.writer import FormatName, MappingWriter, RecordFormat
+from mfcli.results import Summary
+from mfcli.settings import Settings
+
+if TYPE_CHECKING:
+    from mfcli.inference.predictor import Predictor
+    from mfcli.inputs.plan import Plan
+    from mfcli.outputs.parts import PartFolder
+    from mfcli.tasks.plan import PlanStatus
+
+_CREATE = "create"
+
+
+class _PlanGroup(TyperGroup):
+    """A group in which `mf plan INPUT...` is `mf plan create INPUT...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = [_CREATE, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="plan",
+    cls=_PlanGroup,
+    no_args_is_help=True,
+    help="Divide a big job into shards, for any number of processes and machines.",
+    epilog=list_examples(
+        ("mf plan photos -o plan", "mf predict --plan plan -o out --shard 0/8", "mf plan finish plan out")
+    ),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="What mf plan wrote.", show_default=False)]
+_Out = Annotated[Path, typer.Argument(metavar="OUT", help="Where mf predict --plan writes.", show_default=False)]
+
+
+def create(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PLAN", help="The folder of the plan.", readable=False)
+    ],
+    inputs: option.Inputs = None,
+    lists: option.FilesFrom = None,
+    null: option.Null = False,
+    include: option.Include = None,
+    exclude: option.Exclude = None,
+    no_recursive: option.NoRecursive = False,
+    column: option.Column = None,
+    formats: option.Formats = None,
+    shard_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures in a shard.")] = DEFAULT_SHARD_SIZE,
+    offline: Offline = False,
+    quiet: Quiet = False,
+) -> None:
+    """List pictures once, and divide them into shards.
+
+    No picture is opened. Names stay as they are given: relative ones are those of the folder in which mf predict runs.
+    """
+    from mfcli.cli.progress import StderrProgress
+    from mfcli.inputs.plan import make_plan
+    from mfcli.inputs.sources import iter_sources
+
+    extra_formats = tuple(formats.split(",")) if formats is not None else ()
+    settings = Settings.from_environ(offline=offline)
+    selection = make_selection(
+        include, exclude, not no_recursive, DEFAULT_TIMEOUT_S, extra_formats, settings, column, names_only=True
+    )
+    sources = iter_sources(
+        inputs or (), standard_input(), files_from=only_list(lists or []), nul=null, selection=selection
+    )
+    with StderrProgress(note, quiet, with_bar=True) as progress:
+        plan = make_plan(sources, output, shard_size, progress)
+    if not quiet:
+        note(f"{plan.inputs} pictures in {len(plan.sha256)} shards; mf predict --plan {output} -o OUT")
+
+
+def status(plan: _Plan, out: _Out, format: Format = RecordFormat.TABLE) -> None:
+    """Say which shards are done, how many rows failed, and the rate."""
+    from mfcli.inputs.plan import Plan
+    from mfcli.outputs.parts import PartFolder
+    from mfcli.tasks.plan import get_status
+
+    planned = Plan.read(plan)
+    _write(get_status(planned, PartFolder.find(out, planned.digest)), format)
+
+
+def finish(plan: _Plan, out: _Out, format: Format = RecordFormat.TABLE) -> None:
+    """Check that every picture has exactly one row, and write _SUCCESS and _summary.json.
+
+    Exit code 9: parts are missing, or have other rows.
+    """
+    from mfcli.inputs.plan import Plan
+    from mfcli.outputs.parts import PartFolder
+    from mfcli.tasks import plan as task
+
+    planned = Plan.read(plan)
+    _write(task.finish(planned, PartFolder.find(out, planned.digest)), format)
+
+
+def _write(status: "PlanStatus", format: RecordFormat) -> None:
+    from dataclasses import asdict
+
+    from mfcli.outputs.records import write_records
+
+    with standard_output() as stream:
+        write_records(format, stream, [asdict(status)])
+
+
+add_command(app, create, "mf plan photos -o plan", "mf plan 'data/*.parquet' -o plan --shard-size 5000")
+add_command(app, status, "mf plan status plan out", "mf plan status plan out --format json")
+add_command(app, finish, "mf plan finish plan out")
+
+
+def predict_shards(request: PredictRequest, folder: Path, shard: str | None, shards: str | None) -> Summary:
+    """Classify the shards of a plan whose parts are not there, and return the counts of all that were chosen.
+
+    Raises:
+        MfError: of any kind.
+    """
+    from mfcli.cli.progress import StderrProgress
+    from mfcli.inputs.plan import Plan, select_shards
+    from mfcli.outputs.parts import PartFolder
+
+    plan = Plan.read(folder)
+    chosen = select_shards(len(plan.sha256), shard=shard, shards=shards)
+    out, format = request.destination.path, request.destination.layout.format
+    if out is None or format not in (FormatName.JSONL, FormatName.PARQUET):
+        raise UsageError("a plan has a folder of parts in jsonl or parquet", "-o OUT --format parquet")
+    parts = PartFolder(out, str(format))
+    parts.prepare()
+    with StderrProgress(note, request.quiet) as progress:
+        predictor = request.model.load(request.settings, progress, with_thumbnails=False)
+    parts.claim(plan.digest, predictor.settings)
+    if not request.quiet and (limits := request.model.describe_limits(predictor)):
+        note(limits)
+    for number in chosen:
+        if not parts.is_done(number):
+            _predict_shard(request, predictor, plan, number, parts)
+    counts = [parts.read_counts(number) for number in chosen]
+    failed = sum(count.failed for count in counts)
+    inputs = sum(count.inputs for count in counts)
+    return Summary(inputs, inputs - failed, failed, complete=True)
+
+
+def _predict_shard(
+    request: PredictRequest, predictor: "Predictor", plan: "Plan", number: int, parts: "PartFolder"
+) -> None:
+    from mfcli.tasks.predict import predict
+
+    selection, started = request.inputs.selection, time.monotonic()
+    with parts.open(number, partial(request.destination.layout.open_writer, compact=True)) as writer:
+        summary = predict(
+            predictor,
+            plan.sources(number, selection),
+            MappingWriter(writer, name_flags_of_error),
+            batch_size=request.batch_size,
+            workers=request.workers,
+            max_failures=request.max_failures,
+            keep=selection.keep,
+        )
+        parts.write_counts(number, summary, time.monotonic() - started)
+    if not request.quiet:
+        note(f"{summary.in_words()}; {parts.path(number)}")

@@ -1,0 +1,201 @@
+"""A plan: the names of the pictures of a big job, listed once and divided into shards, for any number of machines.
+
+A folder with `shard-00000.jsonl` and so on, a name on each line as rows of results have it, and `plan.json`, which
+is written last: a folder without it is no plan.
+"""
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mfcli.errors import NoInputsError, OutputError, UsageError
+from mfcli.files import list_files, open_atomically, write_atomically
+from mfcli.inputs.selection import Selection
+from mfcli.inputs.sources import Source, iter_named_sources
+from mfcli.results import Progress, Tally
+
+PLAN_SCHEMA = "mf.plan/1"
+DEFAULT_SHARD_SIZE = 10_000
+_MANIFEST = "plan.json"
+_UNFINISHED = ".unfinished"
+_STEP = 1000
+"""Names between two calls of the progress."""
+
+Name = tuple[str, str | None]
+"""Argument and member of a picture; undecodable bytes are surrogate escapes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the manifest says.
+
+    Attributes:
+        folder: of the plan.
+        inputs: how many pictures it names.
+        shard_size: names in each shard but the last.
+        sha256: digests of the shards.
+    """
+
+    folder: Path
+    inputs: int
+    shard_size: int
+    sha256: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the shards' digests: equal for plans of the same names."""
+        return hashlib.sha256("\n".join(self.sha256).encode()).hexdigest()
+
+    @classmethod
+    def read(cls, folder: Path) -> "Plan":
+        """Read a manifest.
+
+        Raises:
+            NoInputsError: the folder has none, or a damaged one.
+        """
+        try:
+            fields = json.loads((folder / _MANIFEST).read_bytes())
+            if fields["schema"] != PLAN_SCHEMA:
+                raise ValueError(fields["schema"])
+            plan = cls(folder, int(fields["inputs"]), int(fields["shard_size"]), tuple(map(str, fields["sha256"])))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise NoInputsError(f"{folder} is not a complete plan", f"mf plan INPUT... -o {folder}") from error
+        return plan
+
+    def names(self, shard: int) -> Iterator[Name]:
+        """Yield the names in a shard, once its digest has been checked.
+
+        Raises:
+            NoInputsError: it is missing, or has changed since it was planned.
+        """
+        path = _shard_path(self.folder, shard)
+        try:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256[shard]:
+                    raise NoInputsError(f"{path} has changed since it was planned", "plan again, into another folder")
+                file.seek(0)
+                for line in file:
+                    yield parse_name(json.loads(line))
+        except OSError as error:
+            raise NoInputsError(f"cannot read {path}: {error.strerror}", "plan again, into another folder") from error
+
+    def sources(self, shard: int, selection: Selection) -> Iterator[Source]:
+        """Yield the pictures in a shard, one for each name, whatever has become of its file; see `names`."""
+        return iter_named_sources(self.names(shard), selection)
+
+
+def parse_name(row: dict[str, Any]) -> Name:
+    """Return the exact name in a row."""
+    exact = row["input_b64"]
+    return row["input"] if exact is None else os.fsdecode(base64.b64decode(exact)), row["member"]
+
+
+def make_plan(sources: Iterable[Source], folder: Path, shard_size: int, progress: Progress) -> Plan:
+    """Write a plan, in memory that does not depend on the number of pictures.
+
+    Args:
+        sources: the pictures, which are not opened.
+        folder: is created where it is missing; what an interrupted call has left in it is replaced.
+        shard_size: names in a shard.
+        progress: told how many names there are so far.
+
+    Raises:
+        OutputError: the folder is a plan already, has other files, or cannot be written.
+        UsageError: a picture is on standard input.
+    """
+    try:
+        _prepare(folder)
+        digests: list[str] = []
+        inputs, rest = 0, iter(sources)
+        for first in rest:
+            with open_atomically(_shard_path(folder, len(digests))) as file:
+                digest = hashlib.sha256()
+                for source in chain([first], islice(rest, shard_size - 1)):
+                    _write_name(source, file, digest)
+                    inputs += 1
+                    if inputs % _STEP == 0:
+                        progress(Tally(inputs, 0, 0))
+            digests.append(digest.hexdigest())
+        plan = Plan(folder, inputs, shard_size, tuple(digests))
+        manifest = {
+            "schema": PLAN_SCHEMA,
+            "digest": plan.digest,
+            "inputs": inputs,
+            "shard_size": shard_size,
+            "sha256": digests,
+        }
+        write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+        (folder / _UNFINISHED).unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}", "name another: output=FOLDER") from error
+    return plan
+
+
+def _prepare(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / _UNFINISHED).exists() and any(folder.iterdir()):
+        what = "is a plan already" if (folder / _MANIFEST).exists() else "is not empty"
+        raise OutputError(f"{folder} {what}", "name another: output=FOLDER")
+    (folder / _UNFINISHED).touch()
+    for left in list_files(folder, "*shard-*.jsonl*"):  # by an interrupted call
+        left.unlink()
+
+
+def _write_name(source: Source, file: BinaryIO, digest: Any) -> None:
+    if source.is_stdin:
+        raise UsageError("a picture on standard input cannot be planned: it is not there later", "name a file")
+    name = {"input": source.input, "input_b64": source.input_b64, "member": source.member}
+    line = json.dumps(name, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+    file.write(line)
+    digest.update(line)
+
+
+def _shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05}.jsonl"
+
+
+def select_shards(count: int, *, shard: str | None = None, shards: str | None = None) -> list[int]:
+    """Return the shards that are chosen, in order.
+
+    Args:
+        count: how many there are; they are numbered from 0.
+        shard: `I/N`, each N-th from I on; I is less than N.
+        shards: numbers and ranges, `3,7-9`.
+
+    Raises:
+        UsageError: both are given, one is nothing of this kind, or names a shard that there is not.
+    """
+    if shard is not None and shards is not None:
+        raise UsageError(f"shard={shard} and shards={shards} exclude each other", "leave out one of them")
+    with contextlib.suppress(ValueError):
+        if shard is not None:
+            first, step = map(int, shard.split("/"))
+            if 0 <= first < step:
+                return list(range(first, count, step))
+            raise ValueError
+        if shards is None:
+            return list(range(count))
+        ends = [tuple(map(int, part.split("-"))) for part in shards.split(",")]
+        chosen = {number for end in ends for number in range(end[0], end[-1] + 1)}
+        if all(len(end) <= 2 for end in ends) and chosen and max(chosen) < count:
+            return sorted(chosen)
+    given = f"shard={shard}" if shard is not None else f"shards={shards}"
+    raise UsageError(f"{given} chooses none of the shards 0 to {count - 1}", "shard=0/8, or shards=3,7-9")
+
+
+def format_shards(numbers: Iterable[int]) -> str:
+    """Return numbers in order as `select_shards` reads them: `3,7-9`."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

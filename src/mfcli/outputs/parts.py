@@ -1,0 +1,175 @@
+"""The results of a plan: a folder with a part for each shard, written beside its name and renamed once it is whole.
+
+A part that is there is done: nothing else is needed to go on, on any machine. `_job.json` says which plan and which run
+the parts belong to, `_part-00042.json` the counts of a part, and `_SUCCESS` that all parts have been checked.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from mfcli.errors import OutputError
+from mfcli.files import list_files, open_atomically, write_atomically
+from mfcli.outputs.files import open_text, translate_write_errors
+from mfcli.outputs.reader import StoredResults
+from mfcli.outputs.writer import Writer
+from mfcli.results import RunSettings, Summary
+
+_JOB, _SUCCESS = "_job.json", "_SUCCESS"
+_ANOTHER = "name another folder: output=FOLDER"
+
+
+@dataclass(frozen=True, slots=True)
+class PartCounts:
+    """What a part says of its making.
+
+    Attributes:
+        inputs: rows.
+        ok: pictures that were classified.
+        failed: the other rows.
+        seconds: how long it took.
+    """
+
+    inputs: int
+    ok: int
+    failed: int
+    seconds: float
+
+
+class PartFolder:
+    """The folder of the parts of one plan and one run."""
+
+    def __init__(self, folder: Path, format: str) -> None:
+        """Name a folder.
+
+        Args:
+            folder: is created by `claim`.
+            format: of the parts, which is their suffix.
+        """
+        self.folder, self._format = folder, format
+
+    @classmethod
+    def find(cls, folder: Path, plan_digest: str) -> "PartFolder":
+        """Return a folder that was claimed for a plan.
+
+        Raises:
+            OutputError: it was not, or for another plan.
+        """
+        job = _read_json(folder / _JOB)
+        if not job:
+            raise OutputError(f"{folder} has no parts", f"mf predict --plan PLAN -o {folder}")
+        if job.get("plan") != plan_digest:
+            raise OutputError(f"{folder} has parts of another plan", _ANOTHER)
+        return cls(folder, str(job["format"]))
+
+    def prepare(self) -> None:
+        """Create the folder, before any work.
+
+        Raises:
+            OutputError: it cannot be created or written.
+        """
+        with translate_write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise OutputError(f"{self.folder} may not be written", _ANOTHER)
+
+    def claim(self, plan_digest: str, settings: RunSettings) -> None:
+        """Make it the folder of a plan and a run, of which the first process says which.
+
+        Raises:
+            OutputError: it is that of another, has other files, or cannot be written.
+        """
+        job = {"plan": plan_digest, "format": self._format, "run": settings.run, "settings": settings.values}
+        path = self.folder / _JOB
+        with translate_write_errors(self.folder):
+            if not path.exists():
+                if any(not entry.name.startswith(("_", ".")) for entry in self.folder.iterdir()):
+                    raise OutputError(f"{self.folder} has other files", _ANOTHER)
+                own = path.with_name(f".{_JOB}.{os.uname().nodename}.{os.getpid()}")
+                own.write_text(json.dumps(job))
+                with contextlib.suppress(FileExistsError):  # by another process
+                    os.link(own, path)
+                own.unlink()
+        found = _read_json(path)
+        for name, what in (("plan", "plan"), ("run", "run, with other settings"), ("format", "format")):
+            if found.get(name) != job[name]:
+                raise OutputError(f"{self.folder} has parts of another {what}", _ANOTHER)
+
+    def path(self, shard: int) -> Path:
+        """Return the path of a part."""
+        return self.folder / f"part-{shard:05}.{self._format}"
+
+    def is_done(self, shard: int) -> bool:
+        """Return whether a part is there, and so whole."""
+        return self.path(shard).is_file()
+
+    @contextlib.contextmanager
+    def open(self, shard: int, open_writer: Callable[[TextIO], Writer]) -> Iterator[Writer]:
+        """Open a part; it appears at the end, if there was no exception.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with translate_write_errors(self.path(shard)), open_atomically(self.path(shard)) as file:
+            stream = open_text(file)
+            yield open_writer(stream)
+            stream.detach()
+
+    def write_counts(self, shard: int, summary: Summary, seconds: float) -> None:
+        """Leave the counts of a part; without them, `read_counts` counts its rows."""
+        counts = PartCounts(summary.inputs, summary.ok, summary.failed, round(seconds, 3))
+        with translate_write_errors(self.folder):
+            write_atomically(self._counts_path(shard), json.dumps(asdict(counts)).encode())
+
+    def read_counts(self, shard: int) -> PartCounts:
+        """Return the counts of a part.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
+        with contextlib.suppress(TypeError):
+            return PartCounts(**_read_json(self._counts_path(shard)))
+        failed = [row["error"] is not None for row in self.rows(shard)]
+        return PartCounts(len(failed), len(failed) - sum(failed), sum(failed), 0.0)
+
+    def rows(self, shard: int) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a part.
+
+        Raises:
+            OutputError: it cannot be read, or has anything but rows.
+        """
+        path = self.path(shard)
+        try:
+            with path.open("rb") as file:
+                if path.stat().st_size:
+                    yield from StoredResults(file, str(path)).rows()
+        except OSError as error:
+            raise OutputError(f"cannot read {path}: {error.strerror}", "check its permissions: ls -l") from error
+
+    def finish(self, totals: dict[str, Any]) -> None:
+        """Leave the totals and `_SUCCESS`, and delete what killed processes have left.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        with translate_write_errors(self.folder):
+            for left in list_files(self.folder, ".part-*"):
+                left.unlink(missing_ok=True)
+            write_atomically(self.folder / "_summary.json", json.dumps(totals, indent=1).encode() + b"\n")
+            write_atomically(self.folder / _SUCCESS, b"")
+
+    def _counts_path(self, shard: int) -> Path:
+        return self.folder / f"_part-{shard:05}.json"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a file; an empty one where it is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

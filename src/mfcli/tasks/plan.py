@@ -1,0 +1,90 @@
+"""Where the parts of a plan stand, and the check that they are whole."""
+
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from mfcli.errors import CheckError
+from mfcli.inputs.plan import Plan, format_shards, parse_name
+from mfcli.outputs.parts import PartCounts, PartFolder
+from mfcli.results import join_member
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStatus:
+    """Where a job stands.
+
+    Attributes:
+        inputs: names in the plan.
+        shards: of the plan.
+        done: shards whose part is there.
+        missing: the others, as `select_shards` takes them.
+        ok: pictures in the parts that were classified.
+        failed: the other rows.
+        images_per_s: mean rate of one process; None where no part says how long it took.
+    """
+
+    inputs: int
+    shards: int
+    done: int
+    missing: str
+    ok: int
+    failed: int
+    images_per_s: float | None
+
+
+def get_status(plan: Plan, parts: PartFolder) -> PlanStatus:
+    """Return where a job stands, from the names and counts of its parts.
+
+    Raises:
+        OutputError: a part without counts cannot be read.
+    """
+    shards = range(len(plan.sha256))
+    missing = [shard for shard in shards if not parts.is_done(shard)]
+    counts = [parts.read_counts(shard) for shard in shards if parts.is_done(shard)]
+    return PlanStatus(
+        inputs=plan.inputs,
+        shards=len(shards),
+        done=len(counts),
+        missing=format_shards(missing),
+        ok=sum(count.ok for count in counts),
+        failed=sum(count.failed for count in counts),
+        images_per_s=_rate(counts),
+    )
+
+
+def _rate(counts: list[PartCounts]) -> float | None:
+    timed = [count for count in counts if count.seconds > 0]
+    seconds = sum(count.seconds for count in timed)
+    return round(sum(count.inputs for count in timed) / seconds, 1) if seconds else None
+
+
+def finish(plan: Plan, parts: PartFolder) -> PlanStatus:
+    """Check that every name of a plan has exactly one row, in its place, and mark the folder as complete.
+
+    Raises:
+        CheckError: parts are missing, or a part has other rows.
+        NoInputsError: the plan has changed.
+        OutputError: a part cannot be read, or the folder not be written.
+    """
+    status = get_status(plan, parts)
+    if status.missing:
+        raise CheckError(
+            f"{status.shards - status.done} of {status.shards} parts are missing",
+            f"mf predict --plan {plan.folder} -o {parts.folder} --shards {status.missing}",
+        )
+    for shard in range(status.shards):
+        _check_part(plan, parts, shard)
+    totals = {"plan": plan.digest, "inputs": plan.inputs, "ok": status.ok, "failed": status.failed}
+    parts.finish(totals)
+    return status
+
+
+def _check_part(plan: Plan, parts: PartFolder, shard: int) -> None:
+    names = plan.names(shard)
+    for number, (name, row) in enumerate(zip_longest(names, map(parse_name, parts.rows(shard))), start=1):
+        if name != row:
+            planned, found = (join_member(*either) if either else "nothing" for either in (name, row))
+            raise CheckError(
+                f"row {number} of {parts.path(shard)} is {found}, and the plan has {planned}",
+                f"delete it, and predict it again: --shards {shard}",
+            )
