@@ -273,7 +273,7 @@ def test_a_glob_and_a_file_beside_others(mf: Mf, dataset: Path, tmp_path: Path) 
     assert ran.out.splitlines() == lines
     ran = mf("predict", tmp_path)
     assert "1 .parquet" in ran.err
-    assert f"mf predict {dataset}" in ran.err
+    assert str(dataset) in ran.err
 
 
 def test_pyarrow_is_missed_before_any_work(mf: Mf, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
