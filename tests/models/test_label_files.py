@@ -39,6 +39,7 @@ from mfcli.results import Label
         ("[none]\ncat\n", [(None, "[none]"), (None, "cat")]),
         ("n02123045 tabby\nn02123394 Persian cat\n", [("n02123045", "tabby"), ("n02123394", "Persian cat")]),
         ("wnid\nn02165456\n", [("n02165456", "ladybug, ladybeetle, lady beetle, ladybird, ladybird beetle")]),
+        ("wnid,index\nn02165456,0\n", [("n02165456", "ladybug, ladybeetle, lady beetle, ladybird, ladybird beetle")]),
         ("n02165456\n", [("n02165456", "ladybug, ladybeetle, lady beetle, ladybird, ladybird beetle")]),
         ("n02165456\nn99999999\n", [(None, "n02165456"), (None, "n99999999")]),
         ("chat\u00e9\n", [(None, "chat\u00e9")]),

@@ -105,13 +105,10 @@ def _parse_csv(path: Path, text: str) -> tuple[Label, ...] | None:
     """Return the labels of a CSV file with a header; None where the first line is no header."""
     separator = max(_SEPARATORS, key=text.partition("\n")[0].count)
     header = [cell.strip().lower() for cell in next(csv.reader(io.StringIO(text), delimiter=separator), [])]
-    if header == ["wnid"]:
-        name_at = 0
-    elif len(header) > 1 or header == ["name"] or path.suffix.lower() == ".csv":
-        name_at = next((header.index(name) for name in _NAME_COLUMNS if name in header), -1)
-    else:  # a text file, whose first class may have the name of a column
-        name_at = -1
-    if name_at < 0:
+    name_at = next((header.index(name) for name in (*_NAME_COLUMNS, "wnid") if name in header), None)
+    # the first class of a text file may be called "label" or "class"
+    is_header = len(header) > 1 or header in (["name"], ["wnid"]) or path.suffix.lower() == ".csv"
+    if name_at is None or not is_header:
         return None
     rows = list(filter(None, list(csv.reader(io.StringIO(text), delimiter=separator))[1:]))
     for row in rows:
