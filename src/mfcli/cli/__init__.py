@@ -74,7 +74,7 @@ _COMMANDS: dict[str, tuple[str, *tuple[str, ...]]] = {
         "train:train",
         "mf train photos -o runs/flowers",
         "mf train labels.csv -o runs/flowers --model caformer_s18",
-        "mf predict photo.jpg --model runs/flowers",
+        "mf train photos -o runs/flowers --class-weight balanced --overwrite",
     ),
     "evaluate": (
         "evaluate:evaluate",
