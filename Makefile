@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/dev.stamp
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help check reformat lint dockerfile types imports docs test quick coverage parity bundled light
+.PHONY: help check reformat lint dockerfile types imports docs test quick coverage parity fuzz locked bundled light
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,15 @@ coverage: $(INSTALLED) ## all tests, with the share of lines and branches that t
 
 parity: $(INSTALLED) ## every backbone against the paper's values (REFERENCE=FOLDER) and timm
 	$(PYTHON) tests/parity.py --reference $(REFERENCE)
+
+FUZZ_SECONDS ?= 600
+fuzz: $(INSTALLED) ## fuzz what reads strangers' bytes, for FUZZ_SECONDS; what is found is kept in fuzz/found
+	$(PYTHON) fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+locked: $(INSTALLED) ## requirements-ci.txt: what CI installs but torch and timm, newest versions, with hashes
+	printf 'torch\ntimm\ntorchvision\n' | $(PYTHON) -m uv pip compile pyproject.toml --quiet --upgrade --universal \
+		--python-version 3.11 --extra dev --extra fuzz --extra release --excludes /dev/stdin --generate-hashes \
+		--custom-compile-command "make locked" -o requirements-ci.txt
 
 bundled: $(INSTALLED) ## the bundled artifact from its checkpoint
 	$(PYTHON) weights/build.py
