@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from evaluate import list_labelled
 from numpy.typing import NDArray
 
 import mfcli
+from evaluate import list_labelled
 from mfcli.inputs.sources import Source
 from mfcli.models.concepts import HeadConcepts, ancestors, load_hierarchy
 from mfcli.models.labels import load_imagenet_labels
