@@ -11,7 +11,7 @@ from mfcli.inputs.arguments import Argument, ArgumentKind, classify, classify_li
 @pytest.fixture(autouse=True)
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a.jpg", "p.zip", "t.TAR.gz", "[x].jpg", "list.txt"):
+    for name in ("a.jpg", "p.zip", "p.parquet", "t.TAR.gz", "[x].jpg", "list.txt"):
         Path(name).touch()
     for name in ("folder", "folder.zip", "d.tar"):
         Path(name).mkdir()
@@ -39,6 +39,8 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("p.zip", ArgumentKind.ARCHIVE, True, True),
         ("./p.zip//", ArgumentKind.ARCHIVE, True, True),
         ("t.TAR.gz", ArgumentKind.ARCHIVE, True, False),
+        ("p.parquet", ArgumentKind.ARCHIVE, True, True),
+        ("p.parquet/3", ArgumentKind.MEMBER, False, True),
         ("p.zip/b/a.JPG", ArgumentKind.MEMBER, False, True),
         ("p.zip/a.ppm", ArgumentKind.MEMBER, False, True),
         ("p.zip/b", ArgumentKind.MEMBER, True, True),

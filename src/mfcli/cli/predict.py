@@ -231,8 +231,8 @@ class InputRequest:
         listed = [] if self.files_from is None else [classify_list(self.files_from)]
         return [*map(classify, self.names), *listed]
 
-    def open(self, left_out: LeftOut | None = None) -> "Iterator[Source]":
-        """Return the pictures."""
+    def open(self, left_out: LeftOut | None = None, *, names_only: bool = False) -> "Iterator[Source]":
+        """Return the pictures, or only their names."""
         from mfcli.inputs.sources import iter_sources
 
         return iter_sources(
@@ -240,7 +240,7 @@ class InputRequest:
             standard_input(),
             files_from=self.files_from,
             nul=self.nul,
-            selection=replace(self.selection, left_out=left_out),
+            selection=replace(self.selection, left_out=left_out, names_only=names_only),
         )
 
 
@@ -365,7 +365,7 @@ def run(request: PredictRequest) -> Summary:
     compact = many and renderer is None
     with progress, destination.open(predictor, compact=compact, quiet=quiet, renderer=renderer) as sink:
         if progress.draws_runs and all(argument.is_countable for argument in arguments):
-            _count(progress, inputs.open)
+            _count(progress, partial(inputs.open, names_only=True))
         sink = _wrap(sink, lambda writer: MappingWriter(writer, name_flags_of_error))
         if request.wrap is not None:
             sink = _wrap(sink, request.wrap)

@@ -67,10 +67,11 @@ class Argument:
 
     @property
     def is_countable(self) -> bool:
-        """Whether its pictures can be counted ahead of the run: not through a pipe, nor in what is read as a whole."""
+        """Whether its pictures can be counted ahead of the run: not through a pipe, nor in a tar, read as a whole."""
         if self.kind in (ArgumentKind.LIST, ArgumentKind.PIPED_LIST):
             return self.kind is ArgumentKind.LIST
-        return not _names_archive(self.name) or self.name.rstrip("/").lower().endswith(".zip")
+        name = self.name.rstrip("/")
+        return not is_archive_name(name) or name.lower().endswith(".zip") or is_parquet_name(name)
 
 
 def classify(name: str, *, is_listed: bool = False) -> Argument:
