@@ -108,15 +108,25 @@ class UnpackingBudget:
         Raises:
             PictureError: too_large.
         """
-        began = time.thread_time()
-        chunk = data.read(size) if min(self._bytes_left, self._seconds_left) >= 0 else b""
+        with self.spend_time():
+            chunk = data.read(size)
         self._bytes_left -= len(chunk)
-        self._seconds_left -= time.thread_time() - began
         if self._bytes_left < 0:
             raise PictureError(FailureCode.TOO_LARGE, "the members of its archive are too large together")
+        return chunk
+
+    @contextlib.contextmanager
+    def spend_time(self) -> Iterator[None]:
+        """Account for the processor time of the body.
+
+        Raises:
+            PictureError: too_large.
+        """
         if self._seconds_left < 0:
             raise PictureError(FailureCode.TOO_LARGE, "its archive takes too long to unpack")
-        return chunk
+        began = time.thread_time()
+        yield
+        self._seconds_left -= time.thread_time() - began
 
 
 @contextlib.contextmanager

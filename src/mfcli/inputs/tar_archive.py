@@ -5,10 +5,12 @@ import gzip
 import io
 import lzma
 import os
+import re
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from mfcli.errors import FailureCode, PictureError
 from mfcli.inputs.members import (
@@ -23,6 +25,10 @@ from mfcli.inputs.members import (
 
 _MAX_HEADER_BYTES = 2**20
 """Long names and attributes of a member, which tarfile reads into memory as a whole."""
+_IS_SLOW = sys.version_info < (3, 11, 10) or (3, 12) <= sys.version_info < (3, 12, 6)
+"""Whether tarfile takes time by the square of the length of a number in a member's attributes (CVE-2024-6232)."""
+_LONG_NUMBER = re.compile(rb"[0-9]{256}")
+"""No name of a file is as long."""
 _REST_BYTES = 2**16
 _HEADERS_WITH_DATA = frozenset(
     [
@@ -57,7 +63,12 @@ def iter_tar(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -> It
             errors="surrogateescape",
         ) as archive,
     ):
-        while (header := archive.next()) is not None:
+        budget = UnpackingBudget(os.fstat(file.fileno()).st_size)
+        while True:
+            with budget.spend_time():
+                header = archive.next()
+            if header is None:
+                break
             archive.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every header
             if not header.isdir() and takes(relative_name(header.name)):
                 yield _read_member(archive, header, max_bytes)
@@ -156,3 +167,12 @@ class _TarHeader(tarfile.TarInfo):
         if header.type in _HEADERS_WITH_DATA and header.size > _MAX_HEADER_BYTES:
             raise tarfile.ReadError("a name or attribute is too long")
         return header
+
+    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if _IS_SLOW:
+            stream: Any = archive.fileobj
+            data = stream.read(-(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+            if _LONG_NUMBER.search(data):
+                raise tarfile.ReadError("an attribute has a number of over 255 digits")
+            stream.buf, stream.pos = data + stream.buf, stream.pos - len(data)  # to be read again
+        return super()._proc_pax(archive)  # type: ignore[misc, no-any-return]
