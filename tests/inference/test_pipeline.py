@@ -107,6 +107,30 @@ def test_items_are_read_at_most_a_window_ahead() -> None:
     results.close()  # type: ignore[attr-defined]
 
 
+def test_items_that_wait_weigh_no_more_than_the_limit() -> None:
+    ready = threading.Event()
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(20):
+            taken.append(item)
+            yield item
+
+    def prepare(item: int) -> int:
+        assert ready.wait(20)
+        return item
+
+    config = PipelineConfig(4, 1, 4, max_weight=100)
+    results = run_pipeline(items(), prepare, lambda batch: list(batch), config, weigh=lambda _: 40)
+    waiting = threading.Thread(target=list, args=(results,), daemon=True)
+    waiting.start()
+    time.sleep(0.2)
+    assert len(taken) == 3
+    ready.set()
+    waiting.join(20)
+    assert len(taken) == 20
+
+
 def test_the_threads_end_with_the_results() -> None:
     before = set(threading.enumerate())
     results = run_pipeline(range(1000), lambda item: item, lambda batch: list(batch), PipelineConfig(4, 2, 4))

@@ -40,11 +40,13 @@ class PipelineConfig:
         workers: number of threads that prepare items.
         streams: number of threads that compute, each its own batch.
         batch_size: number of items in a full batch.
+        max_weight: weight of the items that are not prepared yet from which on no more are read.
     """
 
     workers: int
     streams: int
     batch_size: int
+    max_weight: int = 2**26
 
     @property
     def window(self) -> int:
@@ -55,10 +57,11 @@ class PipelineConfig:
 class _Slot(Generic[Item, Prepared, Result]):
     """One item in flight."""
 
-    __slots__ = ("error", "is_done", "item", "prepared", "ready_at", "result")
+    __slots__ = ("error", "is_done", "item", "prepared", "ready_at", "result", "weight")
 
-    def __init__(self, item: Item) -> None:
+    def __init__(self, item: Item, weight: int) -> None:
         self.item: Item | None = item
+        self.weight = weight
         self.prepared: Prepared | None = None
         self.ready_at = 0.0
         self.result: Result | None = None
@@ -74,8 +77,10 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         compute: Callable[[Sequence[Prepared]], Sequence[Result]],
         config: PipelineConfig,
         prepare_alone: Callable[[Item], Prepared | Done[Result]],
+        weigh: Callable[[Item], int],
     ) -> None:
         self._items = items
+        self._weigh = weigh
         self._prepare = prepare
         self._prepare_alone = prepare_alone
         self._compute = compute
@@ -89,6 +94,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         self._to_prepare: deque[_Slot[Item, Prepared, Result]] = deque()
         self._ready: deque[_Slot[Item, Prepared, Result]] = deque()
         self._preparing = 0  # items that workers hold
+        self._weight = 0  # of the items that are not prepared yet
         self._out_of_memory = 0  # items that wait until no other is being prepared, or have come so far
         self._batch_size = min(_FIRST_BATCH_SIZE, config.batch_size)  # doubles each time: the first results come soon
         self._input_ended = False
@@ -133,13 +139,15 @@ class _Pipeline(Generic[Item, Prepared, Result]):
     def _feed(self) -> None:
         """Run the feeder thread: admit items while there is room."""
         try:
-            for item in self._items:
-                slot: _Slot[Item, Prepared, Result] = _Slot(item)
+            items = iter(self._items)
+            while self._wait_for_room():
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+                slot: _Slot[Item, Prepared, Result] = _Slot(item, self._weigh(item))
                 with self._can_feed:
-                    while self._is_full() and not self._stopped:
-                        self._can_feed.wait()
-                    if self._stopped:
-                        return
+                    self._weight += slot.weight
                     self._in_flight.append(slot)
                     self._to_prepare.append(slot)
                     self._can_prepare.notify()
@@ -150,9 +158,20 @@ class _Pipeline(Generic[Item, Prepared, Result]):
                 self._input_ended = True
                 self._can_yield.notify()
 
+    def _wait_for_room(self) -> bool:
+        """Wait until another item may be read; return whether any is wanted."""
+        with self._can_feed:
+            while self._is_full() and not self._stopped:
+                self._can_feed.wait()
+            return not self._stopped
+
     def _is_full(self) -> bool:
-        """Whether the window is full, or the queue before the workers, whose items may hold many bytes each."""
-        return len(self._in_flight) >= self._config.window or len(self._to_prepare) >= 2 * self._config.workers
+        """Whether the window is full, or the queue before the workers, by number or weight."""
+        return (
+            len(self._in_flight) >= self._config.window
+            or len(self._to_prepare) >= 2 * self._config.workers
+            or self._weight >= self._config.max_weight
+        )
 
     def _work(self) -> None:
         """Run a worker thread: prepare one item after another."""
@@ -179,6 +198,8 @@ class _Pipeline(Generic[Item, Prepared, Result]):
             slot.item = None
             with self._can_prepare:
                 self._preparing -= 1
+                self._weight -= slot.weight
+                self._can_feed.notify()
                 if self._out_of_memory:
                     self._can_prepare.notify_all()
                 if prepared is None:
@@ -249,6 +270,7 @@ def run_pipeline(
     compute: Callable[[Sequence[Prepared]], Sequence[Result]],
     config: PipelineConfig,
     prepare_alone: Callable[[Item], Prepared | Done[Result]] | None = None,
+    weigh: Callable[[Item], int] = lambda _: 0,
 ) -> Iterator[Result]:
     """Yield one result per item, in the items' order.
 
@@ -259,9 +281,10 @@ def run_pipeline(
         config: numbers of threads, and the batch size.
         prepare_alone: called again with an item for which `prepare` raised MemoryError, while no other is being
             prepared; None for `prepare`.
+        weigh: returns what an item counts for `config.max_weight`: the bytes that it holds, for example.
 
     Raises:
         BaseException: whatever `items`, `prepare` or `compute` raises, in place of the first result it affects.
         EngineError: the threads cannot be started.
     """
-    return _Pipeline(items, prepare, compute, config, prepare_alone or prepare).iter_results()
+    return _Pipeline(items, prepare, compute, config, prepare_alone or prepare, weigh).iter_results()

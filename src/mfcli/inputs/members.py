@@ -41,6 +41,7 @@ class Member:
         opener: returns its bytes, seekable; may be called from any thread and raises PictureError.
         target: the path or URL of the picture, where the member is only its name; else None.
         kept: what its row keeps, see `Selection.keep`.
+        held_bytes: bytes of memory that it holds until it is released.
     """
 
     name: str | None
@@ -48,6 +49,7 @@ class Member:
     opener: Callable[[], BinaryIO] | None = None
     target: str | None = None
     kept: dict[str, Any] | None = None
+    held_bytes: int = 0
 
 
 def relative_name(name: str) -> str:

@@ -92,7 +92,7 @@ def _make_member(name: str, value: Any, kept: dict[str, Any] | None, max_bytes: 
     if isinstance(value, str):
         return Member(name, target=value, kept=kept)
     failure = check_size(len(value), max_bytes)
-    return Member(name, failure, None if failure else partial(io.BytesIO, value), kept=kept)
+    return Member(name, failure, None if failure else partial(io.BytesIO, value), kept=kept, held_bytes=len(value))
 
 
 # ----------------------------------------------------------------------------------------------------------- columns

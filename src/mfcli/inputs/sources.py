@@ -65,6 +65,7 @@ class Source:
             for a picture that was named itself or found in a folder.
         decoded: the pixels, where they are in memory and nothing is opened.
         kept: what its row keeps, see `Selection.keep`.
+        held_bytes: bytes of memory that it holds, where they are not the caller's.
     """
 
     argument: str
@@ -74,6 +75,7 @@ class Source:
     whole: tuple[str, str | None] | None = None
     decoded: "DecodedPicture | None" = None
     kept: dict[str, Any] | None = None
+    held_bytes: int = 0
 
     @property
     def is_stdin(self) -> bool:
@@ -310,7 +312,7 @@ def _make_member_source(
             failure, opener = found.failure, found.opener
         else:
             opener = partial(open_file, member.target)
-    return Source(path, member.name, failure, opener, whole, kept=member.kept)
+    return Source(path, member.name, failure, opener, whole, kept=member.kept, held_bytes=member.held_bytes)
 
 
 def _expand_archive(path: str, takes: Callable[[str], bool], selection: Selection) -> Iterator[Source]:

@@ -97,7 +97,7 @@ def _read_member(archive: tarfile.TarFile, header: tarfile.TarInfo, max_bytes: i
         return Member(name, failure)
     packed = archive.extractfile(header)
     assert packed is not None  # it is a regular file
-    return Member(name, None, partial(io.BytesIO, packed.read()))
+    return Member(name, None, partial(io.BytesIO, packed.read()), held_bytes=header.size)
 
 
 def _decompress(file: BinaryIO) -> BinaryIO:

@@ -132,7 +132,12 @@ def _salvage(file: BinaryIO, takes: Callable[[str], bool], max_bytes: int) -> It
         name = _decode_name(info)
         if not info.is_dir() and takes(relative_name(name)):
             failure = _check_member(name, info, max_bytes)
-            yield Member(name, failure, None if failure else partial(_inflate, packed, method, crc, max_bytes))
+            yield Member(
+                name,
+                failure,
+                None if failure else partial(_inflate, packed, method, crc, max_bytes),
+                held_bytes=len(packed),
+            )
 
 
 def _inflate(packed: bytes, method: int, crc: int, max_bytes: int) -> BinaryIO:
