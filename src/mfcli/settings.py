@@ -29,6 +29,9 @@ DEFAULT_MAX_ERROR = 0.1
 DEFAULT_MAX_PIXELS = 178_956_970
 """Twice the size above which Pillow warns; 0.5 GB as RGB."""
 
+DEFAULT_DECODE_TIMEOUT_S = 20.0
+"""Ten times what the slowest of ordinary pictures takes."""
+
 _FALSE = frozenset({"", "0", "false", "no", "off"})
 
 
@@ -155,19 +158,28 @@ def usable_cores(cgroup_root: Path = Path("/sys/fs/cgroup"), own_cgroup: Path = 
 
 def _read_cgroup_quotas(root: Path, own_cgroup: Path) -> list[int]:
     """Return the quotas, in whole cores, of the process's control group (version 2) and its ancestors."""
-    try:
-        lines = own_cgroup.read_text().splitlines()
-    except OSError:
-        return []
-    group = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    own = root / group.lstrip("/")
     quotas = []
-    for folder in (own, *own.parents):
+    for folder in list_cgroups(root, own_cgroup):
         try:
             quota, period = (folder / "cpu.max").read_text().split()
             quotas.append(math.ceil(int(quota) / int(period)))
         except (OSError, ValueError):  # no limit at this level, which reads "max"
             pass
-        if folder == root:
-            break
     return quotas
+
+
+def list_cgroups(root: Path, own_cgroup: Path, prefix: str = "0::") -> list[Path]:
+    """Return the folders of the process's control group and its ancestors.
+
+    Args:
+        root: where the control groups are mounted.
+        own_cgroup: the file that names the control group of the process.
+        prefix: what is before the group's name there; 0:: for version 2.
+    """
+    try:
+        lines = own_cgroup.read_text().splitlines()
+    except OSError:
+        return []
+    group = next((line.partition(prefix)[2] for line in lines if prefix in line), "/")
+    own = root / group.lstrip("/")
+    return [folder for folder in (own, *own.parents) if folder.is_relative_to(root)]

@@ -69,16 +69,16 @@ def test_no_picture_is_too_large_where_memory_is_short(coffee: Path, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    predictor = mfcli.load_predictor()
-    monkeypatch.setattr("mfcli.inference.predictor.decode", fail)
+    predictor = mfcli.load_predictor(isolate=False)
+    monkeypatch.setattr("mfcli.inference.loading.decode", fail)
     for workers in (0, 3):  # an ordinary picture
         with pytest.raises(EngineError, match=f"too little memory to decode {coffee}"):
             list(predictor.stream([coffee], workers=workers))
-    monkeypatch.setattr("mfcli.inference.predictor._ORDINARY_PIXELS", 100)
+    monkeypatch.setattr("mfcli.inference.loading._ORDINARY_PIXELS", 100)
     for workers in (0, 3):
         (result,) = predictor.stream([coffee], workers=workers)
         assert result.error == Failure(FailureCode.TOO_LARGE, "does not fit into memory")
-    monkeypatch.setattr("mfcli.inference.predictor.has_free_memory", lambda _: False)
+    monkeypatch.setattr("mfcli.inference.loading.has_free_memory", lambda _: False)
     with pytest.raises(EngineError, match="too little memory"):
         predictor.predict(coffee)
 
@@ -87,14 +87,14 @@ def test_no_picture_is_damaged_where_memory_is_short(coffee: Path, monkeypatch: 
     def fail(*_: object, **__: object) -> None:
         raise PictureError(FailureCode.DECODE, "broken data stream")  # what libjpeg says as well without memory
 
-    predictor = mfcli.load_predictor()
-    monkeypatch.setattr("mfcli.inference.predictor.decode", fail)
+    predictor = mfcli.load_predictor(isolate=False)
+    monkeypatch.setattr("mfcli.inference.loading.decode", fail)
     for is_limited, is_free in ((False, False), (True, True)):
-        monkeypatch.setattr("mfcli.inference.predictor.is_memory_limited", lambda: is_limited)  # noqa: B023
-        monkeypatch.setattr("mfcli.inference.predictor.has_free_memory", lambda _: is_free)  # noqa: B023
+        monkeypatch.setattr("mfcli.inference.loading.is_memory_limited", lambda: is_limited)  # noqa: B023
+        monkeypatch.setattr("mfcli.inference.loading.has_free_memory", lambda _: is_free)  # noqa: B023
         (result,) = predictor.stream([coffee], workers=2)
         assert result.error == Failure(FailureCode.DECODE, "broken data stream")
-    monkeypatch.setattr("mfcli.inference.predictor.has_free_memory", lambda _: False)
+    monkeypatch.setattr("mfcli.inference.loading.has_free_memory", lambda _: False)
     with pytest.raises(EngineError, match="too little memory"):
         list(predictor.stream([coffee], workers=2))
 

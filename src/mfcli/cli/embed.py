@@ -16,7 +16,7 @@ from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
 from mfcli.outputs.features import FeatureFormat
-from mfcli.settings import DEFAULT_MAX_PIXELS, Settings
+from mfcli.settings import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_PIXELS, Settings
 
 Output = Annotated[
     Path,
@@ -42,6 +42,7 @@ def embed(
     no_exif: option.NoExif = False,
     formats: option.Formats = None,
     max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
+    decode_timeout: option.DecodeTimeout = DEFAULT_DECODE_TIMEOUT_S,
     model: option.Model = None,
     weights: option.Weights = None,
     overwrite: option.Overwrite = False,
@@ -97,6 +98,7 @@ def embed(
                 threads=threads,
                 exif=not no_exif,
                 max_pixels=max_pixels,
+                decode_timeout_s=decode_timeout,
                 formats=extra_formats,
                 features=True,
                 confidence=None,

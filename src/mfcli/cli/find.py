@@ -17,7 +17,7 @@ from mfcli.inputs.codecs import DecodeMode
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
 from mfcli.outputs.writer import FormatName, Writer
 from mfcli.results import Abstain, Query
-from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_ERROR, DEFAULT_MAX_PIXELS, Settings
+from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR, DEFAULT_MAX_PIXELS, Settings
 
 if TYPE_CHECKING:
     from mfcli.outputs.pictures import PictureRenderer
@@ -72,6 +72,7 @@ def find(
     no_exif: option.NoExif = False,
     formats: option.Formats = None,
     max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
+    decode_timeout: option.DecodeTimeout = DEFAULT_DECODE_TIMEOUT_S,
     timeout: option.Timeout = DEFAULT_TIMEOUT_S,
     model: option.Model = None,
     weights: option.Weights = None,
@@ -141,6 +142,7 @@ def find(
             exif=not no_exif,
             decode=decode,
             max_pixels=max_pixels,
+            decode_timeout_s=decode_timeout,
             formats=extra_formats,
             query=query,
         ),

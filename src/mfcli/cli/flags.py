@@ -14,6 +14,7 @@ FLAGS = {
     "confidence": "--confidence",
     "crop_pct": "--crop-pct",
     "decode": "--decode",
+    "decode_timeout_s": "--decode-timeout",
     "device": "--device",
     "engine": "--engine",
     "exclude": "--exclude",

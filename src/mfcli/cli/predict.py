@@ -22,14 +22,20 @@ from mfcli.cli.streams import is_terminal, note, standard_input
 from mfcli.errors import ExitCode, MfError, UsageError
 from mfcli.hub.bundled import is_bundled
 from mfcli.inference.engines.base import EngineName, Precision
-from mfcli.inputs.arguments import Argument, classify, classify_list
+from mfcli.inputs.arguments import Argument, ArgumentKind, classify, classify_list
 from mfcli.inputs.codecs import DecodeMode, formats_with, suffixes_of
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
 from mfcli.models.registry import Interpolation, find_variant
 from mfcli.outputs.writer import FormatName, MappingWriter, Writer
 from mfcli.results import Abstain, PictureResult, Query, Summary
-from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, Settings, usable_cores
+from mfcli.settings import (
+    DEFAULT_CONFIDENCE,
+    DEFAULT_DECODE_TIMEOUT_S,
+    DEFAULT_MAX_PIXELS,
+    Settings,
+    usable_cores,
+)
 
 if TYPE_CHECKING:
     from mfcli.cli.progress import StderrProgress
@@ -63,6 +69,7 @@ def predict(
     no_exif: option.NoExif = False,
     formats: option.Formats = None,
     max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
+    decode_timeout: option.DecodeTimeout = DEFAULT_DECODE_TIMEOUT_S,
     timeout: option.Timeout = DEFAULT_TIMEOUT_S,
     model: option.Model = None,
     weights: option.Weights = None,
@@ -142,6 +149,7 @@ def predict(
             exif=not no_exif,
             decode=decode,
             max_pixels=max_pixels,
+            decode_timeout_s=decode_timeout,
             formats=extra_formats,
         ),
         destination=destination,
@@ -267,6 +275,7 @@ class ModelRequest:
     exif: bool
     decode: DecodeMode
     max_pixels: int
+    decode_timeout_s: float
     formats: tuple[str, ...]
     query: Query | None = None
 
@@ -294,6 +303,7 @@ class ModelRequest:
             exif=self.exif,
             decode=self.decode,
             max_pixels=self.max_pixels,
+            decode_timeout_s=self.decode_timeout_s,
             formats=self.formats,
             query=self.query,
             thumbnail_side=_THUMBNAIL_SIDE if with_thumbnails else None,
@@ -371,9 +381,9 @@ def run(request: PredictRequest) -> Summary:
             sink = _wrap(sink, request.wrap)
         if not quiet and (limits := request.model.describe_limits(predictor)):
             sink = _notify_before_first_answer(sink, partial(progress, limits))
-        is_one = len(arguments) == 1 and not many
+        is_few = not many and (len(arguments) == 1 or all(a.kind is ArgumentKind.FILE for a in arguments))
         started_s = time.perf_counter()
-        summary = _classify(request, predictor, sources, sink, left_out, progress, is_one=is_one)
+        summary = _classify(request, predictor, sources, sink, left_out, progress, is_few=is_few)
     if words := left_out.in_words():
         progress(words)
     if is_terminal(sys.stderr) and (words := _recommend_scaled(predictor, time.perf_counter() - started_s)):
@@ -410,7 +420,7 @@ def _classify(
     left_out: LeftOut,
     progress: "StderrProgress",
     *,
-    is_one: bool,
+    is_few: bool,
 ) -> Summary:
     from mfcli.tasks.predict import predict
 
@@ -419,7 +429,7 @@ def _classify(
         sources,
         sink.writer,
         batch_size=request.batch_size,
-        workers=0 if is_one else request.workers,
+        workers=0 if is_few else request.workers,
         max_failures=request.max_failures,
         journal=sink.journal,
         retry_writer=sink.retry_writer,

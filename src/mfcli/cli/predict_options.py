@@ -104,6 +104,10 @@ MaxPixels = Annotated[
         min=1, metavar="N", help="Refuse pictures with more pixels, before or after resizing.", rich_help_panel=_INPUTS
     ),
 ]
+DecodeTimeout = Annotated[
+    float,
+    typer.Option(min=0.1, metavar="S", help="Time limit for decoding a picture, in seconds.", rich_help_panel=_INPUTS),
+]
 Timeout = Annotated[
     float, typer.Option(min=0.1, metavar="S", help="Time limit per URL, in seconds.", rich_help_panel=_INPUTS)
 ]
@@ -291,7 +295,7 @@ Workers = Annotated[
         min=1,
         max=MAX_WORKERS,
         metavar="N",
-        help="Threads that read and decode.",
+        help="Pictures that are decoded at once.",
         show_default="one per core",
         rich_help_panel=_RUNNING,
     ),

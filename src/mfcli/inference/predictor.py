@@ -1,6 +1,6 @@
 """The predictor: pictures -> batches -> logits -> probabilities -> top-k with labels.
 
-Pictures are decoded in threads and computed in batches; results come in input order, one per picture, failures
+Pictures are decoded several at once and computed in batches; results come in input order, one per picture, failures
 included. Nothing here prints or knows where results go.
 """
 
@@ -9,13 +9,13 @@ import hashlib
 import json
 import shlex
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +23,17 @@ from PIL.Image import Image
 
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import FORMAT_VERSION, Artifact
-from mfcli.errors import EngineError, FailureCode, ModelError, PictureError, UsageError, memory_error
-from mfcli.files import is_folder
+from mfcli.errors import EngineError, ModelError, PictureError, UsageError, memory_error
+from mfcli.files import is_folder, is_url
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
+from mfcli.inference.isolation import DecoderPool, IsolationError
+from mfcli.inference.loading import LoadedPicture, OutOfMemoryError, PictureLoader, load_here
 from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
 from mfcli.inputs.codecs import DecodeMode, formats_with
-from mfcli.inputs.decode import JPEG_FORMATS, DecodedPicture, decode, read_size
 from mfcli.inputs.pictures import Picture, check_picture, is_many, make_source
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source
-from mfcli.memory import has_free_memory, is_memory_limited
 from mfcli.models.preprocess import PreprocessOverrides, make_preprocess_plan
 from mfcli.models.registry import Variant, default_variant, find_variant
 from mfcli.results import (
@@ -54,6 +54,7 @@ from mfcli.results import (
 )
 from mfcli.settings import (
     DEFAULT_CONFIDENCE,
+    DEFAULT_DECODE_TIMEOUT_S,
     DEFAULT_MAX_ERROR,
     DEFAULT_MAX_PIXELS,
     DEFAULT_TOP_K,
@@ -82,17 +83,8 @@ class PreparedPicture:
     thumbnail: Image | None
 
 
-_LEAST_SCALE = 2
-"""How many times the pixels of the resized picture, along each side, decoding leaves at least."""
-_ORDINARY_PIXELS = 2**26
-"""More than most cameras take; a picture that is larger may not fit into memory."""
-_BYTES_PER_PIXEL = 20
-"""Memory for decoding and resizing; a progressive JPEG takes most."""
-_ORDINARY_BYTES = 2**26
-"""Memory for a picture of which nothing is known."""
-_DOES_NOT_FIT = Failure(FailureCode.TOO_LARGE, "does not fit into memory")
-_PERHAPS_FOR_MEMORY = frozenset({FailureCode.DECODE, FailureCode.TRUNCATED, FailureCode.UNSUPPORTED})
-"""Failures that decoders also report if memory is short."""
+_MAX_PIXELS_HERE = 2**24
+"""A single picture with more is loaded in a process of its own: its decoder may not be interruptible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +181,8 @@ class Predictor:
         query: Query | None = None,
         abstain: Abstain = Abstain.BOTH,
         max_error: float = DEFAULT_MAX_ERROR,
+        isolate: bool = True,
+        decode_timeout_s: float = DEFAULT_DECODE_TIMEOUT_S,
     ) -> None:
         """Bind a model to the settings of a run.
 
@@ -210,6 +204,9 @@ class Predictor:
             query: what is searched for; results then have a match.
             abstain: which abstentions are shown; unfamiliar pictures need an engine that computes distances.
             max_error: the share of wrong answers among those that are not unsure.
+            isolate: whether pictures are decoded in processes of their own where they are many, come from an archive or
+                a URL, or are large; False for never, with fewer guarantees.
+            decode_timeout_s: seconds that decoding a picture may take.
 
         Raises:
             AmbiguousWordError: a word of the query has several meanings.
@@ -235,14 +232,12 @@ class Predictor:
         self.labels = artifact.labels if labels is None else labels
         self.engine = engine
         self._options = options
-        self._exif = exif
-        self._decode_mode = decode
-        self._least_side = _LEAST_SCALE * artifact.plan.resize_shorter_side
+        self._loader = PictureLoader(artifact.plan, exif, max_pixels, formats_with(formats), thumbnail_side, decode)
         self._clock = _Clock()
-        self._max_pixels = max_pixels
-        self._formats = formats_with(formats)
+        self._isolate = isolate
+        self._decode_timeout_s = decode_timeout_s
+        self._pool = DecoderPool(self._loader, decode_timeout_s)
         self._selection = Selection(offline=offline)
-        self._thumbnail_side = thumbnail_side
         self._keeps_logits = logits
         self._confidence = confidence
         if query is not None and not 0 < query.min_prob <= 1:
@@ -362,7 +357,7 @@ class Predictor:
         Args:
             pictures: read as the work goes on, a few batches ahead of the results, in another thread.
             batch_size: pictures per batch; None for what suits the engine and the machine.
-            workers: threads that decode; None for one per core, 0 for no thread at all, which suits a single picture.
+            workers: pictures that are decoded at once; None for one per core, 0 for one after the other.
 
         Raises:
             TypeError: see `predict`; raised in place of the picture's result.
@@ -375,100 +370,85 @@ class Predictor:
         if workers == 0:
             return map(self._predict_one, sources)
         config = self.pipeline_config(batch_size, workers)
-        return run_pipeline(sources, partial(self.prepare, alone=False), self._compute, config, self.prepare)
+        if self._isolate:
+            try:
+                self._pool.start(config.workers)
+            except IsolationError:
+                self._isolate = False
+        prepare = partial(self.prepare, alone=False)
+        return run_pipeline(sources, prepare, self._compute, config, self.prepare, attrgetter("held_bytes"))
 
     def pipeline_config(self, batch_size: int | None = None, workers: int | None = None) -> PipelineConfig:
         """Return the sizes of the pipeline that `stream` runs with these arguments."""
         return PipelineConfig(workers or usable_cores(), self.engine.streams, batch_size or self.engine.batch_size)
 
     def _make_source(self, picture: Picture) -> Source:
-        return make_source(picture, exif=self._exif, max_pixels=self._max_pixels, selection=self._selection)
+        return make_source(
+            picture, exif=self._loader.exif, max_pixels=self._loader.max_pixels, selection=self._selection
+        )
 
     def _predict_one(self, source: Source) -> PictureResult:
-        made = self.prepare(source)
+        made = self.prepare(source, is_single=True)
         return made.result if isinstance(made, Done) else self._compute([made])[0]
-
-    def _decode(self, source: Source) -> DecodedPicture:
-        if source.decoded is not None:
-            return source.decoded
-        with source.open() as file:
-            return decode(
-                file,
-                exif=self._exif,
-                max_pixels=self._max_pixels,
-                formats=self._formats,
-                least_side=self._least_side if self._decode_mode is DecodeMode.SCALED else None,
-            )
-
-    def _could_be_scaled(self, picture: DecodedPicture) -> bool:
-        """Whether a picture that was decoded in full size would be scaled down with decode=scaled."""
-        if self._decode_mode is DecodeMode.SCALED or picture.format not in JPEG_FORMATS:
-            return False
-        return min(picture.width, picture.height) >= 2 * self._least_side
 
     @property
     def spare_decoding_s(self) -> float:
         """Seconds of processor time, so far, for decoding and resizing JPEGs that decode=scaled would scale down."""
         return self._clock.total_s
 
-    def prepare(self, source: Source, *, alone: bool = True) -> "PreparedPicture | Done[PictureResult]":
+    def prepare(
+        self, source: Source, *, alone: bool = True, is_single: bool = False
+    ) -> "PreparedPicture | Done[PictureResult]":
         """Decode and preprocess a picture, or return its result if that fails.
 
         Args:
             source: the picture.
             alone: whether no other picture is being prepared; then a lack of memory is decided, else only reported.
+            is_single: whether it is not one of many, and can be loaded in this process unless it is a stranger's.
 
         Raises:
             MemoryError: memory is short, perhaps because of the other pictures.
             EngineError: there is too little memory for an ordinary picture.
         """
-        picture: DecodedPicture | None = None
-        started_s = time.thread_time()
         try:
-            picture = self._decode(source)
-            pixels = self.artifact.plan.apply(
-                picture.stored, self._max_pixels, turn=picture.turn, full_size=(picture.width, picture.height)
-            )
-            if self._could_be_scaled(picture):
-                self._clock.add(time.thread_time() - started_s)
-            thumbnail = picture.make_thumbnail(self._thumbnail_side) if self._thumbnail_side else None
-            return PreparedPicture(source, picture.width, picture.height, pixels, thumbnail)
-        except MemoryError:
-            failure = _DOES_NOT_FIT
+            loaded = self._load(source, alone, is_single)
         except PictureError as error:
-            failure = Failure(error.code, error.message)
-        # here the exceptions are gone, whose tracebacks hold what was decoded so far
-        if failure is _DOES_NOT_FIT or (failure.code in _PERHAPS_FOR_MEMORY and is_memory_limited()):
-            if not alone:
-                raise MemoryError
-            if self._is_memory_short(source, is_certain=failure is _DOES_NOT_FIT):
-                raise memory_error(f"decode {source.shown_name}")
-        return Done(self._make_result(source, picture, (), failure))
+            loaded = LoadedPicture(failure=Failure(error.code, error.message))
+        except OutOfMemoryError as error:
+            raise memory_error(f"decode {source.shown_name}") from error
+        if loaded.failure is not None:
+            return Done(self._make_result(source, loaded, (), loaded.failure))
+        assert loaded.pixels is not None  # it has not failed
+        self._clock.add(loaded.spare_s)
+        return PreparedPicture(source, loaded.width or 0, loaded.height or 0, loaded.pixels, loaded.thumbnail)
 
-    def _is_memory_short(self, source: Source, *, is_certain: bool) -> bool:
-        """Return whether the run is to blame for a picture that failed: an ordinary one would not fit into memory.
+    def _load(self, source: Source, alone: bool, is_single: bool) -> LoadedPicture:
+        if source.decoded is not None:
+            size = source.decoded.width, source.decoded.height
+            load = partial(self._loader.preprocess, source.decoded)
+            count = partial(self._loader.count_resized, *size)
+            return load_here(load, count, alone=alone, timeout_s=self._decode_timeout_s)
+        with source.open() as file:
+            if self._isolate and not (is_single and self._is_harmless(source, file)):
+                try:
+                    return self._pool.load(file, alone=alone)
+                except IsolationError:
+                    self._isolate = False
+                    return self._load(source, alone, is_single)  # the file may have been read
+            return load_here(
+                partial(self._loader.load, file),
+                partial(self._loader.count_pixels, file),
+                alone=alone,
+                timeout_s=self._decode_timeout_s,
+            )
 
-        Args:
-            source: the picture.
-            is_certain: whether it failed for lack of memory.
-        """
-        pixels = self._count_pixels(source)
-        if pixels is None or pixels > _ORDINARY_PIXELS:
-            return not has_free_memory(_ORDINARY_BYTES)
-        return is_certain or not has_free_memory(_BYTES_PER_PIXEL * pixels)
-
-    def _count_pixels(self, source: Source) -> int | None:
-        """Return the pixels of a picture, before or after resizing, whichever are more; None if that is not known."""
-        try:
-            if source.decoded is not None:
-                size = source.decoded.width, source.decoded.height
-            else:
-                with source.open() as file:
-                    size = read_size(file, self._formats)
-        except (MemoryError, PictureError):
-            return None
-        resized = self.artifact.plan.compute_resized_size(*size)
-        return max(size[0] * size[1], resized[0] * resized[1])
+    def _is_harmless(self, source: Source, file: BinaryIO) -> bool:
+        """Whether a picture is the user's own, and not large."""
+        if source.member is not None or is_url(source.argument):
+            return False
+        pixels = self._loader.count_pixels(file)
+        file.seek(0)
+        return pixels is None or pixels <= _MAX_PIXELS_HERE
 
     def _compute(self, pictures: Sequence[PreparedPicture]) -> list[PictureResult]:
         try:
@@ -510,7 +490,7 @@ class Predictor:
     def _make_result(
         self,
         source: Source,
-        picture: DecodedPicture | PreparedPicture | None,
+        picture: LoadedPicture | PreparedPicture,
         predictions: tuple[Prediction, ...],
         error: Failure | None,
         concept: Concept | None = None,
@@ -521,8 +501,8 @@ class Predictor:
             input=source.input,
             input_b64=source.input_b64,
             member=source.member,
-            width=picture.width if picture else None,
-            height=picture.height if picture else None,
+            width=picture.width,
+            height=picture.height,
             predictions=predictions,
             error=error,
             run=self.run_info,
@@ -530,7 +510,7 @@ class Predictor:
             kept=source.kept,
             features=features,
             abstained=abstained,
-            thumbnail=picture.thumbnail if isinstance(picture, PreparedPicture) else None,
+            thumbnail=picture.thumbnail,
         )
 
     def judge(self, prob: float, distance: float | None) -> Abstention | None:
@@ -619,6 +599,8 @@ def load_predictor(
     query: Query | None = None,
     abstain: Abstain | str = Abstain.BOTH,
     max_error: float = DEFAULT_MAX_ERROR,
+    isolate: bool = True,
+    decode_timeout_s: float = DEFAULT_DECODE_TIMEOUT_S,
     settings: Settings | None = None,
     progress: Progress = lambda _: None,
 ) -> Predictor:
@@ -653,6 +635,8 @@ def load_predictor(
         query: see `Predictor`.
         abstain: which abstentions are shown: off, unsure, unfamiliar or both; only models of `mf train` abstain.
         max_error: see `Predictor`.
+        isolate: see `Predictor`.
+        decode_timeout_s: see `Predictor`.
         settings: defaults; None reads the environment.
         progress: called with a message before a long step, and with the progress of a download.
 
@@ -713,6 +697,8 @@ def load_predictor(
         query=query,
         abstain=abstain,
         max_error=max_error,
+        isolate=isolate,
+        decode_timeout_s=decode_timeout_s,
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +95,11 @@ _Failed = tuple[bytes, Failure]
 def _compute_missing(predictor: Predictor, missing: dict[bytes, Source], store: "_Store") -> Iterable[Views | _Failed]:
     """Yield the views of each picture, or why there are none."""
 
-    def prepare(item: tuple[bytes, Source]) -> tuple[bytes, PreparedPicture] | Done[Views | _Failed]:
+    def prepare(
+        item: tuple[bytes, Source], *, alone: bool = False
+    ) -> tuple[bytes, PreparedPicture] | Done[Views | _Failed]:
         digest, source = item
-        prepared = predictor.prepare(source)
+        prepared = predictor.prepare(source, alone=alone)
         if not isinstance(prepared, Done):
             return digest, prepared
         assert prepared.result.error is not None  # only failures are done
@@ -115,7 +118,7 @@ def _compute_missing(predictor: Predictor, missing: dict[bytes, Source], store: 
         store.append(views)
         return list(views)
 
-    return run_pipeline(missing.items(), prepare, compute, predictor.pipeline_config())
+    return run_pipeline(missing.items(), prepare, compute, predictor.pipeline_config(), partial(prepare, alone=True))
 
 
 class _Store:

@@ -23,6 +23,7 @@ from mfcli.settings import DEFAULT_MAX_PIXELS
 
 _DEFAULT_FORMATS = tuple(DEFAULT_FORMATS)
 _PREFIX_BYTES = 16
+_WEBP_HEAD_BYTES = 30
 _PNG_SIGNATURE = b"\x89PNG"
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 """What follows `ftyp` in a HEIF file; AVIF has brands of its own, or mif1 with an AVIF brand after it."""
@@ -146,12 +147,30 @@ def read_size(file: BinaryIO, formats: Sequence[str]) -> tuple[int, int]:
         PictureError: the header cannot be read.
         MemoryError: it does not fit into memory.
     """
+    if size := _read_webp_size(file.read(_WEBP_HEAD_BYTES)):
+        return size
+    file.seek(0)
     with (
         _translate_pillow_errors(file, DEFAULT_MAX_PIXELS),
         _guard_pillow_globals(DEFAULT_MAX_PIXELS),
         Image.open(file, formats=_list_available(formats, file.read(_PREFIX_BYTES))) as picture,
     ):
         return picture.size
+
+
+def _read_webp_size(head: bytes) -> tuple[int, int] | None:
+    """Return the size of a WebP file, which Pillow opens only if there is memory for its pixels; else None."""
+    if head[:4] != b"RIFF" or len(head) < _WEBP_HEAD_BYTES:
+        return None
+    match head[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+        case b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"VP8 ":
+            return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+    return None
 
 
 def decode_image(image: Image.Image, *, exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedPicture:

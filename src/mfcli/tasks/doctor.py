@@ -30,8 +30,18 @@ from mfcli.files import exists, is_folder
 from mfcli.hub.bundled import REINSTALL, bundled_file
 from mfcli.hub.cache import list_artifacts, list_checkpoints
 from mfcli.inference.engines.base import EngineName
+from mfcli.inference.isolation import DecoderPool, IsolationError
+from mfcli.inference.loading import PictureLoader
+from mfcli.inference.sandbox import Measure
+from mfcli.models.preprocess import make_preprocess_plan
 from mfcli.models.registry import default_variant, find_variant
-from mfcli.settings import BUNDLED_ALIAS, Settings, usable_cores
+from mfcli.settings import (
+    BUNDLED_ALIAS,
+    DEFAULT_DECODE_TIMEOUT_S,
+    DEFAULT_MAX_PIXELS,
+    Settings,
+    usable_cores,
+)
 from mfcli.version import __version__
 
 DEFAULT_ENGINE = EngineName.ONNXRUNTIME
@@ -141,6 +151,23 @@ def _describe_machine() -> Iterator[Finding]:
     with contextlib.suppress(ValueError, OSError):  # "max" without a limit; no such file outside a control group
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         yield Finding(Group.MACHINE, "memory_limit_mib", FindingStatus.FACT, limit >> 20)
+    yield _check_isolation()
+
+
+def _check_isolation() -> Finding:
+    """Find out what the processes that decode pictures are held to here."""
+    plan = make_preprocess_plan(find_variant(BUNDLED_ALIAS))
+    loader = PictureLoader(plan, exif=True, max_pixels=DEFAULT_MAX_PIXELS, formats=(), thumbnail_side=None)
+    try:
+        measures = DecoderPool(loader, DEFAULT_DECODE_TIMEOUT_S).find_measures()
+    except IsolationError:
+        hint = "no process can be started: pictures are decoded in threads, with a time limit alone"
+        return Finding(Group.MACHINE, "isolation", FindingStatus.ABSENT, None, hint)
+    missing = [measure for measure in Measure if measure not in measures]
+    if missing:
+        hint = f"not on this system: {' '.join(missing)}"
+        return Finding(Group.MACHINE, "isolation", FindingStatus.FACT, measures, hint)
+    return Finding(Group.MACHINE, "isolation", FindingStatus.OK, measures)
 
 
 def _read_cpuinfo() -> dict[str, str]:

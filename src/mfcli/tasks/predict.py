@@ -87,7 +87,7 @@ def predict(
         sources: the pictures.
         writer: gets the results.
         batch_size: pictures per batch, None for what suits the engine.
-        workers: threads that decode, None for what suits the machine, 0 for none.
+        workers: pictures that are decoded at once, None for what suits the machine, 0 for one after the other.
         max_failures: when to stop early.
         journal: knows which sources are finished; they are skipped, and counted in the summary.
         retry_writer: gets the results of sources that had failed; None to skip those as well.
