@@ -21,7 +21,6 @@ from mfcli.artifact.file import (
 from mfcli.errors import ModelError, UsageError
 from mfcli.files import cached_sha256, lock
 from mfcli.hub.bundled import bundled_file
-from mfcli.models.labels import load_imagenet_labels
 from mfcli.models.own import MODEL_FILE
 from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Label, Progress
@@ -71,6 +70,8 @@ def load_labels(variant: Variant, settings: Settings) -> tuple[Label, ...]:
     """Return the classes of a model in head order; nothing is downloaded or built for it."""
     if variant.pretraining in (Pretraining.BUNDLED, Pretraining.OWN):
         return ensure_artifact(variant, None, settings).labels
+    from mfcli.models.labels import load_imagenet_labels
+
     return load_imagenet_labels(variant.num_classes)
 
 
