@@ -34,6 +34,7 @@ from mfcli.inference.loading import (
     BYTES_PER_PIXEL,
     DOES_NOT_FIT,
     ORDINARY_BYTES,
+    IsolationError,
     LoadedPicture,
     OutOfMemoryError,
     PictureLoader,
@@ -54,10 +55,6 @@ _ORDINARY_PIXELS = 2**24
 _CRASHED = Failure(FailureCode.DECODE, "cannot be decoded: it crashes its decoder")
 _NOT_INHERITED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that are meant for the run, which ends its processes itself."""
-
-
-class IsolationError(Exception):
-    """No process can be started here."""
 
 
 class DecoderPool:

@@ -31,6 +31,10 @@ ORDINARY_BYTES = 2**26
 """Memory for a picture of which nothing is known."""
 
 
+class IsolationError(Exception):
+    """No process that decodes can be started here."""
+
+
 class OutOfMemoryError(MemoryError):
     """An ordinary picture does not fit into the memory that the run can give it."""
 

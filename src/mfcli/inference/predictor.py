@@ -27,8 +27,7 @@ from mfcli.errors import EngineError, ModelError, PictureError, UsageError, memo
 from mfcli.files import is_folder, is_url
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
-from mfcli.inference.isolation import DecoderPool, IsolationError
-from mfcli.inference.loading import LoadedPicture, OutOfMemoryError, PictureLoader, load_here
+from mfcli.inference.loading import IsolationError, LoadedPicture, OutOfMemoryError, PictureLoader, load_here
 from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
 from mfcli.inputs.codecs import DecodeMode, formats_with
 from mfcli.inputs.pictures import Picture, check_picture, is_many, make_source
@@ -64,6 +63,7 @@ from mfcli.settings import (
 )
 
 if TYPE_CHECKING:
+    from mfcli.inference.isolation import DecoderPool
     from mfcli.models.concepts import HeadConcepts
     from mfcli.models.label_files import Labels
     from mfcli.models.meanings import Target
@@ -236,7 +236,6 @@ class Predictor:
         self._clock = _Clock()
         self._isolate = isolate
         self._decode_timeout_s = decode_timeout_s
-        self._pool = DecoderPool(self._loader, decode_timeout_s)
         self._selection = Selection(offline=offline)
         self._keeps_logits = logits
         self._confidence = confidence
@@ -370,17 +369,27 @@ class Predictor:
         if workers == 0:
             return map(self._predict_one, sources)
         config = self.pipeline_config(batch_size, workers)
-        if self._isolate:
-            try:
-                self._pool.start(config.workers)
-            except IsolationError:
-                self._isolate = False
+        self.start_decoders(config)
         prepare = partial(self.prepare, alone=False)
         return run_pipeline(sources, prepare, self._compute, config, self.prepare, attrgetter("held_bytes"))
 
     def pipeline_config(self, batch_size: int | None = None, workers: int | None = None) -> PipelineConfig:
         """Return the sizes of the pipeline that `stream` runs with these arguments."""
         return PipelineConfig(workers or usable_cores(), self.engine.streams, batch_size or self.engine.batch_size)
+
+    def start_decoders(self, config: PipelineConfig) -> None:
+        """Start the processes that decode, if any do, before a pipeline runs `prepare`."""
+        if self._isolate:
+            try:
+                self._pool.start(config.workers)
+            except IsolationError:
+                self._isolate = False
+
+    @cached_property
+    def _pool(self) -> "DecoderPool":
+        from mfcli.inference.isolation import DecoderPool  # takes 10 ms, which a single picture does without
+
+        return DecoderPool(self._loader, self._decode_timeout_s)
 
     def _make_source(self, picture: Picture) -> Source:
         return make_source(

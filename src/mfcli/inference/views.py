@@ -118,7 +118,9 @@ def _compute_missing(predictor: Predictor, missing: dict[bytes, Source], store: 
         store.append(views)
         return list(views)
 
-    return run_pipeline(missing.items(), prepare, compute, predictor.pipeline_config(), partial(prepare, alone=True))
+    config = predictor.pipeline_config()
+    predictor.start_decoders(config)
+    return run_pipeline(missing.items(), prepare, compute, config, partial(prepare, alone=True))
 
 
 class _Store:

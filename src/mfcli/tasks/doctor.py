@@ -30,8 +30,8 @@ from mfcli.files import exists, is_folder
 from mfcli.hub.bundled import REINSTALL, bundled_file
 from mfcli.hub.cache import list_artifacts, list_checkpoints
 from mfcli.inference.engines.base import EngineName
-from mfcli.inference.isolation import DecoderPool, IsolationError
-from mfcli.inference.loading import PictureLoader
+from mfcli.inference.isolation import DecoderPool
+from mfcli.inference.loading import IsolationError, PictureLoader
 from mfcli.inference.sandbox import Measure
 from mfcli.models.preprocess import make_preprocess_plan
 from mfcli.models.registry import default_variant, find_variant
