@@ -1,11 +1,11 @@
 """Measure mf train: accuracy, calibration and time on folders of pictures, and its solver beside scikit-learn's.
 
-    python benchmarks/own_classes.py FOLDER... [--seeds 5] [--with-sklearn]
+    python benchmarks/own_classes.py FOLDER... [--seeds 5] [--with-sklearn] [--quick]
 
 FOLDER is what `mf train` takes. Where it has no folder `val`, each seed sets other pictures aside. The first run is
 cold (an empty cache), the others find the features in the cache. `--with-sklearn` fits LogisticRegressionCV to the same
-features and compares the log losses and the times; it needs scikit-learn. One line of JSON per folder, and notes on
-stderr.
+features and compares the log losses and the times; it needs scikit-learn. `--quick` takes generated pictures instead
+of a FOLDER. A table on stdout, the times of all runs on stderr.
 """
 
 import argparse
@@ -22,6 +22,9 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as mf train does
 
 import numpy as np
+from PIL import Image
+
+from mfcli.synthetic import make_picture
 
 
 def train(data: Path, output: Path, seed: int, cache: Path, *options: str) -> tuple[dict[str, Any], float]:
@@ -79,40 +82,54 @@ def compare_with_sklearn(data: Path, cache: Path) -> dict[str, float]:
     log_probs = reference.predict_log_proba((features - mean) / std)
     logits = fitted.head.logits(features).astype(np.float64)
     return {
-        "log_loss": log_loss(logits, targets, np.ones(len(targets))),
+        "solver_log_loss": log_loss(logits, targets, np.ones(len(targets))),
         "sklearn_log_loss": float(-log_probs[np.arange(len(targets)), targets].mean()),
-        "fit_seconds": seconds,
-        "sklearn_fit_seconds": reference_seconds,
+        "solver_seconds": seconds,
+        "sklearn_seconds": reference_seconds,
     }
+
+
+def write_generated(folder: Path) -> Path:
+    """Write pictures of two classes that differ in colour."""
+    for colour in ("blue", "red"):
+        (folder / colour).mkdir(parents=True)
+        for seed in range(20):
+            picture = make_picture(seed + 100 * (colour == "red"), 96, 72)
+            Image.blend(picture, Image.new("RGB", picture.size, colour), 0.5).save(folder / colour / f"{seed}.jpg")
+    return folder
+
+
+def measure(folder: Path, scratch: Path, seeds: int, with_sklearn: bool) -> dict[str, float]:
+    """Return the figures of a folder, means over the seeds."""
+    cache, runs = scratch / "cache", []
+    for seed in range(seeds):
+        runs.append(train(folder, scratch / "model", seed, cache))
+        print(f"{folder}, seed {seed}: {runs[-1][1]:.1f} s", file=sys.stderr)
+    _, again = train(folder, scratch / "model", 0, cache)
+    names = ("top1", "log_loss", "calibration_error")
+    figures = {name: statistics.mean(metrics["val"][name] for metrics, _ in runs) for name in names}
+    times = {"cold_seconds": runs[0][1], "again_seconds": again}
+    return figures | times | (compare_with_sklearn(folder, cache) if with_sklearn else {})
 
 
 def main() -> None:
     """Measure every folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--with-sklearn", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="a check that it runs; the figures mean nothing")
     arguments = parser.parse_args()
-    for folder in arguments.folders:
-        with tempfile.TemporaryDirectory(prefix="mf-own-classes-") as name:
-            cache, runs = Path(name, "cache"), []
-            for seed in range(arguments.seeds):
-                runs.append(train(folder, Path(name, "model"), seed, cache))
-                print(f"{folder}, seed {seed}: {runs[-1][1]:.1f} s", file=sys.stderr)
-            _, again = train(folder, Path(name, "model"), 0, cache)
-            figures = [metrics["val"] for metrics, _ in runs]
-            row: dict[str, Any] = {
-                "folder": str(folder),
-                "pictures": runs[0][0]["pictures"],
-                "top1": statistics.mean(own["top1"] for own in figures),
-                "log_loss": statistics.mean(own["log_loss"] for own in figures),
-                "calibration_error": statistics.mean(own["calibration_error"] for own in figures),
-                "cold_seconds": runs[0][1],
-                "again_seconds": again,
-            }
-            if arguments.with_sklearn:
-                row["solver"] = compare_with_sklearn(folder, cache)
-            print(json.dumps(row), flush=True)
+    if bool(arguments.folders) is arguments.quick:
+        parser.error("name folders, or --quick")
+    with tempfile.TemporaryDirectory(prefix="mf-own-classes-") as name:
+        folders = arguments.folders or [write_generated(Path(name, "generated"))]
+        for number, folder in enumerate(folders):
+            figures = measure(folder, Path(name, str(number)), arguments.seeds, arguments.with_sklearn)
+            if not number:
+                print(f"{'folder':<40}", *(f"{column:>20}" for column in figures))
+            shown = folder.name if arguments.quick else str(folder)
+            print(f"{shown:<40}", *(f"{value:>20.4f}" for value in figures.values()), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from conftest import CHECKOUT
         ("cold_start.py", [str(CHECKOUT / "examples" / "orange.jpg")], ["timm script", "mf predict (caformer_s18)"]),
         ("decode.py", [], ["Pillow, as in a notebook", "mf, scaled", "mf predict, exact", "mf predict, scaled"]),
         ("engine.py", [], ["plain export", "onnxruntime fp32"]),
+        ("own_classes.py", [], ["generated"]),
     ],
 )
 def test_a_benchmark_prints_its_table(script: str, arguments: list[str], rows: list[str], tmp_path: Path) -> None:
