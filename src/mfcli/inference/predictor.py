@@ -25,7 +25,7 @@ from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import FORMAT_VERSION, Artifact
 from mfcli.errors import EngineError, ModelError, PictureError, UsageError, memory_error
 from mfcli.files import is_folder, is_url
-from mfcli.inference.engines import load_engine
+from mfcli.inference.engines import choose_engine, load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
 from mfcli.inference.loading import IsolationError, LoadedPicture, OutOfMemoryError, PictureLoader, load_here
 from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
@@ -685,6 +685,10 @@ def load_predictor(
         folder.check_classes(len(artifact.labels))
     else:
         variant = overrides.apply(named or default_variant(settings))
+        if variant.folder is not None and choose_engine(engine, options) is EngineName.TORCH:
+            raise EngineError(
+                f"{variant.name} is a model of mf train, which torch cannot run", "engine=onnxruntime device=cpu"
+            )
         artifact = _ensure_preprocessing(variant, Path(weights) if weights else None, settings, progress)
     if artifact.thresholds is not None and abstain.covers(Abstention.UNFAMILIAR):
         options = replace(options, extra=(*options.extra, Output.DISTANCE))
