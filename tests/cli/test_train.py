@@ -261,6 +261,28 @@ def test_what_is_there_is_replaced_only_when_asked_for(mf: Mf, photos: Path, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "photos"]
 
 
+def test_a_folder_that_was_being_replaced_comes_back(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    folder, aside = tmp_path / "m", tmp_path / ".m.7.old"
+    assert mf("train", photos, "-o", folder, "-q").code == 0
+    folder.rename(aside)  # killed between the two renames
+    ran = mf("train", photos, "-o", folder, "--resume")
+    assert (ran.code, f"note: {folder} is finished" in ran.err, aside.exists()) == (0, True, False)
+    shutil.copytree(folder, aside)  # killed after them
+    shutil.copytree(folder, tmp_path / ".m.8.part")  # killed before
+    assert mf("train", photos, "-o", folder, "--overwrite").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "photos"]
+
+
+@pytest.mark.parametrize("options", [("--engine", "torch"), ("--device", "cuda")])
+def test_torch_runs_no_own_models(options: tuple[str, str], mf: Mf, photos: Path, tmp_path: Path) -> None:
+    assert mf("train", photos, "-o", tmp_path / "m", "-q").code == 0
+    ran = mf("predict", photos, "-m", tmp_path / "m", *options)
+    assert (ran.code, ran.err) == (
+        7,
+        "error: m is a model of mf train, which torch cannot run\nhint: --engine onnxruntime --device cpu\n",
+    )
+
+
 def test_a_foreign_folder_is_never_replaced(mf: Mf, photos: Path) -> None:
     ran = mf("train", photos, "-o", photos, "--overwrite")
     assert (ran.code, "is not a folder of mf train" in ran.err) == (8, True)

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from mfcli.artifact.file import update_sidecar
 from mfcli.errors import ModelError, NoInputsError, OutputError, UsageError
-from mfcli.files import list_files
 from mfcli.inference.predictor import Predictor, load_predictor
 from mfcli.inference.views import Views, compute_views
 from mfcli.inputs.dataset import Dataset, LabelledPicture, Split, join_names, read_dataset
@@ -140,6 +139,7 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
         UsageError: the dataset is not usable, see `inputs.dataset.read_dataset`.
     """
     started = time.monotonic()
+    _restore(request.output)
     if (finished := _read_finished(request)) is not None:
         progress(f"{request.output} is finished")
         return finished
@@ -321,6 +321,18 @@ def make_training_set(
     return TrainingSet(features[:, 0], features.mean(1), targets, folds, weights / weights.sum())
 
 
+def _list_left(target: Path, part: str) -> list[Path]:
+    """Return the hidden folders that killed processes have left beside a folder."""
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}.*.{part}"))
+
+
+def _restore(target: Path) -> None:
+    """Bring back the folder that a process was killed while replacing, and remove it where it was replaced."""
+    with contextlib.suppress(OSError):
+        for old in _list_left(target, "old"):
+            shutil.rmtree(old) if target.exists() else old.replace(target)
+
+
 @contextlib.contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """Yield a folder beside the target that takes its place at the end, as a whole.
@@ -331,7 +343,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
     new, old = (target.with_name(f".{target.name}.{os.getpid()}.{part}") for part in ("part", "old"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for left in list_files(target.parent, f".{glob.escape(target.name)}.*.part"):  # by killed processes
+        for left in _list_left(target, "part"):
             shutil.rmtree(left, ignore_errors=True)
         new.mkdir()
         yield new
@@ -342,8 +354,8 @@ def _new_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}", "name another folder: -o DIR") from error
     finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+        _restore(target)
 
 
 def _write_model(
