@@ -3,6 +3,7 @@
 Plain frozen dataclasses: inference/ creates them, outputs/ writes them.
 """
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,7 +13,7 @@ from mfcli.errors import FailureCode
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
     from PIL.Image import Image
 
 PREDICT_SCHEMA = "mf.predict/1"
@@ -203,6 +204,19 @@ class RunInfo:
     keep: tuple[str, ...] = ()
 
 
+def encode_features(features: "ArrayLike") -> str:
+    """Return float32 (dim,) in base64."""
+    import numpy as np
+
+    return base64.b64encode(np.asarray(features, "<f4").tobytes()).decode()
+
+
+def _decode_features(text: str) -> "NDArray[np.float32]":
+    import numpy as np
+
+    return np.frombuffer(base64.b64decode(text, validate=True), "<f4")
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class PictureResult:
     """The result of one picture: predictions or an error.
@@ -270,6 +284,7 @@ class PictureResult:
         """Return the row of JSON Lines, schema mf.predict/1."""
         match = {} if self.match is None else {"match": self.match.to_dict()}
         kept = {} if self.kept is None else {"kept": self.kept}
+        features = {} if self.features is None else {"features": encode_features(self.features)}
         return {
             "schema": PREDICT_SCHEMA,
             "input": self.input,
@@ -289,6 +304,7 @@ class PictureResult:
             "abstained": self.abstained.value if self.abstained else None,
             **match,
             **kept,
+            **features,
             "error": {"code": self.error.code.value, "message": self.error.message} if self.error else None,
         }
 
@@ -317,6 +333,7 @@ class PictureResult:
             abstained=None if abstained is None else Abstention(abstained),
             match=None if match is None else Match.from_dict(match),
             kept=None if row.get("kept") is None else dict(row["kept"]),
+            features=_decode_features(row["features"]) if "features" in row else None,
         )
         texts = [result.input, *(p.label for p in result.predictions), *(p.wnid or "" for p in result.predictions)]
         if not all(isinstance(text, str) for text in texts):

@@ -1,7 +1,9 @@
 """mf embed: features in both formats, rows for failures, and nothing half written."""
 
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,39 @@ def test_all_failed(mf: Mf, broken: Path, tmp_path: Path) -> None:
     assert np.load(tmp_path / "a.npz")["features"].shape == (1, 0)
 
 
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_a_killed_run_is_resumed(suffix: str, mf: Mf, broken: Path, tmp_path: Path) -> None:
+    out, whole = tmp_path / f"features.{suffix}", tmp_path / f"whole.{suffix}"
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    assert mf("embed", ORANGE, broken, LEMON, "-o", whole, "-q").code == 5
+    command = [sys.executable, "-m", "mfcli", "embed", "--files-from", "-", "-o", str(out), "-q"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as run:
+        assert run.stdin is not None
+        run.stdin.write(f"{ORANGE}\n{broken}\n".encode())
+        run.stdin.flush()
+        partial = Path(f"{out}.partial")
+        while not (partial.exists() and partial.read_bytes().count(b"\n") == 2):
+            time.sleep(0.05)
+        run.kill()
+    assert mf("embed", ORANGE, broken, LEMON, "-o", out).code == 8
+    broken.write_bytes(LEMON.read_bytes())  # its row is there already
+    for words in ("3 pictures: 2 classified, 1 failed", "nothing was left to do"):
+        ran = mf("embed", ORANGE, broken, LEMON, "-o", out, "--resume")
+        assert (ran.code, words in ran.err, partial.exists()) == (5, True, False)
+        assert out.read_bytes() == whole.read_bytes()
+    assert mf("embed", ORANGE, broken, LEMON, ORANGE, "-o", out, "--retry-failed").code == 0
+    assert mf("embed", ORANGE, broken, LEMON, ORANGE, "-o", whole, "--overwrite", "-q").code == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_another_model_does_not_go_on(mf: Mf, tmp_path: Path) -> None:
+    out = tmp_path / "features.npz"
+    assert mf("embed", ORANGE, "-o", out, "-q").code == 0
+    ran = mf("embed", ORANGE, LEMON, "-o", out, "--resume", "--no-exif")
+    assert (ran.code, "belongs to a different run" in ran.err) == (8, True)
+
+
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [("a.csv", 2, "neither .npz nor .parquet"), ("there.npz", 8, "exists"), ("no/a.npz", 8, "there is no folder")],
@@ -87,7 +122,7 @@ def test_overwrite_replaces_only_at_the_end(mf: Mf, tmp_path: Path) -> None:
     assert out.read_bytes() == b"mine"
     assert mf("embed", ORANGE, "-o", out, "--overwrite", "-q").code == 0
     assert np.load(out)["features"].shape == (1, 320)
-    assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".there.npz.run", "there.npz"]
 
 
 def test_parquet_without_pyarrow(mf: Mf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from mfcli.cli.streams import note, standard_output
 from mfcli.errors import OutputError, UsageError
 from mfcli.files import exists, is_file
 from mfcli.inputs.arguments import is_input_name
-from mfcli.outputs.writer import FormatName, LabelType, Writer
+from mfcli.outputs.writer import FeatureFormat, FormatName, LabelType, Writer
 
 if TYPE_CHECKING:
     from mfcli.inference.predictor import Predictor
@@ -99,6 +99,34 @@ class Layout:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureLayout:
+    """How features are written."""
+
+    format: FeatureFormat
+
+    @classmethod
+    def parse(cls, path: Path) -> "FeatureLayout":
+        """Read the suffix of a file.
+
+        Raises:
+            UsageError: it is neither .npz nor .parquet.
+            EngineError: pyarrow, which Parquet needs, is not installed.
+        """
+        suffix = path.suffix.lower().removeprefix(".")
+        if suffix not in list(FeatureFormat):
+            raise UsageError(f"the suffix of {path} is neither .npz nor .parquet", "-o features.npz")
+        if suffix == FeatureFormat.PARQUET:
+            _check_parquet(path)
+        return cls(FeatureFormat(suffix))
+
+    def open_writer(self, stream: TextIO, *, compact: bool, renderer: "PictureRenderer | None" = None) -> Writer:  # noqa: ARG002 - as Layout's
+        """Return the writer on a stream, whose bytes are used."""
+        from mfcli.outputs.features import open_feature_writer
+
+        return open_feature_writer(self.format, stream.buffer)
+
+
 def parse_output(output: Path | None) -> Path | None:
     """Return the file that -o names, None for standard output."""
     return None if output == _STANDARD_OUTPUT else output
@@ -140,14 +168,14 @@ class Destination:
     """
 
     path: Path | None
-    layout: Layout
+    layout: "Layout | FeatureLayout"
     overwrite: bool = False
     resume: bool = False
     retry_failed: bool = False
 
     @classmethod
     def parse(
-        cls, path: Path | None, layout: Layout, *, overwrite: bool, resume: bool, retry_failed: bool
+        cls, path: Path | None, layout: "Layout | FeatureLayout", *, overwrite: bool, resume: bool, retry_failed: bool
     ) -> "Destination":
         """Read the options about a file that is there.
 

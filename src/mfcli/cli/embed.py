@@ -7,15 +7,14 @@ from typing import Annotated
 import typer
 
 from mfcli.cli import predict_options as option
-from mfcli.cli.destination import name_leftovers
+from mfcli.cli.destination import Destination, FeatureLayout, name_leftovers
 from mfcli.cli.options import Offline, Quiet, parse_batch_size
 from mfcli.cli.predict import exit_code, make_selection, only_list
 from mfcli.cli.streams import note, standard_input
-from mfcli.errors import ExitCode, UsageError
+from mfcli.errors import ExitCode
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
-from mfcli.outputs.features import FeatureFormat
 from mfcli.settings import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_PIXELS, Settings
 
 Output = Annotated[
@@ -46,6 +45,8 @@ def embed(
     model: option.Model = None,
     weights: option.Weights = None,
     overwrite: option.Overwrite = False,
+    resume: option.Resume = False,
+    retry_failed: option.RetryFailed = False,
     batch_size: option.BatchSize = "auto",
     workers: option.Workers = None,
     threads: option.Threads = None,
@@ -65,12 +66,13 @@ def embed(
     from mfcli.cli.progress import StderrProgress
     from mfcli.inference.predictor import load_predictor
     from mfcli.inputs.sources import iter_sources
-    from mfcli.outputs.features import open_feature_writer
-    from mfcli.outputs.files import check_folder, open_beside, refuse_existing, translate_write_errors
+    from mfcli.outputs.files import check_folder
     from mfcli.tasks.predict import predict
 
-    format = _format_of_suffix(output)
-    check_folder(output) if overwrite else refuse_existing(output)
+    layout = FeatureLayout.parse(output)
+    destination = Destination.parse(output, layout, overwrite=overwrite, resume=resume, retry_failed=retry_failed)
+    check_folder(output)
+    destination.check([*map(str, inputs or ())])
     if not quiet:
         name_leftovers(output)
     size = parse_batch_size(batch_size)
@@ -87,36 +89,36 @@ def embed(
             nul=null,
             selection=selection,
         )
-        with translate_write_errors(output), open_beside(output, overwrite) as (file, publish):
-            writer = open_feature_writer(format, file)
-            predictor = load_predictor(
-                model,
-                weights=weights,
-                engine=engine,
-                device=device,
-                precision=precision,
-                threads=threads,
-                exif=not no_exif,
-                max_pixels=max_pixels,
-                decode_timeout_s=decode_timeout,
-                formats=extra_formats,
-                features=True,
-                confidence=None,
-                abstain="off",
-                settings=settings,
+        predictor = load_predictor(
+            model,
+            weights=weights,
+            engine=engine,
+            device=device,
+            precision=precision,
+            threads=threads,
+            exif=not no_exif,
+            max_pixels=max_pixels,
+            decode_timeout_s=decode_timeout,
+            formats=extra_formats,
+            features=True,
+            confidence=None,
+            abstain="off",
+            settings=settings,
+            progress=progress,
+        )
+        with destination.open(predictor, compact=True, quiet=quiet) as sink:
+            summary = predict(
+                predictor,
+                sources,
+                sink.writer,
+                batch_size=size,
+                workers=workers,
+                journal=sink.journal,
+                retry_writer=sink.retry_writer,
                 progress=progress,
             )
-            summary = predict(predictor, sources, writer, batch_size=size, workers=workers, progress=progress)
-            publish()
         if words := left_out.in_words():
             progress(words)
     if not quiet:
         note(f"{summary.in_words()}; {output}")
     raise typer.Exit(ExitCode.OK if allow_failures else exit_code(summary))
-
-
-def _format_of_suffix(path: Path) -> FeatureFormat:
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in list(FeatureFormat):
-        raise UsageError(f"the suffix of {path} is neither .npz nor .parquet", "-o features.npz")
-    return FeatureFormat(suffix)

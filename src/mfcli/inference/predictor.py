@@ -101,6 +101,7 @@ class RunFingerprint:
     confidence: float | None
     query: Query | None
     abstention: tuple[Abstain, float] | None
+    features: bool
 
     @property
     def run(self) -> str:
@@ -131,6 +132,7 @@ class RunFingerprint:
             **({} if self.decode is DecodeMode.EXACT else {"decode": self.decode}),  # new: exact runs keep their digest
             **({} if self.query is None else {"query": dataclasses.asdict(self.query)}),
             **({} if self.abstention is None else {"abstention": self.abstention}),
+            **({"features": True} if self.features else {}),
         }
 
 
@@ -251,7 +253,17 @@ class Predictor:
             self._min_prob = thresholds.find_prob(max_error)
         rule = None if thresholds is None else (abstain, max_error)
         fingerprint = RunFingerprint(
-            artifact, self.labels, engine.name, engine.precision, top_k, exif, decode, confidence, query, rule
+            artifact,
+            self.labels,
+            engine.name,
+            engine.precision,
+            top_k,
+            exif,
+            decode,
+            confidence,
+            query,
+            rule,
+            features=Output.FEATURES in options.extra,
         )
         self.settings = fingerprint.settings
         self.run_info = RunInfo(

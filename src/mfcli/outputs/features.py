@@ -1,29 +1,24 @@
 """Features as .npz (NumPy) or .parquet (needs pyarrow): a row for every input, failures included.
 
 A file is written as a whole: NumPy's format begins with the number of rows, so its rows are held in memory; Parquet's
-are written in groups.
+are written in groups. Both are read back as rows of JSON Lines, so that a run can go on with them.
 """
 
-from enum import StrEnum
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mfcli.outputs.parquet import import_parquet
-from mfcli.outputs.writer import Writer
-from mfcli.results import PictureResult, RunInfo, Summary
+from mfcli.outputs.writer import FeatureFormat, Writer
+from mfcli.results import PREDICT_SCHEMA, PictureResult, RunInfo, Summary, encode_features
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_GROUP_ROWS = 8192
-_TEXTS = ("input", "member", "status", "error_code", "error_message")
-
-
-class FeatureFormat(StrEnum):
-    """The formats of `mf embed`."""
-
-    NPZ = "npz"
-    PARQUET = "parquet"
+_GROUP_ROWS, _BATCH_ROWS = 8192, 1024
+_TEXTS = ("input", "input_b64", "member", "status", "error_code", "error_message")
+_SIZES = ("width", "height")
+_ORIGIN = ("model", "weights_sha256", "run")
 
 
 def open_feature_writer(format: FeatureFormat, file: BinaryIO) -> Writer:
@@ -36,6 +31,42 @@ def open_feature_writer(format: FeatureFormat, file: BinaryIO) -> Writer:
         return _NpzWriter(file)
     import_parquet()
     return _ParquetWriter(file)
+
+
+def read_npz_rows(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file that `mf embed` wrote.
+
+    Raises:
+        ValueError, KeyError: it did not.
+    """
+    import numpy as np
+
+    arrays = dict(np.load(file))
+    origin = {name: str(arrays.pop(name)) for name in _ORIGIN}
+    for values in zip(*(arrays[name].tolist() for name in (*_TEXTS, *_SIZES)), arrays["features"], strict=True):
+        yield _make_json_row(dict(zip((*_TEXTS, *_SIZES, "features"), values, strict=True)), origin)
+
+
+def read_parquet_rows(file: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a `ParquetFile` that `mf embed` wrote."""
+    origin = {name: file.schema_arrow.metadata[name.encode()].decode() for name in _ORIGIN}
+    for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+        for row in batch.to_pylist():
+            yield _make_json_row(row, origin)
+
+
+def _make_json_row(row: dict[str, Any], origin: dict[str, str]) -> dict[str, Any]:
+    """Return a row as JSON Lines has it, but for the predictions, which are not kept."""
+    is_ok = row["status"] == "ok"
+    return {
+        "schema": PREDICT_SCHEMA,
+        **{name: row[name] or None for name in ("input_b64", "member", "width", "height")},
+        **{name: row[name] for name in ("input", "status")},
+        **origin,
+        "predictions": [],
+        **({"features": encode_features(row["features"])} if is_ok else {}),
+        "error": None if is_ok else {"code": row["error_code"], "message": row["error_message"]},
+    }
 
 
 def _make_row(result: PictureResult) -> dict[str, Any]:
@@ -74,10 +105,10 @@ class _NpzWriter:
         columns: dict[str, NDArray[Any]] = {
             name: np.array([row[name] or "" for row in self._rows], np.str_) for name in _TEXTS
         }
-        for name in ("width", "height"):
+        for name in _SIZES:
             columns[name] = np.array([row[name] or 0 for row in self._rows], np.int32)
         columns["features"] = _stack([row["features"] for row in self._rows])
-        for name in ("model", "weights_sha256", "run"):
+        for name in _ORIGIN:
             columns[name] = np.array(getattr(self._run, name))
         np.savez(self._file, **columns)  # type: ignore[arg-type]  # mypy sees allow_pickle among the arrays
 
@@ -129,5 +160,5 @@ class _ParquetWriter:
         kinds = {"width": number, "height": number, "features": pyarrow.list_(pyarrow.float32(), self._dim or 0)}
         names = ("input", "input_b64", "member", "status", "width", "height", "features", "error_code", "error_message")
         assert self._run is not None  # begin comes first
-        origin = {name: getattr(self._run, name) for name in ("model", "weights_sha256", "run")}
+        origin = {name: getattr(self._run, name) for name in _ORIGIN}
         return pyarrow.schema([(name, kinds.get(name, text)) for name in names], origin)

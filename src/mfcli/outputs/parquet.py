@@ -105,7 +105,7 @@ def _make_schema(*, with_match: bool, keep: Sequence[str]) -> Any:
 
 
 class ParquetRows:
-    """The rows in a file that `ParquetWriter` wrote, or another program that kept its columns.
+    """The rows in a file that `ParquetWriter` or `mf embed` wrote, or another program that kept the columns.
 
     Attributes:
         run: the run that the metadata names, else an empty dict.
@@ -124,13 +124,18 @@ class ParquetRows:
         with _translate_errors():
             self._file = parquet.ParquetFile(file)
         schema = self._file.schema_arrow
+        self._has_features = "features" in schema.names
+        self.run: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        if self._has_features:
+            return
         if missing := set(_make_schema(with_match=False, keep=()).names) - set(schema.names):
             raise KeyError(*missing)
         known = _make_schema(with_match=True, keep=("any",)).names
         self._columns = [name for name in schema.names if name in known]
         metadata = schema.metadata or {}
-        self.run: dict[str, Any] = json.loads(metadata.get(_RUN.encode(), b"{}"))
-        self.summary: dict[str, Any] = json.loads((self._file.metadata.metadata or {}).get(_SUMMARY.encode(), b"{}"))
+        self.run = json.loads(metadata.get(_RUN.encode(), b"{}"))
+        self.summary = json.loads((self._file.metadata.metadata or {}).get(_SUMMARY.encode(), b"{}"))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the rows as JSON Lines has them.
@@ -139,6 +144,11 @@ class ParquetRows:
             OSError: the file is damaged.
         """
         with _translate_errors():
+            if self._has_features:
+                from mfcli.outputs.features import read_parquet_rows
+
+                yield from read_parquet_rows(self._file)
+                return
             for batch in self._file.iter_batches(_BATCH_ROWS, columns=self._columns, use_threads=False):
                 for row in batch.to_pylist():
                     yield {name: value for name, value in row.items() if value is not None or name not in _OPTIONAL}

@@ -57,6 +57,8 @@ class StoredResults:
         self._read: Callable[[], Iterator[dict[str, Any]]]
         if head.startswith(b"PAR1"):
             self._read = self._read_parquet
+        elif head.startswith(b"PK"):
+            self._read = self._read_npz
         elif header := _CSV_HEADER.match(head):
             separator = header[1].decode()
             self._read = lambda: self._read_separated(separator)
@@ -149,6 +151,11 @@ class StoredResults:
         if rows.summary:
             self._read_summary({"summary": rows.summary})
         yield from rows
+
+    def _read_npz(self) -> Iterator[dict[str, Any]]:
+        from mfcli.outputs.features import read_npz_rows
+
+        return read_npz_rows(self._file)
 
     def _read_separated(self, separator: str) -> Iterator[dict[str, Any]]:
         text = io.TextIOWrapper(self._file, encoding="utf-8-sig", newline="")

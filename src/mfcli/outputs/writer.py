@@ -18,6 +18,13 @@ class FormatName(StrEnum):
     PARQUET = "parquet"
 
 
+class FeatureFormat(StrEnum):
+    """The formats of `mf embed`."""
+
+    NPZ = "npz"
+    PARQUET = "parquet"
+
+
 class RecordFormat(StrEnum):
     """The formats of the other commands' records, such as rows of the registry."""
 
