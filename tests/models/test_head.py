@@ -103,3 +103,12 @@ def test_the_temperature_of_logits_that_are_too_sure() -> None:
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     targets = np.array([random.choice(3, p=row) for row in probs])
     assert fit_temperature(logits * 4, targets, np.ones(5000)) == pytest.approx(4, rel=0.05)
+
+
+def test_a_few_pictures_that_are_all_right_do_not_mean_certainty() -> None:
+    targets = np.arange(10) % 2
+    logits = 20.0 * np.eye(2)[targets]
+    temperature = fit_temperature(logits, targets, np.ones(10))
+    assert loss_of(logits / temperature, targets) == pytest.approx(-np.log(10.5 / 11), rel=1e-3)
+    many = np.arange(10_000) % 2
+    assert loss_of(20 * np.eye(2)[many] / fit_temperature(20 * np.eye(2)[many], many, np.ones(10_000)), many) < 1e-3

@@ -2,8 +2,11 @@
 
 A picture is unsure if its probability is below the one above which few answers were wrong, and unfamiliar if its
 features are farther from every class than those of nearly all pictures that were learned. Both are taken from pictures
-in the folds in which they were judged. The distance is Mahalanobis's, with the covariance within the classes shrunk; on
-Imagenette against textures it told them apart better than the largest probability and than nearest neighbours.
+in the folds in which they were judged. The distance is Mahalanobis's, with the covariance within the classes shrunk.
+
+benchmarks/own_classes_variants.py chose the constants, on pictures that no published figure is of: cats and dogs, and
+the training pictures of hymenoptera and Imagenette, judged by other pictures of the same, by classes that were left
+out, by one another and by generated pictures.
 """
 
 import math
@@ -21,8 +24,10 @@ Floats = NDArray[np.float64]
 FAMILIAR_SHARE = 0.95
 """Of the pictures learned from are familiar."""
 _SHRINKAGE = 0.1
-_LOG_RISK = math.log(1e4)
-"""One in 10,000 that the error is above its bound: with room for the noise of the pictures to come."""
+"""The mean AUROC was 0.864 with 0.02 and 0.1, 0.861 with 0.3; of the largest probability 0.807, of neighbours 0.844."""
+_LOG_RISK = math.log(100)
+"""One in 100 that the error is above its bound: the largest of 0.05, 0.01, 0.001 and 0.0001 with which at most 5 in 100
+divisions into four parts to learn from and one to judge by had more errors than they were allowed."""
 _MAX_POINTS = 200
 _BISECTIONS = 40
 _MIN_STD = 1e-8

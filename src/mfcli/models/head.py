@@ -1,9 +1,10 @@
 """The head of the user's own classes: a linear layer on features, chosen and calibrated by cross-validation.
 
 Multinomial logistic regression over a path of strengths, and linear discriminant analysis over a grid of shrinkages,
-which is nearest mean at shrinkage 1, are judged in the same folds by their log loss. Of each kind the simplest is kept
-that is as good as the best within a standard error, and then the better one or the mean of both is taken, which is a
-linear layer as well. It is fitted to all pictures, and divided by the temperature that suits its logits in the folds.
+which is nearest mean at shrinkage 1, are judged in the same folds by their log loss. The mean of the best of each kind
+is taken, which is a linear layer as well. It is fitted to all pictures, and divided by the temperature that suits its
+logits in the folds. benchmarks/own_classes_variants.py compared this with either kind alone, with the better one, and
+with the simplest within a standard error, on pictures that no published figure is of; see `models.abstention`.
 
 scikit-learn is not needed: at the log loss of its LogisticRegressionCV this is many times as fast, which
 benchmarks/own_classes.py measures, because the features are rotated to uncorrelated ones, in which the curvature of the
@@ -26,7 +27,7 @@ Floats = NDArray[np.float64]
 Features = NDArray[np.float32]
 Targets = NDArray[np.intp]
 
-STRENGTHS = tuple(float(strength) for strength in np.logspace(-4, 4, 17))
+STRENGTHS = tuple(float(strength) for strength in np.logspace(-4, 4, 9))
 """The inverse of the penalty on the weights, as scikit-learn's C."""
 SHRINKAGES = (1.0, 0.6, 0.3, 0.1, 0.02)
 """Of the covariance within the classes towards a multiple of the identity; the first where nothing can be judged."""
@@ -45,6 +46,8 @@ _SUFFICIENT, _MIN_LENGTH = 1e-4, 1e-6
 """Of a line search: the share of the expected gain that is enough, and the shortest step."""
 _MIN_SPREAD, _NO_VARIANCE = 1e-9, 1e-8
 _MIN_TEMPERATURE, _MAX_TEMPERATURE, _TEMPERATURE_TOLERANCE = 0.01, 1000.0, 1e-4
+_UNKNOWN = 1.0
+"""Pictures that could be of any class, among those by which the temperature is fitted."""
 
 
 class Method(StrEnum):
@@ -142,48 +145,37 @@ def fit_head(data: TrainingSet, is_over: Callable[[], bool] = lambda: False) -> 
         raise UsageError("the features have NaN or infinite values", "use another model")
     scaling = _Scaling(data.fitted)
     data = replace(data, features=scaling.apply(data.features), fitted=scaling.apply(data.fitted))
-    candidates = list(_try_discriminants(data))
-    chosen = [_choose_simplest(data, candidates)]
+    kinds = [list(_try_discriminants(data))]
     is_feasible = data.has_folds and data.fitted.size * data.num_classes <= _MAX_PRODUCTS
     if is_feasible and (regressions := _try_regressions(data, is_over)):
-        chosen.append(_choose_simplest(data, regressions))
-        candidates += regressions
-    finalists = [*chosen, *([_take_mean(data, chosen)] if len(chosen) > 1 else [])]
-    best = min(finalists, key=lambda candidate: candidate.loss)
-    weights = np.mean([_fit_all(data, part) / part.temperature for part in best.parts or (best,)], axis=0)
-    if best.parts:
-        weights /= best.temperature
+        kinds.append(regressions)
+    parts = [min(kind, key=lambda candidate: candidate.loss) for kind in kinds]
+    tried = [candidate for kind in kinds for candidate in kind]
+    final = parts[0]
+    weights = np.mean([_fit_all(data, part) / part.temperature for part in parts], axis=0)
+    if len(parts) > 1:
+        final = _take_mean(data, parts)
+        weights /= final.temperature
+        tried.append(final)
     return FittedHead(
         head=scaling.unfold(weights),
-        method=best.method,
-        strengths={candidate.method: candidate.strength for candidate in chosen if candidate.strength is not None},
-        temperature=best.temperature,
-        losses=[(tried.method, tried.strength, tried.loss) for tried in (*candidates, *finalists[2:])],
-        out_of_fold=best.logits / best.temperature,
+        method=final.method,
+        strengths={part.method: part.strength for part in parts if part.strength is not None},
+        temperature=final.temperature,
+        losses=[(candidate.method, candidate.strength, candidate.loss) for candidate in tried],
+        out_of_fold=final.logits / final.temperature,
     )
-
-
-def _choose_simplest(data: TrainingSet, candidates: "list[_Candidate]") -> "_Candidate":
-    """Return the first candidate, from the simplest on, that is as good as the best within a standard error."""
-    if not data.has_folds:
-        return candidates[0]
-    best = min(candidates, key=lambda candidate: candidate.loss)
-    for candidate in candidates:
-        worse_by = (candidate.picture_losses - best.picture_losses) * data.weights[data.seen] * data.seen.sum()
-        if worse_by.mean() <= worse_by.std() / math.sqrt(len(worse_by)):
-            return candidate
-    return best
 
 
 def _take_mean(data: TrainingSet, parts: "list[_Candidate]") -> "_Candidate":
     logits = np.mean([part.logits / part.temperature for part in parts], axis=0)
-    return _Candidate(data, Method.MEAN, None, logits, parts=tuple(parts))
+    return _Candidate(data, Method.MEAN, None, logits)
 
 
 def _fit_all(data: TrainingSet, best: "_Candidate") -> Floats:
     assert best.strength is not None
     if best.method is Method.DISCRIMINANT:
-        return _Discriminant(data.fitted, data.targets, data.num_classes).fit(best.strength)
+        return _Discriminant(data.fitted, data.targets, data.weights, data.num_classes).fit(best.strength)
     assert best.weights is not None
     regression = Regression(data.fitted, data.targets, data.weights, data.num_classes)
     return regression.fit(best.strength, best.weights, _FINAL_TOLERANCE)
@@ -222,7 +214,6 @@ class _Candidate:
         strength: of the regression, or the shrinkage.
         logits: of each picture, from the fold in which it was judged.
         weights: where the fit to all pictures begins.
-        parts: those that it is the mean of.
     """
 
     def __init__(
@@ -232,14 +223,13 @@ class _Candidate:
         strength: float | None,
         logits: Floats,
         weights: Floats | None = None,
-        parts: "tuple[_Candidate, ...]" = (),
     ) -> None:
-        self.method, self.strength, self.logits = method, strength, logits
-        self.weights, self.parts = weights, parts
+        self.method, self.strength, self.logits, self.weights = method, strength, logits, weights
         targets, picture_weights = data.targets[data.seen], data.weights[data.seen]
         self.temperature = fit_temperature(logits[data.seen], targets, picture_weights)
-        self.picture_losses = compute_losses(logits[data.seen] / self.temperature, targets)
-        self.loss = float(self.picture_losses @ picture_weights / picture_weights.sum()) if len(targets) else math.inf
+        self.loss = math.inf
+        if len(targets):
+            self.loss = log_loss(logits[data.seen] / self.temperature, targets, picture_weights)
 
 
 def _list_folds(data: TrainingSet) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -250,7 +240,7 @@ def _list_folds(data: TrainingSet) -> list[tuple[NDArray[np.intp], NDArray[np.in
 
 def _try_discriminants(data: TrainingSet) -> Iterator[_Candidate]:
     folds = [
-        (judged, _Discriminant(data.fitted[fitted], data.targets[fitted], data.num_classes))
+        (judged, _Discriminant(data.fitted[fitted], data.targets[fitted], data.weights[fitted], data.num_classes))
         for fitted, judged in _list_folds(data)
     ]
     for shrinkage in SHRINKAGES:
@@ -261,9 +251,10 @@ def _try_discriminants(data: TrainingSet) -> Iterator[_Candidate]:
 
 
 class _Discriminant:
-    """Linear discriminant analysis with equal class probabilities; every class has a picture."""
+    """Linear discriminant analysis, with the weights of the classes as their probabilities; each has a picture."""
 
-    def __init__(self, features: Features, targets: Targets, num_classes: int) -> None:
+    def __init__(self, features: Features, targets: Targets, weights: Floats, num_classes: int) -> None:
+        self._log_priors = np.log(np.bincount(targets, weights, num_classes))
         order = np.argsort(targets, kind="stable")
         x, counts = features[order, :-1], np.bincount(targets, minlength=num_classes)
         self._means = np.add.reduceat(x, np.cumsum(counts) - counts, 0, dtype=np.float64) / counts[:, np.newaxis]
@@ -280,7 +271,7 @@ class _Discriminant:
         covariance = (1 - shrinkage) * self._covariance
         covariance[np.diag_indices_from(covariance)] += max(shrinkage, _NO_VARIANCE) * scale
         weights = np.linalg.solve(covariance, self._means.T)
-        return np.vstack([weights, -0.5 * (self._means.T * weights).sum(0)])
+        return np.vstack([weights, self._log_priors - 0.5 * (self._means.T * weights).sum(0)])
 
 
 def _try_regressions(data: TrainingSet, is_over: Callable[[], bool]) -> list[_Candidate]:
@@ -411,20 +402,31 @@ def log_loss(logits: Floats, targets: Targets, weights: Floats) -> float:
 
 
 def fit_temperature(logits: Floats, targets: Targets, weights: Floats) -> float:
-    """Return the divisor of the logits that minimises the log loss, by golden-section search; 1 without pictures."""
-    if not len(targets):
+    """Return the divisor of the logits that minimises the log loss, by golden-section search; 1 without pictures.
+
+    One more picture, of which nothing is known, keeps a few pictures that are all right from meaning certainty.
+    """
+    count = len(targets)
+    if not count:
         return 1.0
+    shifted = (logits - logits.max(1, keepdims=True)).astype(np.float32)
+    wanted = (count * shifted[np.arange(count), targets] + _UNKNOWN * shifted.mean(1)) / (count + _UNKNOWN)
+    shares = weights / weights.sum()
+
+    def loss(log: float) -> float:
+        return float((np.log(np.exp(shifted / np.float32(np.exp(log))).sum(1)) - wanted / np.exp(log)) @ shares)
+
     low, high = np.log(_MIN_TEMPERATURE), np.log(_MAX_TEMPERATURE)
     ratio = (np.sqrt(5) - 1) / 2
     points = [high - ratio * (high - low), low + ratio * (high - low)]
-    losses = [log_loss(logits / np.exp(point), targets, weights) for point in points]
+    losses = [loss(point) for point in points]
     while high - low > _TEMPERATURE_TOLERANCE:
         if losses[0] < losses[1]:
             high, points[1], losses[1] = points[1], points[0], losses[0]
             points[0] = high - ratio * (high - low)
-            losses[0] = log_loss(logits / np.exp(points[0]), targets, weights)
+            losses[0] = loss(points[0])
         else:
             low, points[0], losses[0] = points[0], points[1], losses[1]
             points[1] = low + ratio * (high - low)
-            losses[1] = log_loss(logits / np.exp(points[1]), targets, weights)
+            losses[1] = loss(points[1])
     return float(np.exp((low + high) / 2))
