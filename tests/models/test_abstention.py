@@ -17,7 +17,7 @@ def test_the_bound_lies_above_the_share_and_falls_with_the_count(wrong: int, cou
 
 
 def test_the_bound_without_errors_by_hand() -> None:
-    assert bound_error(0, 100) == pytest.approx(1 - 100 ** (-1 / 100))
+    assert bound_error(0, 100) == pytest.approx(1 - 1000 ** (-1 / 100))
 
 
 def test_answers_above_the_threshold_keep_the_error() -> None:
