@@ -89,6 +89,7 @@ def test_shares_that_are_refused(share: str, mf: Mf) -> None:
 
 @pytest.mark.slow
 def test_openvino_marks_the_same_answers(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
     assert mf("train", photos, "-o", tmp_path / "m", "-q").code == 0
     marks = [
         [
