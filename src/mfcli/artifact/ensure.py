@@ -104,7 +104,7 @@ def _open_own(variant: Variant, folder: Path, weights_file: Path | None) -> Arti
     try:
         artifact = open_artifact(folder / MODEL_FILE, variant, None, None)
     except ModelError as error:
-        raise ModelError(error.message, f"train it again: mf train DIR -o {folder} --overwrite") from error
+        raise ModelError(error.message, f"train it again into {folder}, with overwrite=True") from error
     record_mtime(artifact)
     return artifact
 

@@ -57,6 +57,7 @@ SWITCHES = {
     ("nul", "True"): "--null",
     ("offline", "True"): "--offline",
     ("overwrite", "True"): "--overwrite",
+    ("pin", "True"): "--pin",
     ("random_weights", "True"): "--random-weights",
     ("recursive", "False"): "--no-recursive",
     ("resume", "True"): "--resume",

@@ -35,7 +35,7 @@ def read_own_variant(folder: Path) -> Variant:
     if base not in VARIANTS:
         raise ModelError(f"{folder} is of an unknown base model {base!r}", "it may be of another version of mfcli")
     if not (folder / MODEL_FILE).is_file():
-        raise ModelError(f"{folder} has no {MODEL_FILE}", f"train it again: mf train DIR -o {folder} --overwrite")
+        raise ModelError(f"{folder} has no {MODEL_FILE}", f"train it again into {folder}, with overwrite=True")
     return make_own_variant(VARIANTS[base], name, num_classes, folder)
 
 
