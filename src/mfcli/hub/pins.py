@@ -62,7 +62,8 @@ def read_pins(settings: Settings, *, may_be_missing: bool = False) -> dict[str, 
     except FileNotFoundError as error:
         if settings.named_lock_file is None or may_be_missing:
             return {}
-        raise UsageError(f"MF_LOCK names {path}, which does not exist", "mf download MODEL writes it, with pin=True") from error
+        hint = "mf download MODEL writes it, with pin=True"
+        raise UsageError(f"MF_LOCK names {path}, which does not exist", hint) from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name another file: MF_LOCK=FILE") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
