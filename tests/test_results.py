@@ -5,7 +5,8 @@ import pickle
 from html.parser import HTMLParser
 
 from mfcli.errors import FailureCode
-from mfcli.results import Failure, PictureResult, Prediction, RunInfo
+from mfcli.results import Failure, PictureResult, Prediction
+from mfcli.runs import RunInfo
 
 RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 4)
 LABELS = ("tabby, tabby cat", "<b>fish & 'chips'</b>", "pear", "fig")

@@ -11,7 +11,8 @@ import pytest
 import mfcli
 from mfcli import signals
 from mfcli.inputs.sources import Source
-from mfcli.results import PictureResult, RunInfo, Summary
+from mfcli.results import PictureResult
+from mfcli.runs import RunInfo, Summary
 from mfcli.signals import ForcedInterrupt, defer_signals
 from mfcli.tasks.predict import predict
 

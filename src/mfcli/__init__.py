@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mfcli.models import concepts
     from mfcli.models.metaformer import create_model
     from mfcli.models.registry import Variant, list_variants
-    from mfcli.results import Concept, Failure, Label, PictureResult, Prediction, RunInfo
+    from mfcli.results import Concept, Failure, Label, PictureResult, Prediction
+    from mfcli.runs import RunInfo
 
 # ONNX Runtime 1.29 and later report to their maker, on Linux too and from their import on, unless told not to before.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -61,7 +62,8 @@ _MODULES = {
     "mfcli.models": "concepts",
     "mfcli.models.metaformer": "create_model",
     "mfcli.models.registry": "Variant list_variants",
-    "mfcli.results": "Concept Failure Label PictureResult Prediction RunInfo",
+    "mfcli.results": "Concept Failure Label PictureResult Prediction",
+    "mfcli.runs": "RunInfo",
 }
 """Where the public names are, as imported above."""
 

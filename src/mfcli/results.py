@@ -1,15 +1,16 @@
-"""The values passed between packages: predictions, failures, counts and progress.
+"""The values passed between packages: predictions, failures and progress.
 
 Plain frozen dataclasses: inference/ creates them, outputs/ writes them.
 """
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from mfcli.errors import FailureCode
+from mfcli.runs import RunInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,33 +178,6 @@ def join_member(archive: str, member: str | None) -> str:
     return archive if member is None else f"{archive}/{member}"
 
 
-@dataclass(frozen=True, slots=True)
-class RunInfo:
-    """The settings that determine the results of one run; None where a file of results does not say.
-
-    Attributes:
-        model: the variant's name.
-        weights_sha256: digest of the checkpoint that the artifact was built from.
-        run: 16 hex digits, a digest of everything that affects results; equal digests mean equal results.
-        engine: the engine's name.
-        precision: the data type of the computation: fp32, bf16 or fp16.
-        top_k: number of predictions per picture.
-        confidence: the probability that a concept holds to be named; None where none is.
-        query: the words that were searched for; none without a search.
-        keep: the columns of Parquet files, and the files beside pictures in tars, that its rows keep.
-    """
-
-    model: str
-    weights_sha256: str | None
-    run: str | None
-    engine: str | None
-    precision: str | None
-    top_k: int
-    confidence: float | None = None
-    query: tuple[str, ...] = ()
-    keep: tuple[str, ...] = ()
-
-
 def encode_features(features: "ArrayLike") -> str:
     """Return float32 (dim,) in base64."""
     import numpy as np
@@ -358,48 +332,6 @@ class PictureResult:
             return f"<p><b>{name}</b>: {self.error.code}, {escape(self.error.message)}</p>"
         rows = "".join(_HTML_ROW.format(label=escape(p.label), percent=100 * p.prob) for p in self.predictions)
         return f"<table><caption>{name}, {self.width} x {self.height}</caption>{rows}</table>"
-
-
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    """Everything that shapes the answers of a run.
-
-    Attributes:
-        run: the digest of it, as in `RunInfo`.
-        values: JSON values by parameter; long ones as digests.
-    """
-
-    run: str
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Counts over a run.
-
-    Attributes:
-        inputs: rows, those of earlier runs included.
-        ok: pictures that were classified.
-        failed: the other rows.
-        complete: whether the run went through all its inputs; None where a file of results does not say.
-        left_out: files of folders and archives that were not taken, by suffix.
-        finished_before: rows of earlier runs.
-    """
-
-    inputs: int
-    ok: int
-    failed: int
-    complete: bool | None
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    finished_before: int = 0
-
-    def in_words(self) -> str:
-        """Return the counts as text."""
-        pictures = "1 picture" if self.inputs == 1 else f"{self.inputs} pictures"
-        words = f"{pictures}: {self.ok} classified" + (f", {self.failed} failed" if self.failed else "")
-        if self.complete is False:
-            return f"{words}; incomplete"
-        return f"nothing was left to do; {words} before" if 0 < self.inputs == self.finished_before else words
 
 
 @dataclass(frozen=True, slots=True)

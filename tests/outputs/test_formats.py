@@ -19,7 +19,8 @@ from mfcli.outputs.json import format_document, format_line
 from mfcli.outputs.records import write_records
 from mfcli.outputs.table import write_table
 from mfcli.outputs.writer import FormatName, LabelType, RecordFormat
-from mfcli.results import Abstention, Concept, Failure, PictureResult, Prediction, RunInfo, Summary
+from mfcli.results import Abstention, Concept, Failure, PictureResult, Prediction
+from mfcli.runs import RunInfo, Summary
 
 RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 2, 0.8)
 OK = PictureResult(

@@ -13,7 +13,8 @@ import pytest
 from conftest import CHECKOUT, Ran
 from mfcli.errors import FailureCode
 from mfcli.outputs.parquet import ParquetRows, ParquetWriter
-from mfcli.results import Concept, Failure, Match, PictureResult, Prediction, RunInfo, Summary
+from mfcli.results import Concept, Failure, Match, PictureResult, Prediction
+from mfcli.runs import RunInfo, Summary
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

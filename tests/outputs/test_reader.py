@@ -14,7 +14,8 @@ from mfcli.errors import FailureCode, OutputError
 from mfcli.outputs import open_writer
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import FormatName
-from mfcli.results import Abstention, Concept, Failure, PictureResult, Prediction, RunInfo, RunSettings, Summary
+from mfcli.results import Abstention, Concept, Failure, PictureResult, Prediction
+from mfcli.runs import RunInfo, RunSettings, Summary
 
 RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 2)
 SETTINGS = RunSettings("0123456789abcdef", {"model": "caformer_s18", "weights_sha256": "ab" * 32})

@@ -8,7 +8,8 @@ import pytest
 from mfcli.errors import FailureCode, UsageError
 from mfcli.outputs import open_writer
 from mfcli.outputs.template import FIELDS, Template
-from mfcli.results import Failure, PictureResult, Prediction, RunInfo
+from mfcli.results import Failure, PictureResult, Prediction
+from mfcli.runs import RunInfo
 
 RUN = RunInfo("caformer_s18", "ab" * 32, "0123456789abcdef", "onnxruntime", "fp32", 1)
 OK = PictureResult("a/{b}.jpg", None, None, 640, 480, (Prediction(1, 281, "n02123045", "cat", 0.8765),), None, RUN)

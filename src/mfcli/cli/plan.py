@@ -17,7 +17,7 @@ from mfcli.errors import UsageError
 from mfcli.inputs.plan import DEFAULT_SHARD_SIZE
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
 from mfcli.outputs.writer import FormatName, MappingWriter, RecordFormat
-from mfcli.results import Summary
+from mfcli.runs import Summary
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:

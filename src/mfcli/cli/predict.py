@@ -28,7 +28,8 @@ from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
 from mfcli.models.registry import Interpolation, find_variant
 from mfcli.outputs.writer import FormatName, MappingWriter, Writer
-from mfcli.results import Abstain, PictureResult, Query, Summary
+from mfcli.results import Abstain, PictureResult, Query
+from mfcli.runs import Summary
 from mfcli.settings import (
     DEFAULT_CONFIDENCE,
     DEFAULT_DECODE_TIMEOUT_S,

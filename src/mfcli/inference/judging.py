@@ -24,7 +24,8 @@ from mfcli.models.metrics import (
     list_confusions,
     wilson_interval,
 )
-from mfcli.results import Concept, Label, PictureResult, Summary
+from mfcli.results import Concept, Label, PictureResult
+from mfcli.runs import Summary
 
 TOP = 5
 """Classes of which one has to be right for top-5."""

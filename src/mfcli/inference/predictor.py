@@ -48,9 +48,8 @@ from mfcli.results import (
     Prediction,
     Progress,
     Query,
-    RunInfo,
-    RunSettings,
 )
+from mfcli.runs import RunInfo, RunSettings
 from mfcli.settings import (
     DEFAULT_CONFIDENCE,
     DEFAULT_DECODE_TIMEOUT_S,

@@ -9,7 +9,8 @@ import re
 from typing import TextIO
 
 from mfcli.outputs.json import format_kept
-from mfcli.results import Concept, PictureResult, RunInfo, Summary
+from mfcli.results import Concept, PictureResult
+from mfcli.runs import RunInfo, Summary
 
 KEPT = "kept_"
 """Begins the names of the columns that a run keeps of its inputs."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mfcli.outputs.parquet import import_parquet
 from mfcli.outputs.writer import FeatureFormat, Writer
-from mfcli.results import PREDICT_SCHEMA, PictureResult, RunInfo, Summary, encode_features
+from mfcli.results import PREDICT_SCHEMA, PictureResult, encode_features
+from mfcli.runs import RunInfo, Summary
 
 if TYPE_CHECKING:
     import numpy as np

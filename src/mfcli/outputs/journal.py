@@ -31,7 +31,8 @@ from mfcli.outputs.files import (
 )
 from mfcli.outputs.json import format_line
 from mfcli.outputs.reader import StoredResults, is_torn, read_lines
-from mfcli.results import PREDICT_SCHEMA, PictureResult, RunSettings
+from mfcli.results import PREDICT_SCHEMA, PictureResult
+from mfcli.runs import RunSettings
 from mfcli.signals import defer_signals
 
 

@@ -5,7 +5,8 @@ import re
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from mfcli.results import PREDICT_SCHEMA, PictureResult, RunInfo, Summary
+from mfcli.results import PREDICT_SCHEMA, PictureResult
+from mfcli.runs import RunInfo, Summary
 
 _CONTROL = re.compile(r"[\x7f-\x9f\u2028\u2029]")
 """Control characters that JSON allows, but that a terminal obeys, or some readers take for the end of a line."""

@@ -5,7 +5,8 @@ from typing import TextIO
 
 from mfcli.errors import escape_control_characters
 from mfcli.outputs.writer import Writer
-from mfcli.results import PictureResult, RunInfo, Summary
+from mfcli.results import PictureResult
+from mfcli.runs import RunInfo, Summary
 
 
 class MatchCounter:

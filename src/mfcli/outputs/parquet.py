@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 from mfcli.errors import one_line, package_error
 from mfcli.outputs.json import format_kept, format_line
-from mfcli.results import PictureResult, RunInfo, Summary
+from mfcli.results import PictureResult
+from mfcli.runs import RunInfo, Summary
 
 _GROUP_VALUES = 2**16
 """Rows and predictions in a group: 10,922 rows of 5 predictions."""

@@ -17,7 +17,7 @@ from mfcli.files import list_files, open_atomically, write_atomically
 from mfcli.outputs.files import open_text, translate_write_errors
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import Writer
-from mfcli.results import RunSettings, Summary
+from mfcli.runs import RunSettings, Summary
 
 _JOB, _SUCCESS = "_job.json", "_SUCCESS"
 _ANOTHER = "name another folder: output=FOLDER"

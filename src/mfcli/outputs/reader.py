@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 
 from mfcli.errors import OutputError
 from mfcli.outputs.csv import KEPT, unescape_cell
-from mfcli.results import PREDICT_SCHEMA, PictureResult, RunInfo, RunSettings
+from mfcli.results import PREDICT_SCHEMA, PictureResult
+from mfcli.runs import RunInfo, RunSettings
 
 MAX_ROW_BYTES = 2**26
 """No row is longer: one with all of 21,841 classes has 3 MB."""

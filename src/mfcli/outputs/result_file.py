@@ -10,7 +10,8 @@ from mfcli.outputs.files import atomic_output, has_content, partial_path
 from mfcli.outputs.journal import Journal
 from mfcli.outputs.json import JsonLinesWriter
 from mfcli.outputs.writer import Writer
-from mfcli.results import PictureResult, RunInfo, RunSettings, Summary
+from mfcli.results import PictureResult
+from mfcli.runs import RunInfo, RunSettings, Summary
 
 
 class ResultFile:

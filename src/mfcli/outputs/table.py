@@ -13,7 +13,8 @@ from rich.text import Text
 
 from mfcli.errors import escape_control_characters
 from mfcli.outputs.writer import LabelType
-from mfcli.results import Abstention, PictureResult, Prediction, RunInfo, Summary
+from mfcli.results import Abstention, PictureResult, Prediction
+from mfcli.runs import RunInfo, Summary
 
 if TYPE_CHECKING:
     from mfcli.outputs.pictures import PictureRenderer

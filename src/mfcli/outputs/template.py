@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from mfcli.errors import UsageError, escape_control_characters
-from mfcli.results import PictureResult, RunInfo, Summary
+from mfcli.results import PictureResult
+from mfcli.runs import RunInfo, Summary
 
 FIELDS: dict[str, tuple[type, Callable[[PictureResult], Any]]] = {
     "input": (str, lambda result: result.input),

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
 
-from mfcli.results import PictureResult, RunInfo, Summary
+from mfcli.results import PictureResult
+from mfcli.runs import RunInfo, Summary
 
 
 class FormatName(StrEnum):

@@ -5,7 +5,7 @@ from itertools import islice
 from mfcli.errors import OutputError
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import Writer
-from mfcli.results import RunInfo, RunSettings, Summary
+from mfcli.runs import RunInfo, RunSettings, Summary
 
 
 def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInfo, Summary]:

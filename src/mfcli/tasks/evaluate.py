@@ -36,7 +36,8 @@ from mfcli.outputs.files import translate_write_errors
 from mfcli.outputs.json import format_line
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.result_file import ResultFile
-from mfcli.results import Label, PictureResult, Progress, RunInfo, RunSettings, Summary, Tally
+from mfcli.results import Label, PictureResult, Progress, Tally
+from mfcli.runs import RunInfo, RunSettings, Summary
 from mfcli.settings import Settings
 from mfcli.signals import defer_signals
 

@@ -12,7 +12,8 @@ from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.sources import Source
 from mfcli.outputs.journal import Journal, RowStatus, digest_input
 from mfcli.outputs.writer import Writer
-from mfcli.results import PictureResult, Progress, RunInfo, Summary, Tally
+from mfcli.results import PictureResult, Progress, Tally
+from mfcli.runs import RunInfo, Summary
 from mfcli.signals import ForcedInterrupt, defer_signals
 
 
