@@ -13,7 +13,8 @@ from PIL.Image import Image
 
 from mfcli.errors import FailureCode, PictureError
 from mfcli.inputs.codecs import DecodeMode
-from mfcli.inputs.decode import JPEG_FORMATS, DecodedPicture, decode, read_size
+from mfcli.inputs.decode import DecodedPicture, decode, read_size
+from mfcli.inputs.jpeg import JPEG_FORMATS
 from mfcli.memory import has_free_memory, is_memory_limited
 from mfcli.models.preprocess import PreprocessPlan
 from mfcli.results import Failure
