@@ -57,17 +57,18 @@ def compare_with_sklearn(data: Path, cache: Path) -> dict[str, float]:
     from sklearn.linear_model import LogisticRegressionCV
 
     from mfcli.inference.predictor import load_predictor
-    from mfcli.inference.views import Views, compute_views
     from mfcli.inputs.dataset import Split, read_dataset
     from mfcli.models.head import fit_head, log_loss
     from mfcli.settings import Settings
-    from mfcli.tasks.train import TrainRequest, assign_pictures, list_classes, make_training_set
+    from mfcli.training.assignment import assign_pictures, list_classes, make_training_set
+    from mfcli.training.request import ClassWeight
+    from mfcli.training.views import Views, compute_views
 
     dataset, settings = read_dataset(data), Settings.from_environ({"MF_CACHE_DIR": str(cache)})
     views = compute_views(load_predictor(features=True), [own.source for own in dataset.pictures], settings)
     pictures = assign_pictures(dataset, views, 0)
     classes = list_classes(pictures)
-    training = make_training_set(pictures, classes, TrainRequest(data, Path()))
+    training = make_training_set(pictures, classes, ClassWeight.NONE)
     judged = [own for own in pictures if own.split is Split.VAL and isinstance(own.views, Views)]
     features = np.stack([own.known_views.features[0] for own in judged])
     targets = np.array([classes.index(own.label) for own in judged])

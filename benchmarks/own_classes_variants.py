@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfcli.inference.predictor import Predictor, load_predictor
-from mfcli.inference.views import Views, compute_views
 from mfcli.inputs.sources import Source
 from mfcli.models import abstention, head
 from mfcli.models.abstention import Familiarity, Thresholds
@@ -34,6 +33,7 @@ from mfcli.models.head import FittedHead, TrainingSet
 from mfcli.models.splits import divide, group_duplicates
 from mfcli.settings import Settings
 from mfcli.synthetic import make_picture
+from mfcli.training.views import Views, compute_views
 
 RISKS = (0.05, 1e-2, 1e-3, 1e-4)
 MAX_ERRORS = (0.05, 0.1, 0.2)

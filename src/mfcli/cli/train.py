@@ -55,8 +55,8 @@ def train(
     from mfcli.cli.progress import StderrProgress
     from mfcli.outputs.json import format_document
     from mfcli.outputs.records import write_records
-    from mfcli.tasks.train import ClassWeight, TrainRequest
     from mfcli.tasks.train import train as run
+    from mfcli.training.request import ClassWeight, TrainRequest
 
     require_standard_output()
     if balanced not in list(ClassWeight):
