@@ -18,6 +18,11 @@ import pytest
 import mfcli
 from colours import COLOURS, write_classes, write_picture
 from conftest import CHECKOUT, Ran
+from mfcli.inputs.dataset import read_dataset
+from mfcli.results import Tally
+from mfcli.settings import Settings
+from mfcli.training.folder import hold_folder
+from mfcli.training.views import compute_views
 
 Mf = Callable[..., Ran]
 
@@ -263,15 +268,41 @@ def test_what_is_there_is_replaced_only_when_asked_for(mf: Mf, photos: Path, tmp
 
 
 def test_a_folder_that_was_being_replaced_comes_back(mf: Mf, photos: Path, tmp_path: Path) -> None:
-    folder, aside = tmp_path / "m", tmp_path / ".m.7.old"
+    folder, aside = tmp_path / "m", tmp_path / ".m.part" / "old"
     assert mf("train", photos, "-o", folder, "-q").code == 0
+    aside.parent.mkdir()
     folder.rename(aside)  # killed between the two renames
     ran = mf("train", photos, "-o", folder, "--resume")
     assert (ran.code, f"note: {folder} is finished" in ran.err, aside.exists()) == (0, True, False)
     shutil.copytree(folder, aside)  # killed after them
-    shutil.copytree(folder, tmp_path / ".m.8.part")  # killed before
+    shutil.copytree(folder, aside.with_name("model"))
     assert mf("train", photos, "-o", folder, "--overwrite").code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "photos"]
+
+
+def test_a_folder_that_another_process_writes(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    with hold_folder(tmp_path / "m") as folder, folder.write() as path:
+        (path / "first").touch()
+        ran = mf("train", photos, "-o", tmp_path / "m")
+        assert (ran.code, f"error: another mf train is writing {tmp_path}/m\n" in ran.err) == (8, True)
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["first"]
+    assert not folder.work.exists()
+
+
+def test_what_the_pictures_are_read_with(mf: Mf, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    load = mfcli.load_predictor
+    monkeypatch.setattr("mfcli.tasks.train.load_predictor", lambda *a, **more: seen.update(more) or load(*a, **more))
+    assert mf("train", photos, "-o", tmp_path / "m", "-q", "--decode-timeout", "7.5").code == 0
+    assert seen["decode_timeout_s"] == 7.5
+
+
+def test_the_progress_has_a_total(photos: Path) -> None:
+    tallies: list[Any] = []
+    sources = [picture.source for picture in read_dataset(photos).pictures]
+    compute_views(mfcli.load_predictor(features=True), sources[:10], Settings.from_environ())
+    compute_views(mfcli.load_predictor(features=True), sources, Settings.from_environ(), tallies.append)
+    assert tallies[-1] == Tally(26, 0, 10, 36)
 
 
 @pytest.mark.parametrize("options", [("--engine", "torch"), ("--device", "cuda")])

@@ -11,7 +11,7 @@ from mfcli.cli.options import InfoFormat, Offline, OneFormat, Quiet
 from mfcli.cli.streams import note, require_standard_output, standard_output
 from mfcli.errors import UsageError
 from mfcli.outputs.writer import RecordFormat
-from mfcli.settings import Settings
+from mfcli.settings import DEFAULT_DECODE_TIMEOUT_S, Settings
 
 
 def train(
@@ -36,6 +36,7 @@ def train(
         float | None,
         typer.Option(min=0, metavar="S", help="Try no more strengths after so many seconds.", show_default=False),
     ] = None,
+    decode_timeout: option.DecodeTimeout = DEFAULT_DECODE_TIMEOUT_S,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on, or keep a finished model of the same arguments.")
@@ -69,6 +70,7 @@ def train(
         class_weight=ClassWeight(balanced),
         seed=seed,
         time_limit_s=time_limit,
+        decode_timeout_s=decode_timeout,
         overwrite=overwrite,
         resume=resume,
     )

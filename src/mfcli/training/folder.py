@@ -1,11 +1,19 @@
-"""The folder that a training writes: it takes its name when it is complete, and is never replaced by accident."""
+"""The folder that a training writes: it takes its name when it is complete, and is never replaced by accident.
+
+Until then everything is in a hidden folder beside it, `.NAME.part`, which one process at a time works in:
+
+- `model/` becomes the folder;
+- `old/` is the folder that it replaces, between the two renames;
+- `state/` is what an interrupted fine-tuning goes on from.
+"""
 
 import contextlib
-import glob
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +25,27 @@ from mfcli.signals import defer_signals
 from mfcli.training.request import TrainRequest
 
 
+def check_name(request: TrainRequest) -> None:
+    """Check what can be known before anything is there.
+
+    Raises:
+        UsageError: the name is that of another model, or is none, or the folder is to be both replaced and kept.
+    """
+    name = request.output.name
+    if request.overwrite and request.resume:
+        raise UsageError("overwrite=True and resume=True exclude each other", "leave one of them out")
+    if name.lower() in VARIANTS or not name.isprintable() or name in ("", "..", "bundled"):
+        raise UsageError(f"{name!r} cannot be the name of a model of yours", "-o runs/NAME")
+
+
 def read_finished(request: TrainRequest) -> dict[str, Any] | None:
     """Return the figures of a finished training that is to be resumed; None where there is nothing yet.
 
     Raises:
         OutputError: something is there that may not be replaced.
-        UsageError: it comes from other arguments, or the name is that of another model.
+        UsageError: it comes from other arguments.
     """
     folder = request.output
-    if request.overwrite and request.resume:
-        raise UsageError("overwrite=True and resume=True exclude each other", "leave one of them out")
-    if folder.name.lower() in VARIANTS or not folder.name.isprintable() or folder.name in ("", "..", "bundled"):
-        raise UsageError(f"{folder.name!r} cannot be the name of a model of yours", "-o runs/NAME")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if not (folder / ARGS_FILE).is_file():
@@ -37,49 +54,140 @@ def read_finished(request: TrainRequest) -> dict[str, Any] | None:
         return None
     if not request.resume:
         raise OutputError(f"{folder} exists", "overwrite=True replaces it")
+    check_arguments(request, folder / ARGS_FILE)
     try:
-        args = json.loads((folder / ARGS_FILE).read_bytes())
         metrics: dict[str, Any] = json.loads((folder / METRICS_FILE).read_bytes())
     except (OSError, ValueError) as error:
-        raise OutputError(f"{folder} is incomplete or damaged", "overwrite=True replaces it") from error
-    wanted = json.loads(json.dumps(request.list_arguments()))
-    if different := [name for name, value in wanted.items() if args.get(name) != value]:
-        raise UsageError(f"{folder} was trained with another {', '.join(different)}", "overwrite=True replaces it")
+        raise _incomplete(folder) from error
     return metrics
 
 
-def _list_left(target: Path, part: str) -> list[Path]:
-    """Return the hidden folders that killed processes have left beside a folder."""
-    return sorted(target.parent.glob(f".{glob.escape(target.name)}.*.{part}"))
+def check_arguments(request: TrainRequest, path: Path) -> None:
+    """Check that a file of arguments has those of a request.
+
+    Raises:
+        OutputError: it is damaged.
+        UsageError: it has others.
+    """
+    try:
+        args = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _incomplete(request.output) from error
+    wanted = json.loads(json.dumps(request.list_arguments()))
+    if different := [name for name, value in wanted.items() if args.get(name) != value]:
+        raise UsageError(
+            f"{request.output} was trained with another {', '.join(different)}", "overwrite=True replaces it"
+        )
 
 
-def restore(target: Path) -> None:
-    """Bring back the folder that a process was killed while replacing, and remove it where it was replaced."""
-    with contextlib.suppress(OSError):
-        for old in _list_left(target, "old"):
-            shutil.rmtree(old) if target.exists() else old.replace(target)
+def _incomplete(folder: Path) -> OutputError:
+    return OutputError(f"{folder} is incomplete or damaged", "overwrite=True replaces it")
+
+
+@dataclass(frozen=True, slots=True)
+class NewFolder:
+    """A folder that is being written.
+
+    Attributes:
+        target: its name in the end.
+        work: the hidden folder beside it.
+    """
+
+    target: Path
+    work: Path
+
+    @property
+    def state(self) -> Path:
+        """What an interrupted fine-tuning goes on from."""
+        return self.work / "state"
+
+    @property
+    def _model(self) -> Path:
+        return self.work / "model"
+
+    @property
+    def _old(self) -> Path:
+        return self.work / "old"
+
+    def clean(self) -> None:
+        """Bring back the folder that a process was killed while replacing, and remove what else is of no use."""
+        with contextlib.suppress(OSError):
+            if self._old.exists() and not self.target.exists():
+                self._old.replace(self.target)
+            for path in (self._old, self._model):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Path]:
+        """Yield an empty folder, which takes its place at the end, as a whole.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            self._model.mkdir()
+            yield self._model
+            with defer_signals():
+                if self.target.exists():
+                    self.target.replace(self._old)
+                self._model.replace(self.target)
+            shutil.rmtree(self.work, ignore_errors=True)
+        except OSError as error:
+            raise _cannot_write(self.target, error) from error
 
 
 @contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder beside the target that takes its place at the end, as a whole.
+def hold_folder(target: Path) -> Iterator[NewFolder]:
+    """Yield a folder to write, which no other process writes meanwhile.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: another process writes it, or it cannot be written.
     """
-    new, old = (target.with_name(f".{target.name}.{os.getpid()}.{part}") for part in ("part", "old"))
+    folder = NewFolder(target, target.with_name(f".{target.name}.part"))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for left in _list_left(target, "part"):
-            shutil.rmtree(left, ignore_errors=True)
-        new.mkdir()
-        yield new
-        with defer_signals():
-            if target.exists():
-                target.replace(old)
-            new.replace(target)
+        descriptor = _hold(folder)
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}", "name another folder: -o DIR") from error
+        raise _cannot_write(target, error) from error
+    try:
+        folder.clean()
+        yield folder
     finally:
-        shutil.rmtree(new, ignore_errors=True)
-        restore(target)
+        if _is_open_as(descriptor, folder.work):  # else it is complete
+            folder.clean()
+            with contextlib.suppress(OSError):  # there is a state
+                folder.work.rmdir()
+        os.close(descriptor)
+
+
+def _hold(folder: NewFolder) -> int:
+    """Return a descriptor of the folder to work in; its lock ends with it, and with the process.
+
+    Raises:
+        OutputError: another process holds it.
+        OSError: it cannot be made.
+    """
+    while True:
+        folder.work.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder.work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise OutputError(
+                f"another mf train is writing {folder.target}", "wait for it, or name another folder: -o runs/NAME"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        if _is_open_as(descriptor, folder.work):
+            return descriptor
+        os.close(descriptor)  # the other process has just completed it
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+def _cannot_write(target: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {target}: {error.strerror or error}", "name another folder: -o DIR")

@@ -10,9 +10,10 @@ import numpy as np
 from mfcli.artifact.file import update_sidecar
 from mfcli.errors import ModelError
 from mfcli.inference.predictor import Predictor, load_predictor
-from mfcli.models.abstention import Familiarity, Thresholds
-from mfcli.models.head import FittedHead
+from mfcli.models.abstention import Familiarity, Thresholds, fit_familiarity, list_error_bounds
+from mfcli.models.head import FittedHead, TrainingSet
 from mfcli.models.labels import make_class_labels
+from mfcli.models.metrics import judge
 from mfcli.models.own import ARGS_FILE, MODEL_FILE
 from mfcli.training.request import TrainRequest
 from mfcli.version import __version__
@@ -28,6 +29,13 @@ class Limits:
 
     familiarity: Familiarity
     thresholds: Thresholds
+
+
+def fit_limits(training: TrainingSet, fitted: FittedHead) -> Limits:
+    """Return the limits of a model, from its answers for pictures in the folds in which they were judged."""
+    familiarity, max_distance = fit_familiarity(training)
+    answers = judge(fitted.out_of_fold[training.seen], training.targets[training.seen])
+    return Limits(familiarity, Thresholds(list_error_bounds(answers.confidence, answers.are_right), max_distance))
 
 
 def write_model(

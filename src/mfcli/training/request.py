@@ -5,6 +5,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from mfcli.settings import DEFAULT_DECODE_TIMEOUT_S
+
 
 class ClassWeight(StrEnum):
     """What counts the same: every picture, or every class."""
@@ -25,6 +27,7 @@ class TrainRequest:
         class_weight: what counts the same.
         seed: another one divides the pictures differently.
         time_limit_s: when no further strength is tried; None for no limit.
+        decode_timeout_s: seconds that decoding a picture may take.
         overwrite: whether a folder that is there is replaced.
         resume: whether a folder that is there is kept if it comes from the same arguments.
     """
@@ -36,6 +39,7 @@ class TrainRequest:
     class_weight: ClassWeight = ClassWeight.NONE
     seed: int = 0
     time_limit_s: float | None = None
+    decode_timeout_s: float = DEFAULT_DECODE_TIMEOUT_S
     overwrite: bool = False
     resume: bool = False
 

@@ -74,7 +74,7 @@ def compute_views(
             known[views.digest] = views
         else:
             failures[views[0]] = views[1]
-        progress(Tally(done, len(failures), len(known) - done + len(failures)))
+        progress(Tally(done, len(failures), len(wanted) - len(missing), len(wanted)))
     return [
         digest if isinstance(digest, Failure) else known[digest] if digest in known else failures[digest]
         for digest in digests
