@@ -155,7 +155,7 @@ def test_members_of_archives_and_urls_are_decoded_elsewhere(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("mfcli.inference.predictor.load_here", refuse)
+    monkeypatch.setattr("mfcli.inference.preparation.load_here", refuse)
     (member,) = iter_sources([str(tmp_path / "p.zip")])
     predictor = mfcli.load_predictor()
     assert predictor.predict(member).status == "ok"

@@ -115,7 +115,7 @@ def test_nan_logits_are_an_error(precision: Precision, message: str, hint: str, 
 
     engine = Overflowing()
     engine.precision = precision  # type: ignore[attr-defined]
-    predictor = Predictor(mfcli.load_predictor().artifact, engine, top_k=1)  # type: ignore[arg-type]
+    predictor = Predictor(mfcli.load_predictor().artifact, engine)  # type: ignore[arg-type]
     with pytest.raises(EngineError, match=message) as caught:
         predictor.predict(coffee)
     assert str(caught.value.hint).startswith(hint)

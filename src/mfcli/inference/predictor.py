@@ -5,150 +5,49 @@ included. Nothing here prints or knows where results go.
 """
 
 import dataclasses
-import hashlib
-import json
 import shlex
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, NoReturn, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from mfcli.artifact.ensure import ensure_artifact
-from mfcli.artifact.file import FORMAT_VERSION, Artifact
-from mfcli.errors import EngineError, ModelError, PictureError, UsageError, memory_error
-from mfcli.files import is_folder, is_url
+from mfcli.artifact.file import Artifact
+from mfcli.errors import EngineError, ModelError, UsageError, memory_error
+from mfcli.files import is_folder
 from mfcli.inference.engines import choose_engine, load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
-from mfcli.inference.loading import IsolationError, LoadedPicture, OutOfMemoryError, PictureLoader, load_here
+from mfcli.inference.fingerprint import RunFingerprint
+from mfcli.inference.loading import LoadedPicture
 from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
+from mfcli.inference.postprocess import PostprocessOptions, Postprocessor, TopK
+from mfcli.inference.preparation import PictureOptions, PreparedPicture, Preparer
 from mfcli.inputs.codecs import DecodeMode, formats_with
-from mfcli.inputs.pictures import Picture, check_picture, is_many, make_source
-from mfcli.inputs.selection import Selection
+from mfcli.inputs.pictures import Picture, check_picture, is_many
 from mfcli.inputs.sources import Source
 from mfcli.models.preprocess import PreprocessOverrides, make_preprocess_plan
 from mfcli.models.registry import Variant, default_variant, find_variant
-from mfcli.results import (
-    PREDICT_SCHEMA,
-    Abstain,
-    Abstention,
-    Concept,
-    Failure,
-    Label,
-    Match,
-    Output,
-    PictureResult,
-    Prediction,
-    Progress,
-    Query,
-)
-from mfcli.runs import RunInfo, RunSettings
+from mfcli.results import Abstain, Abstention, Concept, Label, Output, PictureResult, Prediction, Progress, Query
+from mfcli.runs import RunInfo
 from mfcli.settings import (
     DEFAULT_CONFIDENCE,
     DEFAULT_DECODE_TIMEOUT_S,
     DEFAULT_MAX_ERROR,
     DEFAULT_MAX_PIXELS,
-    DEFAULT_TOP_K,
-    MIN_CONFIDENCE,
     Settings,
     usable_cores,
 )
 
 if TYPE_CHECKING:
-    from mfcli.inference.isolation import DecoderPool
-    from mfcli.models.concepts import HeadConcepts
     from mfcli.models.label_files import Labels
-    from mfcli.models.meanings import Target
 
 Name = TypeVar("Name", bound=StrEnum)
-TopK = int | Literal["all"] | None
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedPicture:
-    """A decoded and preprocessed picture, ready for the engine; `pixels` is float32 (3, H, W)."""
-
-    source: Source
-    width: int
-    height: int
-    pixels: NDArray[np.float32]
-    thumbnail: Image | None
-
-
-_MAX_PIXELS_HERE = 2**24
-"""A single picture with more is loaded in a process of its own: its decoder may not be interruptible."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunFingerprint:
-    """Everything that shapes the answers of a run; equal fingerprints give equal answers."""
-
-    artifact: Artifact
-    labels: tuple[Label, ...]
-    engine: EngineName
-    precision: Precision
-    top_k: int
-    exif: bool
-    decode: DecodeMode
-    confidence: float | None
-    query: Query | None
-    abstention: tuple[Abstain, float] | None
-    features: bool
-
-    @property
-    def run(self) -> str:
-        """16 hex digits over all of it."""
-        labels = [dataclasses.astuple(label) for label in self.labels]
-        return _digest(self._fields() | {"labels": labels})[:16]
-
-    @property
-    def settings(self) -> RunSettings:
-        """The run with all of it by parameter, small enough to be kept beside the results; the labels as a digest."""
-        labels = _digest([dataclasses.astuple(label) for label in self.labels])[:16]
-        values = self._fields() | {"labels": labels, "decode": self.decode}
-        return RunSettings(self.run, json.loads(json.dumps(values)))  # as it is read back
-
-    def _fields(self) -> dict[str, Any]:
-        return {
-            "schema": PREDICT_SCHEMA,
-            "format_version": FORMAT_VERSION,
-            "model": self.artifact.variant,
-            "artifact": self.artifact.key,
-            "weights_sha256": self.artifact.weights_sha256,
-            "preprocess": dataclasses.asdict(self.artifact.plan),
-            "engine": self.engine,
-            "precision": self.precision,
-            "top_k": self.top_k,
-            "exif": self.exif,
-            "confidence": self.confidence,
-            **({} if self.decode is DecodeMode.EXACT else {"decode": self.decode}),  # new: exact runs keep their digest
-            **({} if self.query is None else {"query": dataclasses.asdict(self.query)}),
-            **({} if self.abstention is None else {"abstention": self.abstention}),
-            **({"features": True} if self.features else {}),
-        }
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-class _Clock:
-    """Adds up seconds of several threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.total_s = 0.0
-
-    def add(self, seconds: float) -> None:
-        with self._lock:
-            self.total_s += seconds
 
 
 class Predictor:
@@ -169,21 +68,9 @@ class Predictor:
         engine: Engine,
         *,
         labels: tuple[Label, ...] | None = None,
-        top_k: TopK = None,
-        exif: bool = True,
-        decode: DecodeMode = DecodeMode.EXACT,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        formats: Iterable[str] = (),
-        offline: bool = False,
+        pictures: PictureOptions = PictureOptions(),  # noqa: B008 - frozen
+        answers: PostprocessOptions = PostprocessOptions(),  # noqa: B008 - frozen
         options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
-        thumbnail_side: int | None = None,
-        logits: bool = False,
-        confidence: float | None = DEFAULT_CONFIDENCE,
-        query: Query | None = None,
-        abstain: Abstain = Abstain.BOTH,
-        max_error: float = DEFAULT_MAX_ERROR,
-        isolate: bool = True,
-        decode_timeout_s: float = DEFAULT_DECODE_TIMEOUT_S,
     ) -> None:
         """Bind a model to the settings of a run.
 
@@ -191,77 +78,31 @@ class Predictor:
             artifact: preprocessing and labels.
             engine: holds the same model.
             labels: names to use instead of the artifact's.
-            top_k: predictions per picture, or `all`; None for five, or for all where there are fewer classes.
-            exif: whether pictures are turned upright by their EXIF orientation.
-            decode: whether JPEGs may be decoded at 1/2, 1/4 or 1/8 of their size, but at least twice what they are
-                resized to.
-            max_pixels: the largest picture that is decoded or resized to, in pixels.
-            formats: optional picture formats to decode as well (`inputs.codecs.OPTIONAL_FORMATS`).
-            offline: whether pictures may not be fetched from URLs.
+            pictures: how pictures are opened and decoded.
+            answers: what results say.
             options: what the engine was loaded with.
-            thumbnail_side: width and height in pixels of the thumbnails in results, at most; None for none.
-            logits: whether results have the logits of all classes.
-            confidence: probability that a concept holds to be named, 0.5 to 1; None to name none.
-            query: what is searched for; results then have a match.
-            abstain: which abstentions are shown; unfamiliar pictures need an engine that computes distances.
-            max_error: the share of wrong answers among those that are not unsure.
-            isolate: whether pictures are decoded in processes of their own where they are many, come from an archive or
-                a URL, or are large; False for never, with fewer guarantees.
-            decode_timeout_s: seconds that decoding a picture may take.
 
         Raises:
             AmbiguousWordError: a word of the query has several meanings.
-            UsageError: query, confidence, top_k, or the number of labels, does not fit the head; a format is unknown.
+            UsageError: the query, top_k, or the number of labels, does not fit the head.
         """
-        classes = len(artifact.labels)
-        if top_k is None:
-            top_k = min(DEFAULT_TOP_K, classes)
-        elif top_k == "all":
-            top_k = classes
-        if not 1 <= top_k <= classes:
-            raise UsageError(
-                f"top_k={top_k} is not between 1 and the {classes} classes of {artifact.variant}",
-                f"top_k={min(max(top_k, 1), classes)}",
-            )
-        _check_confidence(confidence)
-        if labels is not None and len(labels) != classes:
-            raise UsageError(
-                f"{len(labels)} label{'s' * (len(labels) != 1)} for the {classes} classes of {artifact.variant}",
-                f"give {classes} names, in the head's order",
-            )
         self.artifact = artifact
-        self.labels = artifact.labels if labels is None else labels
         self.engine = engine
         self._options = options
-        self._loader = PictureLoader(artifact.plan, exif, max_pixels, formats_with(formats), thumbnail_side, decode)
-        self._clock = _Clock()
-        self._isolate = isolate
-        self._decode_timeout_s = decode_timeout_s
-        self._selection = Selection(offline=offline)
-        self._keeps_logits = logits
-        self._confidence = confidence
-        if query is not None and not 0 < query.min_prob <= 1:
-            raise UsageError(f"min_prob={query.min_prob:g} is not more than 0 and at most 1", "min_prob=0.5")
-        self._query = query
-        self.targets = () if query is None else self._resolve(query)
-        thresholds = artifact.thresholds
-        self._max_distance, self._min_prob = None, 0.0
-        if thresholds is not None and abstain.covers(Abstention.UNFAMILIAR):
-            self._max_distance = thresholds.distance
-        if thresholds is not None and abstain.covers(Abstention.UNSURE):
-            self._min_prob = thresholds.find_prob(max_error)
-        rule = None if thresholds is None else (abstain, max_error)
+        self._preparer = Preparer(artifact.plan, pictures)
+        self._postprocessor = post = Postprocessor(artifact, labels, answers)
+        self.labels, self.targets = post.labels, post.targets
         fingerprint = RunFingerprint(
             artifact,
             self.labels,
             engine.name,
             engine.precision,
-            top_k,
-            exif,
-            decode,
-            confidence,
-            query,
-            rule,
+            post.top_k,
+            pictures.exif,
+            pictures.decode,
+            answers.confidence,
+            answers.query,
+            None if artifact.thresholds is None else (answers.abstain, answers.max_error),
             features=Output.FEATURES in options.extra,
         )
         self.settings = fingerprint.settings
@@ -271,9 +112,9 @@ class Predictor:
             run=self.settings.run,
             engine=engine.name,
             precision=engine.precision,
-            top_k=top_k,
-            confidence=confidence,
-            query=() if query is None else query.words,
+            top_k=post.top_k,
+            confidence=answers.confidence,
+            query=() if answers.query is None else answers.query.words,
         )
 
     def __repr__(self) -> str:
@@ -353,7 +194,7 @@ class Predictor:
             EngineError: the engine fails.
         """
         if not is_many(pictures):
-            return self._predict_one(self._make_source(pictures))  # type: ignore[arg-type]  # or raises
+            return self._predict_one(self._preparer.make_source(pictures))  # type: ignore[arg-type]  # or raises
         pictures = list(pictures)
         for index, picture in enumerate(pictures):
             check_picture(picture, f"pictures[{index}]")
@@ -376,7 +217,7 @@ class Predictor:
         """
         if not is_many(pictures):
             raise TypeError(f"stream takes an iterable of pictures, not {type(pictures).__name__}; predict takes one")
-        sources = map(self._make_source, pictures)
+        sources = map(self._preparer.make_source, pictures)
         if workers == 0:
             return map(self._predict_one, sources)
         config = self.pipeline_config(batch_size, workers)
@@ -390,22 +231,7 @@ class Predictor:
 
     def start_decoders(self, config: PipelineConfig) -> None:
         """Start the processes that decode, if any do, before a pipeline runs `prepare`."""
-        if self._isolate:
-            try:
-                self._pool.start(config.workers)
-            except IsolationError:
-                self._isolate = False
-
-    @cached_property
-    def _pool(self) -> "DecoderPool":
-        from mfcli.inference.isolation import DecoderPool  # takes 10 ms, which a single picture does without
-
-        return DecoderPool(self._loader, self._decode_timeout_s)
-
-    def _make_source(self, picture: Picture) -> Source:
-        return make_source(
-            picture, exif=self._loader.exif, max_pixels=self._loader.max_pixels, selection=self._selection
-        )
+        self._preparer.start(config.workers)
 
     def _predict_one(self, source: Source) -> PictureResult:
         made = self.prepare(source, is_single=True)
@@ -414,7 +240,7 @@ class Predictor:
     @property
     def spare_decoding_s(self) -> float:
         """Seconds of processor time, so far, for decoding and resizing JPEGs that decode=scaled would scale down."""
-        return self._clock.total_s
+        return self._preparer.spare_s
 
     def prepare(
         self, source: Source, *, alone: bool = True, is_single: bool = False
@@ -430,51 +256,24 @@ class Predictor:
             MemoryError: memory is short, perhaps because of the other pictures.
             EngineError: there is too little memory for an ordinary picture.
         """
-        try:
-            loaded = self._load(source, alone, is_single)
-        except PictureError as error:
-            loaded = LoadedPicture(failure=Failure(error.code, error.message))
-        except OutOfMemoryError as error:
-            raise memory_error(f"decode {source.shown_name}") from error
-        if loaded.failure is not None:
-            return Done(self._make_result(source, loaded, (), loaded.failure))
-        assert loaded.pixels is not None  # it has not failed
-        self._clock.add(loaded.spare_s)
-        return PreparedPicture(source, loaded.width or 0, loaded.height or 0, loaded.pixels, loaded.thumbnail)
-
-    def _load(self, source: Source, alone: bool, is_single: bool) -> LoadedPicture:
-        if source.decoded is not None:
-            size = source.decoded.width, source.decoded.height
-            load = partial(self._loader.preprocess, source.decoded)
-            count = partial(self._loader.count_resized, *size)
-            return load_here(load, count, alone=alone, timeout_s=self._decode_timeout_s)
-        with source.open() as file:
-            if self._isolate and not (is_single and self._is_harmless(source, file)):
-                try:
-                    return self._pool.load(file, alone=alone)
-                except IsolationError:
-                    self._isolate = False
-                    return self._load(source, alone, is_single)  # the file may have been read
-            return load_here(
-                partial(self._loader.load, file),
-                partial(self._loader.count_pixels, file),
-                alone=alone,
-                timeout_s=self._decode_timeout_s,
-            )
-
-    def _is_harmless(self, source: Source, file: BinaryIO) -> bool:
-        """Whether a picture is the user's own, and not large."""
-        if source.member is not None or is_url(source.argument):
-            return False
-        pixels = self._loader.count_pixels(file)
-        file.seek(0)
-        return pixels is None or pixels <= _MAX_PIXELS_HERE
+        prepared = self._preparer.prepare(source, alone=alone, is_single=is_single)
+        return Done(self._make_result(prepared, source)) if isinstance(prepared, LoadedPicture) else prepared
 
     def _compute(self, pictures: Sequence[PreparedPicture]) -> list[PictureResult]:
         try:
             logits, *extra = self.engine.compute(np.stack([picture.pixels for picture in pictures]))
         except MemoryError as error:
             raise memory_error(f"classify {len(pictures)} pictures at once") from error
+        self._check_logits(logits, pictures)
+        outputs = dict(zip(self._options.extra, extra, strict=True))
+        features = outputs.get(Output.FEATURES, [None] * len(logits))
+        distances = outputs[Output.DISTANCE].ravel().tolist() if Output.DISTANCE in outputs else [None] * len(logits)
+        return [
+            self._describe(*picture_and_outputs)
+            for picture_and_outputs in zip(pictures, logits, features, distances, strict=True)
+        ]
+
+    def _check_logits(self, logits: NDArray[np.float32], pictures: Sequence[PreparedPicture]) -> None:
         if logits.shape[1] != len(self.labels):
             path = self.artifact.path
             raise ModelError(
@@ -482,115 +281,59 @@ class Predictor:
                 f"delete it, and the next run prepares it again: rm {shlex.quote(str(path))}",
             )
         for picture, row in zip(pictures, logits, strict=True):
-            if not np.isfinite(row).all():
-                if self.engine.precision is Precision.FP16:  # overflows above 65504
-                    raise EngineError(
-                        f"{self.artifact.variant} overflows fp16 on {picture.source.shown_name}",
-                        f"precision={Precision.BF16}, or precision={Precision.FP32}",
-                    )
+            if np.isfinite(row).all():
+                continue
+            if self.engine.precision is Precision.FP16:  # overflows above 65504
                 raise EngineError(
-                    f"{self.artifact.variant} produced NaN or infinite logits for {picture.source.shown_name}: "
-                    "its artifact may be damaged",
-                    self.artifact.remedy,
+                    f"{self.artifact.variant} overflows fp16 on {picture.source.shown_name}",
+                    f"precision={Precision.BF16}, or precision={Precision.FP32}",
                 )
-        outputs = dict(zip(self._options.extra, extra, strict=True))
-        features = outputs.get(Output.FEATURES, [None] * len(logits))
-        distances = outputs[Output.DISTANCE].ravel().tolist() if Output.DISTANCE in outputs else [None] * len(logits)
-        results = []
-        for picture, row, own, distance in zip(pictures, logits, features, distances, strict=True):
-            predictions, concept = self.rank(row)
-            abstained = self.judge(predictions[0].prob, distance)
-            results.append(self._make_result(picture.source, picture, predictions, None, concept, own, abstained))
-        if self._keeps_logits:
-            results = [replace(r, logits=row) for r, row in zip(results, logits, strict=True)]
-        if (query := self._query) is None:
-            return results
-        return [replace(r, match=self._search(query, row)) for r, row in zip(results, logits, strict=True)]
+            raise EngineError(
+                f"{self.artifact.variant} produced NaN or infinite logits for {picture.source.shown_name}: "
+                "its artifact may be damaged",
+                self.artifact.remedy,
+            )
 
-    def _make_result(
+    def _describe(
         self,
-        source: Source,
-        picture: LoadedPicture | PreparedPicture,
-        predictions: tuple[Prediction, ...],
-        error: Failure | None,
-        concept: Concept | None = None,
-        features: NDArray[np.float32] | None = None,
-        abstained: Abstention | None = None,
+        picture: PreparedPicture,
+        logits: NDArray[np.float32],
+        features: NDArray[np.float32] | None,
+        distance: float | None,
     ) -> PictureResult:
+        predictions, concept = self.rank(logits)
+        return replace(
+            self._make_result(picture, picture.source),
+            predictions=predictions,
+            concept=concept,
+            match=self._postprocessor.search(logits),
+            features=features,
+            abstained=self.judge(predictions[0].prob, distance),
+            logits=logits if self._postprocessor.options.logits else None,
+        )
+
+    def _make_result(self, picture: LoadedPicture | PreparedPicture, source: Source) -> PictureResult:
+        """Return a result without predictions."""
         return PictureResult(
             input=source.input,
             input_b64=source.input_b64,
             member=source.member,
             width=picture.width,
             height=picture.height,
-            predictions=predictions,
-            error=error,
+            predictions=(),
+            error=picture.failure if isinstance(picture, LoadedPicture) else None,
             run=self.run_info,
-            concept=concept,
             kept=source.kept,
-            features=features,
-            abstained=abstained,
             thumbnail=picture.thumbnail,
         )
 
-    def judge(self, prob: float, distance: float | None) -> Abstention | None:
-        """Return why an answer should not be trusted, as far as the model knows and the caller asked.
-
-        Args:
-            prob: the largest probability.
-            distance: how far the picture is from the classes; None if that is not computed.
-        """
-        if distance is not None and self._max_distance is not None and distance > self._max_distance:
-            return Abstention.UNFAMILIAR
-        return Abstention.UNSURE if prob < self._min_prob else None
-
     def rank(self, logits: NDArray[np.float32]) -> tuple[tuple[Prediction, ...], Concept | None]:
-        """Rank float32 logits (classes,), equal ones in head order, and name the concept over them."""
-        probs = _softmax(logits)
-        order = np.argsort(-logits, kind="stable")[: self.run_info.top_k]
-        predictions = tuple(
-            Prediction(rank, int(index), self.labels[index].wnid, self.labels[index].name, float(probs[index]))
-            for rank, index in enumerate(order, start=1)
-        )
-        concept = None
-        if self._confidence is not None and self._concepts is not None:
-            concept = self._concepts.name(probs, self._confidence)
-        return predictions, concept
+        """Rank float32 logits (classes,); see `Postprocessor.rank`."""
+        return self._postprocessor.rank(logits)
 
-    def _search(self, query: Query, logits: NDArray[np.float32]) -> Match:
-        probs = _softmax(logits)
-        sums = [min(float(np.add.reduceat(probs[t.members], [0])[0]), 1.0) for t in self.targets]  # as concepts are
-        concepts = (Concept(t.wnid, t.label, p, len(t.members)) for t, p in zip(self.targets, sums, strict=True))
-        return Match(query.matches(sums), tuple(concepts))
-
-    def _resolve(self, query: Query) -> "tuple[Target, ...]":
-        from mfcli.models.concepts import HeadConcepts
-        from mfcli.models.meanings import resolve
-
-        concepts = self._concepts or HeadConcepts(())
-        return tuple(resolve(word, self.labels, concepts) for word in query.words)
-
-    @cached_property
-    def _concepts(self) -> "HeadConcepts | None":
-        """The concepts over the classes; None, and not loaded, where no class has a WordNet id."""
-        if all(label.wnid is None for label in self.labels):
-            return None
-        from mfcli.models.concepts import HeadConcepts
-
-        return HeadConcepts(self.labels)
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    probs: NDArray[np.float64] = shifted / shifted.sum()
-    return probs
-
-
-def _check_confidence(confidence: float | None) -> None:
-    if confidence is not None and not MIN_CONFIDENCE <= confidence <= 1:
-        raise UsageError(
-            f"confidence={confidence:g} is not between {MIN_CONFIDENCE} and 1", f"confidence={DEFAULT_CONFIDENCE}"
-        )
+    def judge(self, prob: float, distance: float | None) -> Abstention | None:
+        """Return why an answer should not be trusted; see `Postprocessor.judge`."""
+        return self._postprocessor.judge(prob, distance)
 
 
 def load_predictor(
@@ -649,14 +392,14 @@ def load_predictor(
         max_pixels: the largest picture that is decoded or resized to, in pixels.
         formats: optional picture formats to decode as well: dds, icns, ico, pcx, ppm, psd, qoi, sgi, tga.
         features: whether all results have features, as those of `Predictor.embed` have in any case.
-        logits: see `Predictor`.
-        thumbnail_side: see `Predictor`.
-        confidence: see `Predictor`.
-        query: see `Predictor`.
+        logits: see `PostprocessOptions`.
+        thumbnail_side: see `PictureOptions`.
+        confidence: see `PostprocessOptions`.
+        query: see `PostprocessOptions`.
         abstain: which abstentions are shown: off, unsure, unfamiliar or both; only models of `mf train` abstain.
-        max_error: see `Predictor`.
-        isolate: see `Predictor`.
-        decode_timeout_s: see `Predictor`.
+        max_error: see `PostprocessOptions`.
+        isolate: see `PictureOptions`.
+        decode_timeout_s: see `PictureOptions`.
         settings: defaults; None reads the environment.
         progress: called with a message before a long step, and with the progress of a download.
 
@@ -671,29 +414,31 @@ def load_predictor(
     overrides = PreprocessOverrides.parse(
         mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation, input_size=input_size
     )
-    _check_confidence(confidence)
-    if isinstance(top_k, int) and top_k < 1:  # checked before anything is downloaded or prepared
-        raise UsageError(f"top_k={top_k} is less than 1", "top_k=1")
+    answers = PostprocessOptions(
+        top_k, confidence, query, _parse_choice(Abstain, abstain, "abstain"), max_error, logits
+    )  # checked, as all of these, before anything is downloaded or prepared
+    pictures = PictureOptions(
+        exif=exif,
+        decode=_parse_choice(DecodeMode, decode, "decode"),
+        max_pixels=max_pixels,
+        formats=formats_with(formats),
+        offline=settings.offline,
+        thumbnail_side=thumbnail_side,
+        isolate=isolate,
+        decode_timeout_s=decode_timeout_s,
+    )
     engine = _parse_choice(EngineName, engine, "engine")
-    decode = _parse_choice(DecodeMode, decode, "decode")
-    abstain = _parse_choice(Abstain, abstain, "abstain")
-    if not 0 < max_error < 1:
-        raise UsageError(f"max_error={max_error:g} is not between 0 and 1", f"max_error={DEFAULT_MAX_ERROR:g}")
+    extra = (Output.FEATURES,) if features else ()
+    options = EngineOptions(device, _parse_choice(Precision, precision, "precision"), threads, extra)
     names = None
     if labels is not None:
         from mfcli.models.label_files import make_labels
 
         names = make_labels(labels)
-    extra = (Output.FEATURES,) if features else ()
-    options = EngineOptions(device, _parse_choice(Precision, precision, "precision"), threads, extra)
     named = None if model is None else find_variant(model)
     if weights and is_folder(Path(weights)):
-        from mfcli.models.model_folder import read_model_folder
-
-        folder = read_model_folder(Path(weights), named, settings)
-        artifact = _ensure_preprocessing(overrides.apply(folder.variant), folder.weights_file, settings, progress)
-        names = names or folder.labels
-        folder.check_classes(len(artifact.labels))
+        artifact, folder_labels = _open_folder(Path(weights), named, overrides, settings, progress)
+        names = names or folder_labels
     else:
         variant = overrides.apply(named or default_variant(settings))
         if variant.folder is not None and choose_engine(engine, options) is EngineName.TORCH:
@@ -701,29 +446,22 @@ def load_predictor(
                 f"{variant.name} is a model of mf train, which torch cannot run", "engine=onnxruntime device=cpu"
             )
         artifact = _ensure_preprocessing(variant, Path(weights) if weights else None, settings, progress)
-    if artifact.thresholds is not None and abstain.covers(Abstention.UNFAMILIAR):
+    if artifact.thresholds is not None and answers.abstain.covers(Abstention.UNFAMILIAR):
         options = replace(options, extra=(*options.extra, Output.DISTANCE))
     loaded = load_engine(engine, artifact, options)
-    return Predictor(
-        artifact,
-        loaded,
-        labels=names,
-        top_k=top_k,
-        exif=exif,
-        decode=decode,
-        max_pixels=max_pixels,
-        formats=formats,
-        offline=settings.offline,
-        options=options,
-        thumbnail_side=thumbnail_side,
-        logits=logits,
-        confidence=confidence,
-        query=query,
-        abstain=abstain,
-        max_error=max_error,
-        isolate=isolate,
-        decode_timeout_s=decode_timeout_s,
-    )
+    return Predictor(artifact, loaded, labels=names, pictures=pictures, answers=answers, options=options)
+
+
+def _open_folder(
+    path: Path, named: Variant | None, overrides: PreprocessOverrides, settings: Settings, progress: Progress
+) -> tuple[Artifact, tuple[Label, ...] | None]:
+    """Return the artifact of a folder of timm or Hugging Face, and the labels that it gives."""
+    from mfcli.models.model_folder import read_model_folder
+
+    folder = read_model_folder(path, named, settings)
+    artifact = _ensure_preprocessing(overrides.apply(folder.variant), folder.weights_file, settings, progress)
+    folder.check_classes(len(artifact.labels))
+    return artifact, folder.labels
 
 
 def _ensure_preprocessing(variant: Variant, weights: Path | None, settings: Settings, progress: Progress) -> Artifact:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from mfcli.errors import OutputError, PictureError, UsageError
 from mfcli.files import is_file, lock
 from mfcli.inference.pipeline import Done, run_pipeline
-from mfcli.inference.predictor import Predictor, PreparedPicture
+from mfcli.inference.predictor import Predictor
+from mfcli.inference.preparation import PreparedPicture
 from mfcli.inputs.sources import Source
 from mfcli.models.splits import hash_pictures
 from mfcli.results import Failure, Progress, Tally
