@@ -34,7 +34,7 @@ class Evaluator:
     def __init__(self, options: argparse.Namespace) -> None:
         _, held_out, classes = split(options.data, options.holdout)
         self.model = build_model(ROWS[options.architecture], num_classes=len(classes)).eval()
-        self.pictures = DecodedPictures(held_out, create_eval_transform(options.size, options.crop_pct))
+        self.pictures = DecodedPictures.read(held_out, create_eval_transform(options.size, options.crop_pct))
         self.targets = torch.tensor(self.pictures.targets)
 
     def read(self, path: Path) -> Weights:

@@ -8,19 +8,23 @@ from pathlib import Path
 
 from mfcli.artifact.build import build_artifact
 from mfcli.files import sha256_of
-from mfcli.models.labels import look_up_wnids
-from mfcli.models.registry import find_variant
+from mfcli.models.labels import make_class_labels
+from mfcli.models.registry import Variant, find_variant
 
 HERE = Path(__file__).parent
 
 
-def main() -> None:
-    """Build the artifact in place."""
-    variant = find_variant("bundled")
-    checkpoint = HERE / f"{variant.name}.safetensors"
-    labels = look_up_wnids((HERE / "classes.txt").read_text().split())
-    path = HERE / f"{variant.name}.onnx"
+def build(variant: Variant, checkpoint: Path) -> None:
+    """Build the artifact of a checkpoint beside it; classes.txt there names the classes."""
+    labels = make_class_labels((checkpoint.parent / "classes.txt").read_text().split())
+    path = checkpoint.with_suffix(".onnx")
     build_artifact(variant, checkpoint, sha256_of(checkpoint), path, labels=labels, half_weights=True, compare=True)
+
+
+def main() -> None:
+    """Build the bundled artifact in place."""
+    variant = find_variant("bundled")
+    build(variant, HERE / f"{variant.name}.safetensors")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ CROPS = (0.8, 0.875, 0.95, 1.0)
 
 @torch.no_grad()
 def compute_logits(model: nn.Module, pictures: DecodedPictures) -> Tensor:
-    """Return float32 logits (N, classes)."""
-    return torch.cat([model(normalise(batch)) for batch, _ in DataLoader(pictures, 256)])
+    """Return float32 logits (N, classes), computed where the model is."""
+    device = next(model.parameters()).device
+    return torch.cat([model(normalise(batch, device)).cpu() for batch, _ in DataLoader(pictures, 256)])
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
@@ -76,9 +77,29 @@ def divide_head(model: nn.Module, temperature: float) -> dict[str, Tensor]:
     layer = "head.fc2" if "head.fc2.weight" in weights else "head"
     for name in (f"{layer}.weight", f"{layer}.bias"):
         weights[name] = weights[name] / temperature
-    halves = {name: tensor.half() for name, tensor in weights.items()}
+    halves = {name: tensor.half().contiguous() for name, tensor in weights.items()}
     model.load_state_dict({name: tensor.float() for name, tensor in halves.items()})
     return halves
+
+
+def finish(model: nn.Module, held_out: DecodedPictures, size: int, classes: list[str], output: Path) -> float:
+    """Choose crop_pct and temperature, write the checkpoint and classes.txt beside it; return crop_pct.
+
+    Args:
+        model: in eval mode; gets the final weights, rounded to float16.
+        held_out: pictures that were not trained on.
+        size: of the input, in pixels.
+        classes: names in head order.
+        output: the checkpoint.
+    """
+    crop_pct, temperature = choose_crop_pct(model, held_out, size)
+    print(f"chosen: crop_pct {crop_pct}, temperature {temperature:.4f}")
+    halves = divide_head(model, temperature)
+    held_out.transform = create_eval_transform(size, crop_pct)
+    print(f"as float16: {describe(compute_logits(model, held_out), torch.tensor(held_out.targets))}")
+    write_atomically(output, save(halves))
+    write_atomically(output.parent / "classes.txt", "".join(f"{name}\n" for name in classes).encode())
+    return crop_pct
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, Any], Samples]:
@@ -112,14 +133,8 @@ def main(argv: list[str] | None = None) -> None:
     size, classes = options.size or trained["phases"][-1], trained["classes"]
     model = build_model(ROWS[trained["architecture"]], num_classes=len(classes)).eval()
     load_weights(model, options.weights or options.run / WEIGHTS)
-    held_out = DecodedPictures(samples, create_eval_transform(size, 1.0))
-    crop_pct, temperature = choose_crop_pct(model, held_out, size)
-    print(f"chosen: crop_pct {crop_pct}, temperature {temperature:.4f}")
-    halves = divide_head(model, temperature)
-    held_out.transform = create_eval_transform(size, crop_pct)
-    print(f"as float16: {describe(compute_logits(model, held_out), torch.tensor(held_out.targets))}")
-    write_atomically(options.output, save(halves))
-    write_atomically(options.output.parent / "classes.txt", "".join(f"{name}\n" for name in classes).encode())
+    held_out = DecodedPictures.read(samples, create_eval_transform(size, 1.0))
+    finish(model, held_out, size, classes, options.output)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Training and held-out pictures, and the transforms that turn them into the model's input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO, Self
 
 import numpy as np
 import torch
@@ -22,12 +23,17 @@ Transform = Callable[[Image.Image], Pixels | Tensor]
 
 
 class DecodedPictures(Dataset[tuple[Tensor, int]]):
-    """Pictures that are decoded once and kept as uint8; `transform` is applied at each access and may be replaced."""
+    """Decoded pictures, uint8 (H, W, 3); `transform` is applied at each access and may be replaced."""
 
-    def __init__(self, samples: Samples, transform: Transform) -> None:
-        self.pictures = [decode_picture(path) for path, _ in samples]
-        self.targets = [target for _, target in samples]
+    def __init__(self, pictures: Sequence[Pixels], targets: list[int], transform: Transform) -> None:
+        self.pictures = pictures
+        self.targets = targets
         self.transform = transform
+
+    @classmethod
+    def read(cls, samples: Samples, transform: Transform) -> Self:
+        """Decode files once."""
+        return cls([decode_picture(path) for path, _ in samples], [target for _, target in samples], transform)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -42,7 +48,7 @@ def create_eval_transform(size: int, crop_pct: float) -> Transform:
     return transform
 
 
-def decode_picture(path: str) -> Pixels:
+def decode_picture(path: str | BinaryIO) -> Pixels:
     """Return the pixels of a file: uint8 (H, W, 3)."""
     try:
         with Image.open(path) as picture:

@@ -225,8 +225,8 @@ class Run:
             self.model.load_state_dict(state["model"])
             self.ema.module.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
-        self.train = DecodedPictures(kept, transform)
-        self.holdout = DecodedPictures(held_out, create_eval_transform(self.sizes[0], 1.0))
+        self.train = DecodedPictures.read(kept, transform)
+        self.holdout = DecodedPictures.read(held_out, create_eval_transform(self.sizes[0], 1.0))
 
     def check_steps(self, pictures: int) -> None:
         """Set the steps of an epoch; refuse a run that is too short."""

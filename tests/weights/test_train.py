@@ -337,7 +337,7 @@ def test_the_block_without_effect_is_removed(
 ) -> None:
     torch.manual_seed(0)
     model = prune.build_model(recipe.ROWS["convformer_t9"], num_classes=4).eval()
-    held_out = recipe.DecodedPictures(recipe.split(pictures, 1)[1], calibrate.create_eval_transform(32, 1.0))
+    held_out = recipe.DecodedPictures.read(recipe.split(pictures, 1)[1], calibrate.create_eval_transform(32, 1.0))
     for block in model.stages[2]:
         torch.nn.init.normal_(block.mlp.fc1.weight)
         torch.nn.init.normal_(block.mlp.fc2.weight)
