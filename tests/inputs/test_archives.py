@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from mfcli.errors import EngineError, FailureCode, PictureError
-from mfcli.inputs import archives, members
+from mfcli.inputs import members, walk
 from mfcli.inputs.archives import iter_members
 from mfcli.inputs.members import Member
 from mfcli.inputs.selection import Selection
@@ -188,7 +188,7 @@ def test_an_archive_for_which_there_is_no_memory(name: str, tmp_path: Path, monk
         raise MemoryError
 
     (tmp_path / name).write_bytes(b"x")
-    monkeypatch.setattr("mfcli.inputs.archives.open_file", fail)
+    monkeypatch.setattr("mfcli.inputs.objects.open_file", fail)
     assert read(tmp_path / name) == {None: "too_large"}
     monkeypatch.setattr("mfcli.inputs.archives.has_free_memory", lambda _: False)
     with pytest.raises(EngineError, match="too little memory to read "):
@@ -396,8 +396,8 @@ def test_a_zip_in_many_threads(tmp_path: Path) -> None:
 
 def test_a_zip_is_closed_with_its_last_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    original = archives.open_file  # type: ignore[attr-defined]
-    monkeypatch.setattr(archives, "open_file", lambda path: opened.append(original(path)) or opened[-1])
+    original = walk.open_file
+    monkeypatch.setattr("mfcli.inputs.objects.open_file", lambda path: opened.append(original(path)) or opened[-1])
     found = list(iter_members(str(zip_of(tmp_path / "p.zip", {"a.jpg": b"x", "b.jpg": b"y"})), lambda _: True, ALL))
     assert not opened[0].closed
     assert [bytes_of(member) for member in found] == [b"x", b"y"]

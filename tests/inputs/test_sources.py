@@ -99,7 +99,7 @@ _EMPTY = ["empty = not_found", "p.zip ! *.gif = not_found"]
         (["./p.zip/notes.txt"], ["./p.zip ! notes.txt"]),
         (["p.zip/none.jpg"], ["p.zip ! none.jpg = not_found"]),
         (["none.zip", "none.zip/a.jpg"], ["none.zip = not_found", "none.zip/a.jpg = not_found"]),
-        (["s3://bucket/a.jpg"], ["s3://bucket/a.jpg = unsupported"]),
+        (["gopher://host/a.jpg"], ["gopher://host/a.jpg = unsupported"]),
         (["file://elsewhere/a.jpg"], ["file://elsewhere/a.jpg = unsupported"]),
         (["file://["], ["file://[ = unsupported"]),
         (["file:///"], ["file:/// = unsupported"]),
@@ -341,7 +341,7 @@ def test_an_archive_is_opened_once_for_a_list(name: str, here: Path, monkeypatch
         opened.append(path)
         return open_file(path)
 
-    monkeypatch.setattr("mfcli.inputs.archives.open_file", counted)
+    monkeypatch.setattr("mfcli.inputs.objects.open_file", counted)
 
     def found(*members: str) -> list[str]:
         opened.clear()

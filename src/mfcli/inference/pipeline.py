@@ -41,12 +41,14 @@ class PipelineConfig:
         streams: number of threads that compute, each its own batch.
         batch_size: number of items in a full batch.
         max_weight: weight of the items that are not prepared yet from which on no more are read.
+        max_started: number of items that were started and wait for a worker, besides the others in flight.
     """
 
     workers: int
     streams: int
     batch_size: int
     max_weight: int = 2**26
+    max_started: int = 64
 
     @property
     def window(self) -> int:
@@ -57,11 +59,12 @@ class PipelineConfig:
 class _Slot(Generic[Item, Prepared, Result]):
     """One item in flight."""
 
-    __slots__ = ("error", "is_done", "item", "prepared", "ready_at", "result", "weight")
+    __slots__ = ("error", "is_done", "is_started", "item", "prepared", "ready_at", "result", "weight")
 
-    def __init__(self, item: Item, weight: int) -> None:
+    def __init__(self, item: Item, weight: int, is_started: bool) -> None:
         self.item: Item | None = item
         self.weight = weight
+        self.is_started = is_started
         self.prepared: Prepared | None = None
         self.ready_at = 0.0
         self.result: Result | None = None
@@ -78,9 +81,11 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         config: PipelineConfig,
         prepare_alone: Callable[[Item], Prepared | Done[Result]],
         weigh: Callable[[Item], int],
+        start: Callable[[Item], bool],
     ) -> None:
         self._items = items
         self._weigh = weigh
+        self._start = start
         self._prepare = prepare
         self._prepare_alone = prepare_alone
         self._compute = compute
@@ -94,6 +99,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         self._to_prepare: deque[_Slot[Item, Prepared, Result]] = deque()
         self._ready: deque[_Slot[Item, Prepared, Result]] = deque()
         self._preparing = 0  # items that workers hold
+        self._started = 0  # items that were started and wait for a worker
         self._weight = 0  # of the items that are not prepared yet
         self._out_of_memory = 0  # items that wait until no other is being prepared, or have come so far
         self._batch_size = min(_FIRST_BATCH_SIZE, config.batch_size)  # doubles each time: the first results come soon
@@ -145,9 +151,10 @@ class _Pipeline(Generic[Item, Prepared, Result]):
                     item = next(items)
                 except StopIteration:
                     return
-                slot: _Slot[Item, Prepared, Result] = _Slot(item, self._weigh(item))
+                slot: _Slot[Item, Prepared, Result] = _Slot(item, self._weigh(item), self._start(item))
                 with self._can_feed:
                     self._weight += slot.weight
+                    self._started += slot.is_started
                     self._in_flight.append(slot)
                     self._to_prepare.append(slot)
                     self._can_prepare.notify()
@@ -168,8 +175,9 @@ class _Pipeline(Generic[Item, Prepared, Result]):
     def _is_full(self) -> bool:
         """Whether the window is full, or the queue before the workers, by number or weight."""
         return (
-            len(self._in_flight) >= self._config.window
-            or len(self._to_prepare) >= 2 * self._config.workers
+            len(self._in_flight) - self._started >= self._config.window
+            or len(self._to_prepare) - self._started >= 2 * self._config.workers
+            or self._started >= self._config.max_started
             or self._weight >= self._config.max_weight
         )
 
@@ -182,6 +190,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
                 if self._stopped:
                     return
                 slot = self._to_prepare.popleft()
+                self._started -= slot.is_started
                 self._preparing += 1
                 self._can_feed.notify()
             prepared: Prepared | None = None
@@ -271,6 +280,7 @@ def run_pipeline(
     config: PipelineConfig,
     prepare_alone: Callable[[Item], Prepared | Done[Result]] | None = None,
     weigh: Callable[[Item], int] = lambda _: 0,
+    start: Callable[[Item], bool] = lambda _: False,
 ) -> Iterator[Result]:
     """Yield one result per item, in the items' order.
 
@@ -282,9 +292,10 @@ def run_pipeline(
         prepare_alone: called again with an item for which `prepare` raised MemoryError, while no other is being
             prepared; None for `prepare`.
         weigh: returns what an item counts for `config.max_weight`: the bytes that it holds, for example.
+        start: begins something that takes a while without a worker, such as a download, and returns whether it did.
 
     Raises:
         BaseException: whatever `items`, `prepare` or `compute` raises, in place of the first result it affects.
         EngineError: the threads cannot be started.
     """
-    return _Pipeline(items, prepare, compute, config, prepare_alone or prepare, weigh).iter_results()
+    return _Pipeline(items, prepare, compute, config, prepare_alone or prepare, weigh, start).iter_results()

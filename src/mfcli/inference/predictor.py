@@ -223,7 +223,8 @@ class Predictor:
         config = self.pipeline_config(batch_size, workers)
         self.start_decoders(config)
         prepare = partial(self.prepare, alone=False)
-        return run_pipeline(sources, prepare, self._compute, config, self.prepare, attrgetter("held_bytes"))
+        weigh = attrgetter("held_bytes")
+        return run_pipeline(sources, prepare, self._compute, config, self.prepare, weigh, Source.start)
 
     def pipeline_config(self, batch_size: int | None = None, workers: int | None = None) -> PipelineConfig:
         """Return the sizes of the pipeline that `stream` runs with these arguments."""

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mfcli.errors import FailureCode, PictureError, memory_error
+from mfcli.files import is_url
 from mfcli.inputs.arguments import is_parquet_name
 from mfcli.inputs.members import Member, relative_name, translate_archive_errors
+from mfcli.inputs.objects import open_archive
 from mfcli.inputs.parquet import iter_parquet
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.tar_archive import iter_tar
-from mfcli.inputs.walk import open_file
 from mfcli.inputs.webdataset import iter_samples
 from mfcli.inputs.zip_archive import ZipReader, iter_zip
 from mfcli.memory import has_free_memory
@@ -37,7 +38,7 @@ def iter_members(path: str, takes: Callable[[str], bool], selection: Selection) 
     """
     try:
         with translate_archive_errors():
-            file = open_file(path)
+            file = open_archive(path, selection)
             if is_parquet_name(path):
                 yield from iter_parquet(file, takes, selection)
             elif _is_zip(path):
@@ -52,6 +53,14 @@ def iter_members(path: str, takes: Callable[[str], bool], selection: Selection) 
         if not has_free_memory(selection.max_bytes):  # else its headers ask for more than any ordinary archive does
             raise memory_error(f"read {path}") from error
         yield Member(None, Failure(FailureCode.TOO_LARGE, "does not fit into memory"))
+
+
+def _identify(path: str) -> tuple[str | int, ...]:
+    """Return what tells an archive from another one, and from another version of itself if it is a file."""
+    if is_url(path):
+        return (path,)
+    status = Path(path).stat()
+    return path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _is_zip(path: str) -> bool:
@@ -69,7 +78,7 @@ class LastArchive:
     def __init__(self, selection: Selection) -> None:
         """Begin without an archive; the selection is that of `iter_members`."""
         self._selection = selection
-        self._identity: tuple[str, int, int, int, int] | None = None
+        self._identity: tuple[str | int, ...] | None = None
         self._zip_members: dict[str, list[Member]] = {}
         self._tar_names: Counter[str] = Counter()
         self._tar_members: Iterator[Member] = iter(())
@@ -85,10 +94,9 @@ class LastArchive:
             wanted: the member, as `relative_name` returns it.
         """
         try:
-            status = Path(path).stat()
+            identity = _identify(path)
         except (OSError, ValueError):
             return []
-        identity = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if identity != self._identity:
             self._identity = identity
             self._read_names(path)
@@ -107,7 +115,7 @@ class LastArchive:
 
     def _read_zip(self, path: str) -> None:
         with contextlib.suppress(PictureError), translate_archive_errors(), contextlib.ExitStack() as stack:
-            archive = ZipReader(stack.enter_context(open_file(path)))
+            archive = ZipReader(stack.enter_context(open_archive(path, self._selection)))
             stack.pop_all()  # it is closed with the last member
             for member in archive.iter_members(lambda _: True, self._selection.max_bytes):
                 self._zip_members.setdefault(relative_name(member.name or ""), []).append(member)

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from mfcli.files import is_glob, is_url
 from mfcli.inputs.codecs import ALL_SUFFIXES
+from mfcli.stores import is_store_url, split_store_url
 
 STDIN = "-"
 """The argument that stands for the bytes of one picture on standard input."""
@@ -32,6 +33,8 @@ class ArgumentKind(Enum):
     MEMBER = auto()
     """A picture or a folder in an archive, or a glob over its members."""
     URL = auto()
+    OBJECT = auto()
+    """In a store: a prefix as a folder, or else an object whose name has not the suffix of a picture."""
     STDIN = auto()
     LIST = auto()
     """A regular file that lists further arguments."""
@@ -39,7 +42,14 @@ class ArgumentKind(Enum):
     """A list on standard input or in a named pipe, which can be read only once."""
 
 
-_MANY = {ArgumentKind.FOLDER, ArgumentKind.GLOB, ArgumentKind.ARCHIVE, ArgumentKind.LIST, ArgumentKind.PIPED_LIST}
+_MANY = {
+    ArgumentKind.FOLDER,
+    ArgumentKind.OBJECT,
+    ArgumentKind.GLOB,
+    ArgumentKind.ARCHIVE,
+    ArgumentKind.LIST,
+    ArgumentKind.PIPED_LIST,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,9 @@ class Argument:
 
     @property
     def is_countable(self) -> bool:
-        """Whether its pictures can be counted ahead of the run: not through a pipe, nor in a tar, read as a whole."""
+        """Whether its pictures can be counted ahead of the run: not through a pipe, nor in a tar or a store."""
+        if is_store_url(self.name) and self.kind is not ArgumentKind.URL:
+            return False
         if self.kind in (ArgumentKind.LIST, ArgumentKind.PIPED_LIST):
             return self.kind is ArgumentKind.LIST
         name = self.name.rstrip("/")
@@ -84,6 +96,8 @@ def classify(name: str, *, is_listed: bool = False) -> Argument:
     """
     if name == STDIN and not is_listed:
         return Argument(name, ArgumentKind.STDIN)
+    if is_store_url(name):
+        return _classify_object(name, is_listed)
     if is_url(name):
         return Argument(name, ArgumentKind.URL)
     if os.path.isdir(name):
@@ -96,6 +110,24 @@ def classify(name: str, *, is_listed: bool = False) -> Argument:
     if is_glob(name) and not is_listed and not os.path.lexists(name):
         return Argument(name, ArgumentKind.GLOB)
     return Argument(name, ArgumentKind.FILE)
+
+
+def _classify_object(url: str, is_listed: bool) -> Argument:
+    """Return what an object or a prefix is by its name alone."""
+    bucket, key = split_store_url(url)
+    path = url.rstrip("/")
+    if is_archive_name(path):
+        return Argument(url, ArgumentKind.ARCHIVE, path)
+    parts = key.split("/")
+    for at in range(1, len(parts)):
+        if is_archive_name(parts[at - 1]) and (member := "/".join(parts[at:]).strip("/")):
+            return Argument(url, ArgumentKind.MEMBER, bucket + "/".join(parts[:at]), member)
+    if is_glob(key) and not is_listed:
+        return Argument(url, ArgumentKind.GLOB)
+    if key in ("", "/") or key.endswith("/"):
+        return Argument(url, ArgumentKind.FOLDER)
+    is_picture = is_listed or PurePosixPath(key).suffix.lower() in ALL_SUFFIXES
+    return Argument(url, ArgumentKind.URL if is_picture else ArgumentKind.OBJECT)
 
 
 def classify_list(name: str) -> Argument:

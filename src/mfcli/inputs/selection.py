@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from mfcli.errors import FailureCode
 from mfcli.inputs.codecs import DEFAULT_SUFFIXES
 from mfcli.inputs.left_out import LeftOut
+from mfcli.results import Failure
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_BYTES = 256 * 2**20
@@ -18,6 +20,9 @@ DEFAULT_MAX_BYTES = 256 * 2**20
 
 MAX_NAME = 4096
 """Characters of a member's name: the limit of a path on Linux."""
+
+OFFLINE = Failure(FailureCode.NETWORK, "not fetched while offline (offline=True, MF_OFFLINE or HF_HUB_OFFLINE)")
+"""What becomes of a picture elsewhere."""
 
 _DIGITS = re.compile(r"[0-9]+")
 _ANY_DEPTH = "**"

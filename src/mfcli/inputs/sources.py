@@ -21,7 +21,9 @@ from mfcli.errors import FailureCode, NoInputsError, PictureError, UsageError
 from mfcli.files import is_glob, is_url, url_scheme
 from mfcli.inputs.arguments import STDIN, Argument, ArgumentKind, classify, is_parquet_name, split_member
 from mfcli.inputs.lists import MAX_LINE_BYTES, open_list, read_names
-from mfcli.inputs.selection import MemberMatcher, Selection
+from mfcli.inputs.objects import match_keys, open_ahead, walk_prefix
+from mfcli.inputs.read_ahead import Download
+from mfcli.inputs.selection import OFFLINE, MemberMatcher, Selection
 from mfcli.inputs.walk import (
     FoundPath,
     compile_member_glob,
@@ -32,6 +34,7 @@ from mfcli.inputs.walk import (
     walk_glob,
 )
 from mfcli.results import Failure, join_member
+from mfcli.stores import SCHEMES, check_stores, is_store_url
 
 if TYPE_CHECKING:
     from mfcli.inputs.archives import LastArchive
@@ -102,6 +105,13 @@ class Source:
         """The name for people, as in `PictureResult`."""
         return join_member(self.input, self.member)
 
+    def start(self) -> bool:
+        """Begin to fetch it, if it is one that can be fetched before it is opened; return whether it is."""
+        if not isinstance(self.opener, Download):
+            return False
+        self.opener.start()
+        return True
+
     def open(self) -> BinaryIO:
         """Open the bytes for reading, seekable; several threads may open different sources at once.
 
@@ -127,8 +137,8 @@ def iter_sources(
     An argument without pictures is a source that fails (not_found), unless no argument has any.
 
     Args:
-        arguments: files, folders, globs, archives, Parquet files, members of these (`photos.zip/a.jpg`), URLs, or `-`
-            for the bytes of one picture on standard input.
+        arguments: files, folders, globs, archives, Parquet files, members of these (`photos.zip/a.jpg`), any of these
+            in object stores (`s3://bucket/photos/`), URLs, or `-` for the bytes of one picture on standard input.
         stdin: standard input, None where there is none.
         files_from: a file that lists more of them, one per line, `-` for standard input; in it, a line `-` is a file of
             that name, and wildcards are plain characters.
@@ -149,6 +159,8 @@ def iter_sources(
         from mfcli.outputs.parquet import import_parquet
 
         import_parquet()
+    if any(map(is_store_url, arguments)):
+        check_stores()
     expansions: _Expansions = (_expand(classify(name), stdin, selection) for name in arguments)
     if files_from is not None:
         file = stdin if files_from == STDIN else open_list(files_from)
@@ -249,7 +261,11 @@ def _expand(
         case ArgumentKind.URL:
             return None, iter([make_url_source(name, selection)])
         case ArgumentKind.FOLDER:
-            return _make_empty(name, None, selection), map(_make_file_source, walk_folder(name, selection))
+            walk = walk_prefix if is_url(name) else walk_folder
+            found = (_make_found_source(each, selection) for each in walk(name, selection))
+            return _make_empty(name, None, selection), found
+        case ArgumentKind.OBJECT:
+            return None, _expand_object(name, selection)
         case ArgumentKind.ARCHIVE:
             takes = selection.passes if is_parquet_name(argument.archive) else selection.takes_member  # rows: numbers
             sources = _expand_archive(argument.archive, takes, selection)
@@ -282,12 +298,24 @@ def _read_stdin(stdin: BinaryIO, max_bytes: int) -> bytes:
     return data
 
 
-def _make_file_source(found: FoundPath) -> Source:
+def _make_found_source(found: FoundPath, selection: Selection) -> Source:
+    if found.failure is None and is_url(found.path):
+        return make_url_source(found.path, selection)
     return Source(found.path, failure=found.failure)
 
 
+def _expand_object(url: str, selection: Selection) -> Iterator[Source]:
+    """Yield the pictures below a prefix, or else the object of this very name."""
+    is_empty = True
+    for found in walk_prefix(url, selection):
+        is_empty = False
+        yield _make_found_source(found, selection)
+    if is_empty:
+        yield make_url_source(url, selection)
+
+
 def _expand_glob(pattern: str, selection: Selection) -> Iterator[Source]:
-    for found in walk_glob(pattern, selection):
+    for found in match_keys(pattern, selection) if is_url(pattern) else walk_glob(pattern, selection):
         for source in _expand_match(found, selection):
             yield replace(source, whole=(pattern, None))
 
@@ -295,7 +323,7 @@ def _expand_glob(pattern: str, selection: Selection) -> Iterator[Source]:
 def _expand_match(found: FoundPath, selection: Selection) -> Iterator[Source]:
     """Expand what a glob matched, which may be an archive."""
     if found.failure is not None:
-        return iter([_make_file_source(found)])
+        return iter([_make_found_source(found, selection)])
     return _expand(classify(found.path, is_listed=True), None, selection)[1]
 
 
@@ -393,12 +421,13 @@ def make_url_source(url: str, selection: Selection) -> Source:
     scheme = url_scheme(url)
     if scheme == "file":
         return _make_file_url_source(url)
-    if scheme not in ("http", "https"):
-        message = f"{scheme}:// is not supported; http, https and file are"
+    if scheme not in ("http", "https", *SCHEMES):
+        message = f"{scheme}:// is not supported; http, https, file, {', '.join(SCHEMES)} are"
         return Source(url, failure=Failure(FailureCode.UNSUPPORTED, message))
     if selection.offline:
-        message = "not fetched while offline (offline=True, MF_OFFLINE or HF_HUB_OFFLINE)"
-        return Source(url, failure=Failure(FailureCode.NETWORK, message))
+        return Source(url, failure=OFFLINE)
+    if scheme in SCHEMES:
+        return Source(url, opener=open_ahead(url, selection))
     return Source(url, opener=partial(_fetch, url, selection.timeout_s, selection.max_bytes))
 
 
@@ -447,7 +476,7 @@ def _expand_line(line: bytes, nul: bool, selection: Selection, get_last_archive:
     if advice:
         return None, iter([Source(name, failure=Failure(FailureCode.NOT_FOUND, f"no such file{advice}"))])
     argument = classify(name, is_listed=True)
-    path = re.split(r"[?#]", name)[0] if argument.kind is ArgumentKind.URL else name
+    path = re.split(r"[?#]", name)[0] if argument.kind is ArgumentKind.URL and not is_store_url(name) else name
     is_picture = argument.kind in (ArgumentKind.URL, ArgumentKind.FILE)  # others are filtered by what they hold
     if not selection.passes(path) if is_picture else selection.excludes(path):
         return None, iter(())

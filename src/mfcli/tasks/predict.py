@@ -15,6 +15,7 @@ from mfcli.outputs.writer import Writer
 from mfcli.results import PictureResult, Progress, Tally
 from mfcli.runs import RunInfo, Summary
 from mfcli.signals import ForcedInterrupt, defer_signals
+from mfcli.stores import is_store_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,7 @@ class _RunState:
 
         Its containers are the folders above it, and the archive or glob that was searched for it.
         """
-        if self._retry_writer is None or is_url(source.argument):
+        if self._retry_writer is None or (is_url(source.argument) and not is_store_url(source.argument)):
             return
         name, found = source.raw, self._containers
         if source.whole is not None:

@@ -1,0 +1,84 @@
+"""Pictures in object stores: listed and matched by their keys, and fetched ahead of decoding.
+
+A prefix that ends with a slash is a folder. Objects come in the order of their keys, as stores list them: a natural
+order would need all names first. Archives are copied to a temporary file, which is kept for the next member.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, BinaryIO
+
+from mfcli.errors import PictureError
+from mfcli.files import is_glob, is_url
+from mfcli.inputs.read_ahead import Download
+from mfcli.inputs.selection import OFFLINE, Selection
+from mfcli.inputs.walk import FoundPath, compile_member_glob, open_file
+from mfcli.results import Failure
+from mfcli.stores import StoredObject, download_object, identify_object, list_objects, read_object, split_store_url
+
+
+def open_ahead(url: str, selection: Selection) -> Download:
+    """Return what opens an object, and can begin before."""
+    return Download(partial(read_object, url, selection.timeout_s), selection.max_bytes)
+
+
+def walk_prefix(url: str, selection: Selection) -> Iterator[FoundPath]:
+    """Yield the pictures below a prefix, by the rules of `walk_folder`, in the order of their keys."""
+    bucket, prefix = split_store_url(url)
+    folder = f"{prefix.rstrip('/')}/" if prefix else ""
+    yield from _find(bucket, folder, lambda key: selection.takes_member(key[len(folder) :]), selection)
+
+
+def match_keys(url: str, selection: Selection) -> Iterator[FoundPath]:
+    """Yield what a glob matches, by the rules of `walk_glob`, and the object of exactly this name."""
+    bucket, pattern = split_store_url(url)
+    matches = compile_member_glob(pattern, selection)
+    start = next(at for at, character in enumerate(pattern) if is_glob(character))
+    yield from _find(bucket, pattern[:start], lambda key: key == pattern or matches(key), selection)
+
+
+def _find(bucket: str, prefix: str, takes: Callable[[str], bool], selection: Selection) -> Iterator[FoundPath]:
+    """Yield the wanted objects whose keys begin with `prefix`, and a failure where the listing ends early."""
+    if selection.offline:
+        yield FoundPath(bucket + prefix, OFFLINE)
+        return
+    try:
+        for found in list_objects(bucket + prefix, selection.timeout_s):
+            if not _is_folder(found) and takes(found.key):
+                yield FoundPath(bucket + found.key)
+    except PictureError as error:
+        yield FoundPath(bucket + prefix, Failure(error.code, error.message))
+
+
+def _is_folder(found: StoredObject) -> bool:
+    """Whether an object only stands for a folder, as consoles make them; the slash at the end of its key is gone."""
+    return not found.size_bytes and not PurePosixPath(found.key).suffix
+
+
+_copies: "dict[str, IO[bytes]]" = {}
+"""The last archive that was copied; the file is deleted when it is replaced, or with the program."""
+_lock = threading.Lock()
+
+
+def open_archive(name: str, selection: Selection) -> BinaryIO:
+    """Open an archive that may be an object, of which the last one that was opened is kept in a temporary file.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    if not is_url(name):
+        return open_file(name)
+    if selection.offline:
+        raise PictureError(OFFLINE.code, OFFLINE.message)
+    import tempfile  # takes a few milliseconds
+
+    version = identify_object(name, selection.timeout_s)
+    with _lock:
+        if version not in _copies:
+            _copies.clear()
+            file = tempfile.NamedTemporaryFile(prefix="mf-")  # noqa: SIM115 - it stays
+            download_object(name, file, selection.timeout_s)
+            _copies[version] = file
+        return Path(_copies[version].name).open("rb")

@@ -1,0 +1,278 @@
+"""Objects in the stores of clouds: s3://BUCKET/KEY, gs://BUCKET/KEY and az://CONTAINER/KEY, read, listed and written.
+
+Keys are taken as they are: nothing in them is percent-encoded. Credentials, regions and endpoints come from where each
+cloud's own tools find them. What the clients say may hold credentials, so that no message repeats it.
+"""
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import IO, Any, BinaryIO
+
+from mfcli.errors import EngineError, FailureCode, PictureError, package_error
+from mfcli.files import url_scheme
+
+SCHEMES = ("s3", "gs", "az")
+_CREDENTIALS_TTL = timedelta(minutes=10)
+"""How long the client uses credentials before it asks for them again; botocore refreshes its own in time."""
+_CHUNK_BYTES = 2**23
+_PAGE = 1000
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_REGION = re.compile(r"<Region>([\w-]+)</Region>")
+_STATUS = re.compile(r"status code: (\d{3})")
+_ANOTHER_REGION = re.compile("PermanentRedirect|AuthorizationHeaderMalformed|redirect without LOCATION")
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
+_REFUSED = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity", "AuthenticationFailed"}
+)
+_NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object that was listed.
+
+    Attributes:
+        key: its name in the bucket.
+        size_bytes: its size.
+    """
+
+    key: str
+    size_bytes: int
+
+
+def is_store_url(name: str) -> bool:
+    """Return whether a name is that of an object, or of all whose keys begin with it."""
+    return url_scheme(name) in SCHEMES
+
+
+def split_store_url(url: str) -> tuple[str, str]:
+    """Return scheme and bucket as `s3://bucket/`, and the key."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    return f"{scheme.lower()}://{bucket}/", key
+
+
+# --------------------------------------------------------------------------------------------------------- operations
+
+
+def list_objects(url: str, timeout_s: float) -> Iterator[StoredObject]:
+    """Yield the objects whose keys begin with that of `url`, in the order of their keys, a page at a time.
+
+    Args:
+        url: of a bucket, or with the first characters of keys.
+        timeout_s: for one page, retries included.
+
+    Raises:
+        PictureError: permission, network, timeout, not_found for a bucket, or unsupported for a key that cannot be
+            read, at which the listing ends.
+        EngineError: the client is not installed.
+    """
+    bucket, prefix = split_store_url(url)
+    folder, _, start = prefix.rpartition("/")
+    with _translate_errors(bucket):
+        offset = prefix if start else None  # a listing begins after it; the object of this very name is asked for below
+        store = _open_bucket(bucket, timeout_s)
+        if offset is not None:
+            with contextlib.suppress(FileNotFoundError):
+                yield StoredObject(prefix, int(_import_obstore().head(store, prefix)["size"]))
+        for page in _import_obstore().list(store, folder or None, offset=offset, chunk_size=_PAGE):
+            for found in page:
+                if not found["path"].startswith(prefix):
+                    return
+                yield StoredObject(found["path"], int(found["size"]))
+
+
+def read_object(url: str, timeout_s: float, max_bytes: int) -> BinaryIO:
+    """Return the bytes of an object.
+
+    Args:
+        url: of the object.
+        timeout_s: for one try, and for the retries together.
+        max_bytes: the largest object that is read.
+
+    Raises:
+        PictureError: not_found, permission, too_large, network, timeout, or unsupported for a key that cannot be read.
+        EngineError: the client is not installed.
+    """
+    bucket, key = _split_checked(url)
+    with _translate_errors(bucket):
+        found = _import_obstore().get(_open_bucket(bucket, timeout_s), key)
+        if found.meta["size"] > max_bytes:
+            raise PictureError(FailureCode.TOO_LARGE, f"is over {max_bytes} bytes")
+        return io.BytesIO(found.bytes())
+
+
+def identify_object(url: str, timeout_s: float) -> str:
+    """Return what tells an object from others, and from other versions of itself; see `read_object`."""
+    bucket, key = _split_checked(url)
+    with _translate_errors(bucket):
+        found = _import_obstore().head(_open_bucket(bucket, timeout_s), key)
+        return f"{bucket}{key}\n{found['e_tag']}\n{found['size']}\n{found['last_modified']}"
+
+
+def download_object(url: str, file: IO[bytes], timeout_s: float) -> None:
+    """Write an object of any size into a file; see `read_object`."""
+    bucket, key = _split_checked(url)
+    with _translate_errors(bucket):
+        found = _import_obstore().get(_open_bucket(bucket, timeout_s, is_bulk=True), key)
+        for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+            file.write(chunk)
+    file.flush()
+
+
+def _split_checked(url: str) -> tuple[str, str]:
+    """Split a URL whose key the client keeps as it is.
+
+    Raises:
+        PictureError: unsupported.
+    """
+    bucket, key = split_store_url(url)
+    if any(part in ("", ".", "..") for part in key.split("/")):
+        raise PictureError(FailureCode.UNSUPPORTED, "its key has an empty part, or one that is . or ..: not read")
+    return bucket, key
+
+
+# -------------------------------------------------------------------------------------------------------- the clients
+
+
+def _import_obstore() -> Any:
+    return _import("obstore")
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a broken installation can raise anything
+        raise package_error(name.partition(".")[0], error, extra="stores") from error
+
+
+def check_stores() -> None:
+    """Check that the clients are installed.
+
+    Raises:
+        EngineError: they are not.
+    """
+    _import_obstore()
+
+
+@functools.lru_cache(maxsize=64)
+def _open_bucket(bucket: str, timeout_s: float, *, is_bulk: bool = False) -> Any:
+    """Return the client of a bucket; nothing is requested yet.
+
+    Args:
+        bucket: as `split_store_url` returns it.
+        timeout_s: for one request, and for its retries together.
+        is_bulk: whether the time limits single reads, not the whole request.
+    """
+    scheme, _, name = bucket.rstrip("/").partition("://")
+    stores, timeout = _import("obstore.store"), timedelta(seconds=timeout_s)
+    limits: dict[str, Any] = {"timeout": timeout}
+    if is_bulk:
+        limits = {"timeout": timedelta(days=7), "read_timeout": timeout}
+    options: dict[str, Any] = {"client_options": limits, "retry_config": {"retry_timeout": timeout}}
+    match scheme:
+        case "s3":
+            config, is_plain = _find_aws_config()
+            limits["allow_http"] = is_plain
+            return stores.S3Store(name, **config, **options)
+        case "gs":
+            return stores.GCSStore(name, **options)
+        case _:
+            return stores.AzureStore(name, **options)
+
+
+class _AwsCredentials:
+    """Gives the client the credentials that botocore finds, as long as these are renewed."""
+
+    def __init__(self, credentials: Any) -> None:
+        self._credentials = credentials
+
+    def __call__(self) -> dict[str, Any]:
+        found = self._credentials.get_frozen_credentials()
+        return {
+            "access_key_id": found.access_key,
+            "secret_access_key": found.secret_key,
+            "token": found.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_TTL,
+        }
+
+
+@functools.cache
+def _find_aws_config() -> tuple[dict[str, Any], bool]:
+    """Return what the AWS tools would use, as parameters of the client, and whether its endpoint is plain http.
+
+    The client itself reads the environment alone, and not ~/.aws.
+    """
+    session = _import("botocore.session").Session()
+    profile, credentials = session.get_scoped_config(), session.get_credentials()
+    config: dict[str, Any] = {}
+    if credentials is None:
+        config["skip_signature"] = True  # as for public buckets
+    else:
+        config["credential_provider"] = _AwsCredentials(credentials)
+    if region := os.environ.get("AWS_REGION") or session.get_config_variable("region"):
+        config["region"] = region
+    named = (os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL"), profile.get("endpoint_url"))
+    if endpoint := next(filter(None, named), ""):
+        config["endpoint"] = endpoint
+    return config, endpoint.startswith("http:")
+
+
+def _is_anonymous(bucket: str) -> bool:
+    return bucket.startswith("s3:") and "skip_signature" in _find_aws_config()[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def _translate_errors(bucket: str) -> Iterator[None]:
+    """Turn whatever the clients raise into a PictureError, without their words."""
+    try:
+        yield
+    except (PictureError, EngineError, MemoryError):
+        raise
+    except Exception as error:
+        raise _to_picture_error(error, bucket) from None  # its text may hold credentials
+
+
+def _to_picture_error(error: Exception, bucket: str) -> PictureError:
+    text, kind = str(error), type(error).__name__
+    code = found[1] if (found := _CODE.search(text)) else ""
+    status = found[1] if (found := _STATUS.search(text)) else ""
+    if code in _NO_BUCKET:
+        return PictureError(FailureCode.NOT_FOUND, f"there is no bucket {bucket}")
+    if isinstance(error, FileNotFoundError):
+        return PictureError(FailureCode.NOT_FOUND, "no such object")
+    if isinstance(error, OSError):  # of a file here
+        return PictureError(FailureCode.NETWORK, f"cannot be copied: {error.strerror}")
+    if code in _EXPIRED:
+        return PictureError(FailureCode.PERMISSION, "the credentials have expired")
+    if code in _REFUSED:
+        return PictureError(FailureCode.PERMISSION, f"the store does not accept the credentials ({code})")
+    if _ANOTHER_REGION.search(text):
+        region = f", {found[1]}" if (found := _REGION.search(text)) else ""
+        message = f"the bucket is in another region{region}; AWS_REGION names it, AWS_ENDPOINT_URL another server"
+        return PictureError(FailureCode.NETWORK, message)
+    if status in ("401", "403") or kind in ("UnauthenticatedError", "PermissionDeniedError"):
+        without = ", and no credentials were found" if _is_anonymous(bucket) else ""
+        return PictureError(FailureCode.PERMISSION, f"access is denied{without}")
+    if kind in ("InvalidPathError", "ValueError"):
+        return PictureError(FailureCode.UNSUPPORTED, "has a key with an empty part, or one that is . or ..: not read")
+    if status:
+        reason = f"{status} {code}".rstrip()
+        return PictureError(FailureCode.NETWORK, f"the store answers {reason}")
+    if "TimedOut" in text or "kind: Timeout" in text:
+        return PictureError(FailureCode.TIMEOUT, "the store does not answer in time")
+    if kind in ("ProfileNotFound", "ConfigParseError", "PartialCredentialsError", "CredentialRetrievalError"):
+        return PictureError(FailureCode.PERMISSION, f"the configuration of AWS cannot be used ({kind})")
+    if "kind: Connect" in text:
+        return PictureError(FailureCode.NETWORK, "the store cannot be reached; AWS_ENDPOINT_URL names another server")
+    return PictureError(FailureCode.NETWORK, f"the store cannot be read ({kind})")

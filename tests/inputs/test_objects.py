@@ -1,0 +1,264 @@
+"""Pictures in object stores, from a real server on loopback."""
+
+import io
+import json
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import Ran
+
+pytest.importorskip("obstore")
+pytest.importorskip("botocore")
+pytest.importorskip("moto.server")
+
+from mfcli import stores
+from mfcli.errors import EngineError, PictureError
+from mfcli.inputs.selection import Selection
+from mfcli.inputs.sources import Source, iter_sources
+from object_store import DENIED, EXPIRED, OTHER_REGION, SERVER_ERROR, SLOW_DOWN, ObjectStore, run_object_store
+
+SECRET = "s3cr3t/Access+Key"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    with run_object_store() as store:
+        yield store
+
+
+@pytest.fixture
+def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectStore:
+    from moto.backends import get_backend
+
+    get_backend("s3").reset()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAKEY")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    stores._open_bucket.cache_clear()
+    stores._find_aws_config.cache_clear()
+    server.fault, server.most_at_once = lambda _: None, 0
+    server.requests.clear()
+    return server
+
+
+def read(*arguments: str, selection: Selection = Selection()) -> dict[str, bytes | str]:  # noqa: B008 - frozen
+    """Return what the sources of arguments hold by their names, or the messages of those that fail."""
+    return {source.shown_name: open_source(source) for source in iter_sources(arguments, selection=selection)}
+
+
+def open_source(source: Source) -> bytes | str:
+    try:
+        return source.open().read()
+    except PictureError as error:
+        return f"{error.code}: {error.message}"
+
+
+@pytest.mark.parametrize(
+    "key", ["a b.jpg", "a#b.jpg", "a?b.jpg", "a%20b.jpg", "a%.jpg", "é/日本.jpg", "a+b&c=d.jpg", "a[1].jpg", "a\\b.JPG"]
+)
+def test_keys_are_taken_as_they_are(store: ObjectStore, key: str) -> None:
+    store.put(f"s3://photos/{key}", key.encode())
+    found = {f"s3://photos/{key}": key.encode()}
+    assert read(f"s3://photos/{key}") == found
+    assert read("s3://photos/") == found
+
+
+KEYS = ["a/1.jpg", "a/10.jpg", "a/2.jpg", "a/b/3.jpg", "a/.hidden.jpg", "a/notes.txt", "a.jpg", "ab/4.jpg", "raw"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "keys"),
+    [
+        ("s3://photos", ["a.jpg", "a/1.jpg", "a/10.jpg", "a/2.jpg", "a/b/3.jpg", "ab/4.jpg"]),
+        ("s3://photos/a/", ["a/1.jpg", "a/10.jpg", "a/2.jpg", "a/b/3.jpg"]),
+        ("s3://photos/a", ["a/1.jpg", "a/10.jpg", "a/2.jpg", "a/b/3.jpg"]),
+        ("s3://photos/raw", ["raw"]),
+        ("S3://photos/a.jpg", ["a.jpg"]),
+        ("s3://photos/a/1*.jpg", ["a/1.jpg", "a/10.jpg"]),
+        ("s3://photos/a*/*.jpg", ["a/1.jpg", "a/10.jpg", "a/2.jpg", "ab/4.jpg"]),
+        ("s3://photos/**/3.jpg", ["a/b/3.jpg"]),
+    ],
+)
+def test_prefixes_and_globs(store: ObjectStore, argument: str, keys: list[str]) -> None:
+    for key in KEYS:
+        store.put(f"s3://photos/{key}", key.encode())
+    store.put("s3://photos/a/folder/", b"")
+    assert list(read(argument).values()) == [key.encode() for key in keys]
+
+
+def test_listings_page_and_stream(store: ObjectStore) -> None:
+    for number in range(2500):
+        store.put(f"s3://many/{number:05}.jpg", b"")
+    sources = iter_sources(["s3://many/"])
+    assert next(sources).argument == "s3://many/00000.jpg"
+    assert len(store.requests) <= 2
+    assert sum(1 for _ in sources) == 2499
+    assert len(store.requests) == 3
+
+
+def test_lists_and_filters(store: ObjectStore, tmp_path: Path) -> None:
+    for key in ("a?1.jpg", "b/2", "b/c/3.jpg"):
+        store.put(f"s3://photos/{key}", key.encode())
+    names = tmp_path / "names"
+    names.write_text("s3://photos/a?1.jpg\ns3://photos/b/2\ns3://photos/b/c/\ns3://photos/gone.jpg\n")
+    found = [open_source(source) for source in iter_sources([], files_from=str(names))]
+    assert found == [b"a?1.jpg", b"b/2", b"b/c/3.jpg", "not_found: no such object"]
+    assert read("s3://photos/", selection=Selection(exclude=("c",))) == {"s3://photos/a?1.jpg": b"a?1.jpg"}
+
+
+def test_archives(store: ObjectStore, tmp_path: Path) -> None:
+    packed, tarred = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("in/1.jpg", b"one")
+    with tarfile.open(fileobj=tarred, mode="w") as tar:
+        info = tarfile.TarInfo("2.jpg")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"two"))
+    store.put("s3://photos/a.zip", packed.getvalue())
+    store.put("s3://photos/b.tar", tarred.getvalue())
+    assert read("s3://photos/a.zip", "s3://photos/b.tar") == {
+        "s3://photos/a.zip/in/1.jpg": b"one",
+        "s3://photos/b.tar/2.jpg": b"two",
+    }
+    store.requests.clear()
+    names = tmp_path / "names"
+    names.write_text("s3://photos/b.tar/2.jpg\ns3://photos/a.zip/in\ns3://photos/a.zip/in/1.jpg\n")
+    assert [open_source(each) for each in iter_sources([], files_from=str(names))] == [b"two", b"one", b"one"]
+    assert [path for method, path in store.requests if method == "GET"] == ["/photos/a.zip"]
+    assert read("s3://photos/gone.zip") == {"s3://photos/gone.zip": "not_found: no such object"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (EXPIRED, "permission: the credentials have expired"),
+        (DENIED, "permission: access is denied"),
+        (OTHER_REGION, "network: the bucket is in another region, eu-west-1; AWS_REGION names it"),
+        (SLOW_DOWN, "network: the store answers 503 SlowDown"),
+        (SERVER_ERROR, "network: the store answers 500 InternalError"),
+    ],
+)
+def test_failures(store: ObjectStore, fault: tuple[str, bytes], message: str) -> None:
+    store.put("s3://photos/a.jpg", b"a")
+    store.fault = lambda _: fault
+    found = read("s3://photos/a.jpg", "s3://photos/", selection=Selection(timeout_s=1.0))
+    assert [str(text)[: len(message)] for text in found.values()] == [message, message]
+    assert "AKIAKEY" not in str(found)
+    assert "secret" not in str(found)
+
+
+@pytest.mark.parametrize("fault", [SLOW_DOWN, SERVER_ERROR, 1000], ids=["throttled", "500", "cut"])
+def test_retries(store: ObjectStore, fault: "tuple[str, bytes] | int") -> None:
+    data = bytes(range(256)) * 40
+    for number in range(3):
+        store.put(f"s3://photos/{number}.jpg", data)
+    store.fail_first(2, fault, match="jpg")
+    assert list(read("s3://photos/").values()) == [data, data, data]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://nobody/a.jpg", "not_found: there is no bucket s3://nobody/"),
+        ("s3://photos/gone.jpg", "not_found: no such object"),
+        ("s3://photos/a//b.jpg", "unsupported: its key has an empty part, or one that is . or ..: not read"),
+        ("ftp://host/a.jpg", "unsupported: ftp:// is not supported; http, https, file, s3, gs, az are"),
+    ],
+)
+def test_what_is_not_there(store: ObjectStore, url: str, message: str) -> None:
+    store.put("s3://photos/b.jpg", b"")
+    assert read(url) == {url: message}
+
+
+def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(EngineError, match=r"obstore is not installed\nhint: pip install 'metaformer-cli\[stores\]'"):
+        iter_sources(["s3://photos/"])
+
+
+def test_too_large(store: ObjectStore) -> None:
+    store.put("s3://photos/a.jpg", b"12345")
+    assert read("s3://photos/a.jpg", selection=Selection(max_bytes=4)) == {
+        "s3://photos/a.jpg": "too_large: is over 4 bytes"
+    }
+
+
+@pytest.mark.usefixtures("store")
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    began = time.monotonic()
+    message = "network: the store cannot be reached; AWS_ENDPOINT_URL names another server"
+    assert read("s3://photos/a.jpg") == {"s3://photos/a.jpg": message}
+    assert time.monotonic() - began < 20
+
+
+def test_offline(store: ObjectStore) -> None:
+    found = read(
+        "s3://photos/a.jpg", "s3://photos/", "s3://photos/*.jpg", "s3://photos/a.zip", selection=Selection(offline=True)
+    )
+    assert len(found) == 3
+    assert all(str(text).startswith("network: not fetched while offline") for text in found.values())
+    assert not store.requests
+
+
+def test_profiles_give_credentials_region_and_endpoint(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store.put("s3://photos/a.jpg", b"a")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    (tmp_path / "no-config").write_text(
+        f"[profile work]\nregion = eu-west-3\nendpoint_url = {store.url}\n"
+        f"aws_access_key_id = AKIAWORK\naws_secret_access_key = {SECRET}\n"
+    )
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    seen: list[str] = []
+    original = type(store).__call__
+
+    def spy(self: ObjectStore, environ: dict[str, str], start: Callable[..., None]) -> object:
+        seen.append(environ["HTTP_AUTHORIZATION"])
+        return original(self, environ, start)
+
+    monkeypatch.setattr(type(store), "__call__", spy)
+    assert read("s3://photos/a.jpg") == {"s3://photos/a.jpg": b"a"}
+    assert "Credential=AKIAWORK/" in seen[0]
+    assert "/eu-west-3/s3/" in seen[0]
+
+
+def test_without_credentials(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    store.fault = lambda _: ("200 OK", b"a")
+    assert read("s3://photos/a.jpg") == {"s3://photos/a.jpg": b"a"}
+    store.fault = lambda _: DENIED
+    message = "permission: access is denied, and no credentials were found"
+    assert read("s3://photos/a.jpg") == {"s3://photos/a.jpg": message}
+
+
+def test_many_requests_are_under_way(store: ObjectStore, mf: Callable[..., Ran], coffee: Path) -> None:
+    names = [f"s3://photos/{number:03}.jpg" for number in range(100)]
+    for name in names:
+        store.put(name, coffee.read_bytes())
+    barrier = threading.Barrier(64)
+
+    def wait_for_others(path: str) -> None:
+        if "list-type" not in path and len(store.requests) < 66:
+            barrier.wait(30)
+
+    store.fault = wait_for_others
+    ran = mf("predict", "s3://photos/", "--format", "jsonl")
+    assert [json.loads(line)["input"] for line in ran.out.splitlines()] == names
+    assert ran.code == 0
+    assert store.most_at_once >= 64
