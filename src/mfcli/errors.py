@@ -72,6 +72,10 @@ class EngineError(MfError):
     exit_code = ExitCode.ENGINE
 
 
+class BatchTooLargeError(EngineError):
+    """An engine has too little memory for a batch; a smaller one may fit."""
+
+
 class OutputError(MfError):
     """A result or a file of the cache cannot be written, or the cache cannot be read."""
 
@@ -134,13 +138,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
-def memory_error(doing: str) -> EngineError:
+def memory_error(doing: str, kind: type[EngineError] = EngineError) -> EngineError:
     """Return the error of a run that is short of memory.
 
     Args:
         doing: what there is too little memory for: "load onnxruntime".
+        kind: its class.
     """
-    return EngineError(
+    return kind(
         f"there is too little memory to {doing}",
         "use less: batch_size=1 workers=1 threads=1; or raise the limit: ulimit -v, or that of the container",
     )

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 from PIL import Image
 
 import mfcli
-from conftest import CHECKOUT
+from conftest import CHECKOUT, Ran
+from deterministic import picture
 from mfcli.errors import EngineError, FailureCode, MfError, ModelError, PictureError, UsageError
 from mfcli.inference.engines.base import EngineName, Precision
+from mfcli.inference.engines.torch import TorchEngine
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.pictures import Picture
 from mfcli.inputs.sources import Source
@@ -119,6 +122,52 @@ def test_nan_logits_are_an_error(precision: Precision, message: str, hint: str, 
     with pytest.raises(EngineError, match=message) as caught:
         predictor.predict(coffee)
     assert str(caught.value.hint).startswith(hint)
+
+
+def only_pictures(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the engines compute at most so many pictures at once; return how many they have computed each time."""
+    computed: list[int] = []
+    run, forward = InferenceSession.run, TorchEngine._forward
+
+    def limited_run(session: InferenceSession, outputs: list[str], inputs: dict[str, NDArray[np.float32]]) -> object:
+        if len(inputs["input"]) > most:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+        computed.append(len(inputs["input"]))
+        return run(session, outputs, inputs)
+
+    def limited_forward(engine: TorchEngine, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if len(batch) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        computed.append(len(batch))
+        return forward(engine, batch)
+
+    monkeypatch.setattr(InferenceSession, "run", limited_run)
+    monkeypatch.setattr(TorchEngine, "_forward", limited_forward)
+    return computed
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+def test_batches_are_halved_where_memory_is_short(
+    engine: str, tmp_path: Path, mf: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [str(tmp_path / f"{number}.png") for number in range(40)]
+    for name in names:
+        picture(48, 48, name=name).save(name)
+    options = ("predict", *names, "--format", "csv", "-k", "1", "--engine", engine, "--threads", "1")
+    expected = mf(*options, "--batch-size", "4")
+    computed = only_pictures(5, monkeypatch)
+    ran = mf(*options, "--batch-size", "16")
+    assert (ran.code, ran.out) == (0, expected.out)
+    assert (sum(computed), max(computed)) == (40, 4)
+    assert ran.err.count("ran out of memory, so batches were halved to 4 pictures") == 1
+    assert "--batch-size 4" in ran.err
+    assert "halved" not in expected.err
+
+
+def test_memory_for_no_picture_is_an_error(coffee: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_pictures(0, monkeypatch)
+    with pytest.raises(EngineError, match="too little memory to classify"):
+        list(mfcli.load_predictor().stream([coffee] * 3))
 
 
 def test_equal_logits_rank_in_head_order(coffee: Path, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import Artifact
-from mfcli.errors import EngineError, ModelError, UsageError, memory_error
+from mfcli.errors import BatchTooLargeError, EngineError, ModelError, UsageError, memory_error
 from mfcli.files import is_folder
 from mfcli.inference.engines import choose_engine, load_engine
-from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision
+from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision, concatenate_outputs
 from mfcli.inference.fingerprint import RunFingerprint
 from mfcli.inference.loading import LoadedPicture
 from mfcli.inference.pipeline import Done, PipelineConfig, run_pipeline
@@ -89,6 +89,7 @@ class Predictor:
         self.artifact = artifact
         self.engine = engine
         self._options = options
+        self._max_batch_size: int | None = None
         self._preparer = Preparer(artifact.plan, pictures)
         self._postprocessor = post = Postprocessor(artifact, labels, answers)
         self.labels, self.targets = post.labels, post.targets
@@ -262,7 +263,7 @@ class Predictor:
 
     def _compute(self, pictures: Sequence[PreparedPicture]) -> list[PictureResult]:
         try:
-            logits, *extra = self.engine.compute(np.stack([picture.pixels for picture in pictures]))
+            logits, *extra = self._run_engine(np.stack([picture.pixels for picture in pictures]))
         except MemoryError as error:
             raise memory_error(f"classify {len(pictures)} pictures at once") from error
         self._check_logits(logits, pictures)
@@ -273,6 +274,30 @@ class Predictor:
             self._describe(*picture_and_outputs)
             for picture_and_outputs in zip(pictures, logits, features, distances, strict=True)
         ]
+
+    def _run_engine(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Compute a batch; where the engine's memory is too short, in halves, and later batches as well."""
+        while True:
+            size = min(len(batch), self._max_batch_size or len(batch))
+            try:
+                return concatenate_outputs(
+                    self.engine.compute(batch[start : start + size]) for start in range(0, len(batch), size)
+                )
+            except BatchTooLargeError:  # its traceback holds memory until here
+                if size == 1:
+                    raise
+            self._max_batch_size = min(size // 2, self._max_batch_size or size)  # another stream may have halved it
+
+    @property
+    def memory_note(self) -> str | None:
+        """What to say of batches that were halved because memory was short; None if none was."""
+        if (size := self._max_batch_size) is None:
+            return None
+        pictures = f"{size} picture{'s' * (size > 1)}"
+        return (
+            f"{self.engine.device} ran out of memory, so batches were halved to {pictures}; none is missing, "
+            f"but the next run is faster with batch_size={size}"
+        )
 
     def _check_logits(self, logits: NDArray[np.float32], pictures: Sequence[PreparedPicture]) -> None:
         if logits.shape[1] != len(self.labels):

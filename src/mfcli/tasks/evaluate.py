@@ -299,6 +299,8 @@ class _Run:
             self._progress(Tally(done, failed, finished_before, finished_before + len(pictures)))
             yield result, judgement
             self.images_per_s = done / (time.perf_counter() - started)
+        if note := self._predictor.memory_note:
+            self._progress(note)
 
     def _read_finished(self, file: ResultFile, pictures: Sequence[LabelledPicture]) -> dict[bytes, Judgement]:
         """Return what an earlier run has judged."""

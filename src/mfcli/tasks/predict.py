@@ -95,7 +95,7 @@ def predict(
         retry_writer: gets the results of sources that had failed; None to skip those as well.
         left_out: what the sources leave out, for the summary.
         keep: what their rows keep, see `Selection.keep`.
-        progress: told the counts after each result.
+        progress: told the counts after each result, and at the end if memory was too short for the batches.
 
     Raises:
         EngineError: the engine fails.
@@ -116,6 +116,8 @@ def predict(
     except (KeyboardInterrupt, MfError):
         run.end_early()
         raise
+    if note := predictor.memory_note:
+        progress(note)
     summary = run.finish()
     if max_failures.are_exceeded(run.failed, run.inputs, at_end=True):
         raise _too_many(run, max_failures)

@@ -9,7 +9,7 @@ import torch
 from deterministic import pixels
 from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import Artifact
-from mfcli.errors import EngineError, ExitCode, ModelError
+from mfcli.errors import BatchTooLargeError, EngineError, ExitCode, ModelError
 from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision
 from mfcli.models.registry import find_variant
@@ -55,16 +55,21 @@ def test_fp16_needs_a_gpu(bundled: Artifact) -> None:
         load_engine(EngineName.TORCH, bundled, EngineOptions("cpu", Precision.FP16))
 
 
-def test_out_of_memory(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("pictures", "message", "hint"), [(9, "9 pictures at once", "batch_size=4"), (1, "1 picture", "device=cpu")]
+)
+def test_out_of_memory(
+    pictures: int, message: str, hint: str, bundled: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = load_engine(EngineName.TORCH, bundled, EngineOptions("cpu"))
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
     monkeypatch.setattr(engine, "_model", full)
-    with pytest.raises(EngineError, match="cpu has too little memory for 9 pictures at once") as caught:
-        engine.logits(pixels(9, 64).numpy())
-    assert caught.value.hint == "batch_size=4"
+    with pytest.raises(BatchTooLargeError, match=rf"(?m)cpu has too little memory for {message}$") as caught:
+        engine.logits(pixels(pictures, 64).numpy())
+    assert caught.value.hint == hint
 
 
 def test_an_unusable_device(bundled: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

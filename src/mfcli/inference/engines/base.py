@@ -82,6 +82,7 @@ class Engine(Protocol):
         """Map normalised pictures, float32 (N, 3, H, W), to the logits and what the options ask for besides them.
 
         Raises:
+            BatchTooLargeError: the runtime has too little memory for so many pictures.
             EngineError: the runtime fails.
         """
         ...

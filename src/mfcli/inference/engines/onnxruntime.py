@@ -17,7 +17,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mfcli.artifact.file import Artifact, runtime_source
-from mfcli.errors import EngineError, first_line, is_out_of_memory, memory_error, threads_error
+from mfcli.errors import (
+    BatchTooLargeError,
+    EngineError,
+    first_line,
+    is_out_of_memory,
+    memory_error,
+    threads_error,
+)
 from mfcli.hub.bundled import is_bundled
 from mfcli.inference.engines.base import (
     EngineName,
@@ -91,7 +98,7 @@ class OnnxRuntimeEngine:
                 return tuple(self._session.run(self._outputs, {"input": part}))
         except Exception as error:
             if is_out_of_memory(error):
-                raise memory_error(f"classify {len(part)} pictures at once") from error
+                raise memory_error(f"classify {len(part)} pictures at once", BatchTooLargeError) from error
             raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
 
     @cached_property

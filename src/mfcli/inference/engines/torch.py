@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mfcli.artifact.file import Artifact
-from mfcli.errors import EngineError, ModelError, first_line
+from mfcli.errors import BatchTooLargeError, EngineError, ModelError, first_line
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size
 from mfcli.models.checkpoint import load_checkpoint
 from mfcli.models.registry import find_variant
@@ -70,9 +70,9 @@ class TorchEngine:
                 )
                 return tuple(output.float().cpu().numpy() for output in self._forward(pixels))
         except torch.OutOfMemoryError as error:
-            smaller = max(1, len(batch) // 2)
-            raise EngineError(
-                f"{self.device} has too little memory for {len(batch)} pictures at once", f"batch_size={smaller}"
+            remedy = f"batch_size={len(batch) // 2}" if len(batch) > 1 else "device=cpu"
+            raise BatchTooLargeError(
+                f"{self.device} has too little memory for {len(batch)} picture{'s at once' * (len(batch) > 1)}", remedy
             ) from error
         except RuntimeError as error:
             raise EngineError(f"torch failed: {first_line(error)}") from error
