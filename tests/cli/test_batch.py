@@ -850,9 +850,9 @@ def test_scaled_decoding_is_recommended_where_decoding_takes_most_of_the_time(
     options: list[str], on_terminal: bool, is_recommended: bool, mf: Mf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (3000, 2000), "red").save(tmp_path / "large.jpg")
-    monkeypatch.setattr("mfcli.cli.predict._LONG_DECODING_S", 0)
-    monkeypatch.setattr("mfcli.cli.predict.usable_cores", lambda: 0.01)
-    monkeypatch.setattr("mfcli.cli.predict.is_terminal", lambda _: on_terminal)
+    monkeypatch.setattr("mfcli.cli.predict_run._LONG_DECODING_S", 0)
+    monkeypatch.setattr("mfcli.cli.predict_run.usable_cores", lambda: 0.01)
+    monkeypatch.setattr("mfcli.cli.predict_run.is_terminal", lambda _: on_terminal)
     err = mf("predict", tmp_path / "large.jpg", *options).err
     assert (err.count("% of the time; --decode scaled takes about") == 1) is is_recommended
 

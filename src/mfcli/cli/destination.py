@@ -15,6 +15,7 @@ from mfcli.inputs.arguments import is_input_name
 from mfcli.outputs.writer import FeatureFormat, FormatName, LabelType, Writer
 
 if TYPE_CHECKING:
+    from mfcli.cli.option_groups import FileOptions
     from mfcli.inference.predictor import Predictor
     from mfcli.outputs.journal import Journal
     from mfcli.outputs.pictures import PictureRenderer
@@ -174,27 +175,23 @@ class Destination:
     retry_failed: bool = False
 
     @classmethod
-    def parse(
-        cls, path: Path | None, layout: "Layout | FeatureLayout", *, overwrite: bool, resume: bool, retry_failed: bool
-    ) -> "Destination":
+    def parse(cls, path: Path | None, layout: "Layout | FeatureLayout", existing: "FileOptions") -> "Destination":
         """Read the options about a file that is there.
 
         Args:
             path: the file; None for standard output.
             layout: how results are written.
-            overwrite: --overwrite.
-            resume: --resume.
-            retry_failed: --retry-failed, which implies --resume.
+            existing: --retry-failed implies --resume.
 
         Raises:
             UsageError: they contradict one another.
         """
-        resume = resume or retry_failed
+        overwrite, resume = existing.overwrite, existing.resume or existing.retry_failed
         if overwrite and resume:
             raise UsageError("--overwrite and --resume exclude each other", "mf predict --help")
         if path is None and (resume or overwrite):
             raise UsageError("--resume, --retry-failed and --overwrite are about a file", "-o results.jsonl")
-        return cls(path, layout, overwrite, resume, retry_failed)
+        return cls(path, layout, overwrite, resume, existing.retry_failed)
 
     def check(self, names: list[str]) -> None:
         """Check before any work that the file may be written.

@@ -1,6 +1,5 @@
 """The command `mf embed`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,14 +7,12 @@ import typer
 
 from mfcli.cli import predict_options as option
 from mfcli.cli.destination import Destination, FeatureLayout, name_leftovers
+from mfcli.cli.option_groups import DecodingOptions, FileOptions, InputOptions, ModelOptions, RunningOptions
 from mfcli.cli.options import Offline, Quiet, parse_batch_size
-from mfcli.cli.predict import exit_code, make_selection, only_list
-from mfcli.cli.streams import note, standard_input
-from mfcli.errors import ExitCode
-from mfcli.inference.engines.base import EngineName, Precision
+from mfcli.cli.requests import InputRequest, ModelRequest, exit_code
+from mfcli.cli.streams import note
 from mfcli.inputs.left_out import LeftOut
-from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
-from mfcli.settings import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_PIXELS, Settings
+from mfcli.settings import Settings
 
 Output = Annotated[
     Path,
@@ -30,30 +27,13 @@ Output = Annotated[
 
 
 def embed(
+    *,
     output: Output,
-    inputs: option.Inputs = None,
-    lists: option.FilesFrom = None,
-    null: option.Null = False,
-    include: option.Include = None,
-    exclude: option.Exclude = None,
-    no_recursive: option.NoRecursive = False,
-    column: option.Column = None,
-    no_exif: option.NoExif = False,
-    formats: option.Formats = None,
-    max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
-    decode_timeout: option.DecodeTimeout = DEFAULT_DECODE_TIMEOUT_S,
-    model: option.Model = None,
-    weights: option.Weights = None,
-    overwrite: option.Overwrite = False,
-    resume: option.Resume = False,
-    retry_failed: option.RetryFailed = False,
-    batch_size: option.BatchSize = "auto",
-    workers: option.Workers = None,
-    threads: option.Threads = None,
-    engine: option.Engine = EngineName.AUTO,
-    device: option.Device = "auto",
-    precision: option.ArithmeticPrecision = Precision.FP32,
-    timeout: option.Timeout = DEFAULT_TIMEOUT_S,
+    inputs: InputOptions,
+    decoding: DecodingOptions,
+    model: ModelOptions,
+    existing: FileOptions,
+    running: RunningOptions,
     allow_failures: option.AllowFailures = False,
     offline: Offline = False,
     quiet: Quiet = False,
@@ -64,55 +44,30 @@ def embed(
     features, 5: some failed, 6: all did.
     """
     from mfcli.cli.progress import StderrProgress
-    from mfcli.inference.predictor import load_predictor
-    from mfcli.inputs.sources import iter_sources
     from mfcli.outputs.files import check_folder
     from mfcli.tasks.predict import predict
 
-    layout = FeatureLayout.parse(output)
-    destination = Destination.parse(output, layout, overwrite=overwrite, resume=resume, retry_failed=retry_failed)
+    destination = Destination.parse(output, FeatureLayout.parse(output), existing)
     check_folder(output)
-    destination.check([*map(str, inputs or ())])
+    destination.check([*map(str, inputs.inputs or ())])
     if not quiet:
         name_leftovers(output)
-    size = parse_batch_size(batch_size)
-    extra_formats = tuple(formats.split(",")) if formats is not None else ()
+    batch_size = parse_batch_size(running.batch_size)
     settings = Settings.from_environ(offline=offline)
+    request = InputRequest.parse(inputs, decoding, settings)
     left_out = LeftOut()
-    selection = make_selection(include, exclude, not no_recursive, timeout, extra_formats, settings, column)
-    selection = replace(selection, left_out=left_out)
     with StderrProgress(note, quiet, with_bar=True) as progress:
-        sources = iter_sources(
-            inputs or (),
-            standard_input(),
-            files_from=only_list(lists or []),
-            nul=null,
-            selection=selection,
-        )
-        predictor = load_predictor(
-            model,
-            weights=weights,
-            engine=engine,
-            device=device,
-            precision=precision,
-            threads=threads,
-            exif=not no_exif,
-            max_pixels=max_pixels,
-            decode_timeout_s=decode_timeout,
-            formats=extra_formats,
-            features=True,
-            confidence=None,
-            abstain="off",
-            settings=settings,
-            progress=progress,
+        sources = request.open(left_out)
+        predictor = ModelRequest(model=model, running=running, decoding=decoding, confidence=None, features=True).load(
+            settings, progress
         )
         with destination.open(predictor, compact=True, quiet=quiet) as sink:
             summary = predict(
                 predictor,
                 sources,
                 sink.writer,
-                batch_size=size,
-                workers=workers,
+                batch_size=batch_size,
+                workers=running.workers,
                 journal=sink.journal,
                 retry_writer=sink.retry_writer,
                 progress=progress,
@@ -121,4 +76,4 @@ def embed(
             progress(words)
     if not quiet:
         note(f"{summary.in_words()}; {output}")
-    raise typer.Exit(ExitCode.OK if allow_failures else exit_code(summary))
+    raise typer.Exit(exit_code(summary, allow_failures=allow_failures))

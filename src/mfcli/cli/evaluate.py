@@ -2,19 +2,21 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from mfcli.cli import predict_options as option
-from mfcli.cli.options import Format, Offline, Quiet, parse_batch_size, parse_numbers
-from mfcli.cli.predict import exit_code
+from mfcli.cli.option_groups import DecodingOptions, ModelOptions, OverrideOptions, RunningOptions
+from mfcli.cli.options import Format, Offline, Quiet, parse_batch_size
+from mfcli.cli.requests import ModelRequest, exit_code
 from mfcli.cli.streams import note, require_standard_output, standard_output
-from mfcli.errors import CheckError, ExitCode, OutputError, UsageError
-from mfcli.inference.engines.base import EngineName, Precision
+from mfcli.errors import CheckError, OutputError, UsageError
 from mfcli.outputs.writer import RecordFormat
-from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_PIXELS, Settings
+from mfcli.results import Abstain
+from mfcli.settings import DEFAULT_MAX_PIXELS, Settings
 
 if TYPE_CHECKING:
     from mfcli.inference.judging import Evaluation
@@ -122,15 +124,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with --predictions
 
 
 def evaluate(
+    *,
     data: Data,
-    model: option.Model = None,
-    weights: option.Weights = None,
-    labels: option.Labels = None,
-    mean: option.Mean = None,
-    std: option.Std = None,
-    crop_pct: option.CropPct = None,
-    interpolation: option.Interpolation = None,
-    input_size: option.InputSize = None,
+    model: ModelOptions,
+    overrides: OverrideOptions,
     no_exif: option.NoExif = False,
     max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
     ground_truth: GroundTruth = None,
@@ -146,12 +143,7 @@ def evaluate(
     predictions: Predictions = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
-    batch_size: option.BatchSize = "auto",
-    workers: option.Workers = None,
-    threads: option.Threads = None,
-    engine: option.Engine = EngineName.AUTO,
-    device: option.Device = "auto",
-    precision: option.ArithmeticPrecision = Precision.FP32,
+    running: RunningOptions,
     allow_failures: option.AllowFailures = False,
     offline: Offline = False,
     quiet: Quiet = False,
@@ -181,44 +173,30 @@ def evaluate(
         predictions=predictions,
         overwrite=overwrite,
         resume=resume,
-        is_published=(weights, mean, std, crop_pct, interpolation, input_size) == (None,) * 6,
-        batch_size=parse_batch_size(batch_size),
-        workers=workers,
+        is_published=model.weights is None and replace(overrides, labels=None) == OverrideOptions(),
+        batch_size=parse_batch_size(running.batch_size),
+        workers=running.workers,
     )
     settings = Settings.from_environ(offline=offline)
     with StderrProgress(note, quiet, with_bar=True) as progress, _open_results(data) as stored:
         if stored is not None:
-            computing = (model, weights, limit, valid_labels, map_to, predictions)
+            computing = (model.model, model.weights, limit, valid_labels, map_to, predictions)
             if any(value is not None for value in computing):
                 raise UsageError(
                     f"{data} holds results, for which nothing is computed",
                     "leave out --model, --weights, --limit, --valid-labels, --map-to and --predictions",
                 )
-            given = None if labels is None else read_labels(labels)
+            given = None if overrides.labels is None else read_labels(overrides.labels)
             evaluation = task.evaluate_results(stored, request, given, settings, progress)
         else:
-            from mfcli.inference.predictor import load_predictor
-
-            predictor = load_predictor(
-                model,
-                weights=weights,
-                labels=labels,
-                mean=parse_numbers(mean, "--mean"),
-                std=parse_numbers(std, "--std"),
-                crop_pct=crop_pct,
-                interpolation=interpolation,
-                input_size=input_size,
-                engine=engine,
-                device=device,
-                precision=precision,
-                threads=threads,
-                exif=not no_exif,
-                max_pixels=max_pixels,
-                confidence=DEFAULT_CONFIDENCE,
+            predictor = ModelRequest(
+                model=model,
+                running=running,
+                decoding=DecodingOptions(no_exif, max_pixels=max_pixels),
+                overrides=overrides,
+                abstain=Abstain.BOTH,
                 logits=True,
-                settings=settings,
-                progress=progress,
-            )
+            ).load(settings, progress)
             with _announce_unfinished(predictions, quiet):
                 evaluation = task.evaluate(predictor, request, progress)
     _write_figures(evaluation, format, per_class=per_class)
@@ -227,7 +205,7 @@ def evaluate(
     top1 = evaluation.figures.get("strict_top1", 0.0)
     if expected is not None and top1 < expected:
         raise CheckError(f"top-1 is {top1:.2%}, which is below {expected:.2%}", "mf evaluate --per-class shows where")
-    raise typer.Exit(ExitCode.OK if allow_failures else exit_code(evaluation.summary))
+    raise typer.Exit(exit_code(evaluation.summary, allow_failures=allow_failures))
 
 
 def _parse_share(text: str) -> float:

@@ -8,16 +8,23 @@ import typer
 
 from mfcli.cli import predict_options as option
 from mfcli.cli.destination import Destination, Layout, parse_output
-from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_numbers
-from mfcli.cli.predict import InputRequest, ModelRequest, PredictRequest, exit_code, make_selection, only_list, run
+from mfcli.cli.option_groups import (
+    DecodingOptions,
+    FileOptions,
+    InputOptions,
+    ModelOptions,
+    OverrideOptions,
+    RunningOptions,
+)
+from mfcli.cli.options import Offline, Quiet, parse_batch_size
+from mfcli.cli.predict_run import run
+from mfcli.cli.requests import InputRequest, ModelRequest, PredictRequest, exit_code
 from mfcli.cli.streams import note, say
 from mfcli.errors import ExitCode, UsageError, escape_control_characters
-from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.codecs import DecodeMode
-from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
 from mfcli.outputs.writer import FormatName, Writer
-from mfcli.results import Abstain, Query
-from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR, DEFAULT_MAX_PIXELS, Settings
+from mfcli.results import Query
+from mfcli.settings import Settings
 
 if TYPE_CHECKING:
     from mfcli.outputs.pictures import PictureRenderer
@@ -55,45 +62,28 @@ Format = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class _InputOptions(InputOptions):
+    null: NullList = False
+
+
 def find(
+    *,
     concepts: Concepts,
-    inputs: option.Inputs = None,
     min_prob: Min = 0.5,
     all_: All = False,
     invert: Invert = False,
     count: Count = False,
-    null: Null = False,
-    lists: option.FilesFrom = None,
-    null_list: NullList = False,
-    include: option.Include = None,
-    exclude: option.Exclude = None,
-    no_recursive: option.NoRecursive = False,
-    column: option.Column = None,
-    no_exif: option.NoExif = False,
-    formats: option.Formats = None,
-    max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
-    decode_timeout: option.DecodeTimeout = DEFAULT_DECODE_TIMEOUT_S,
-    timeout: option.Timeout = DEFAULT_TIMEOUT_S,
-    model: option.Model = None,
-    weights: option.Weights = None,
-    labels: option.Labels = None,
-    mean: option.Mean = None,
-    std: option.Std = None,
-    crop_pct: option.CropPct = None,
-    interpolation: option.Interpolation = None,
-    input_size: option.InputSize = None,
+    nul: Null = False,
+    inputs: _InputOptions,
+    decoding: DecodingOptions,
+    model: ModelOptions,
+    overrides: OverrideOptions,
     decode: option.Decode = DecodeMode.EXACT,
     format: Format = None,
     output: option.Output = None,
-    overwrite: option.Overwrite = False,
-    resume: option.Resume = False,
-    retry_failed: option.RetryFailed = False,
-    batch_size: option.BatchSize = "auto",
-    workers: option.Workers = None,
-    threads: option.Threads = None,
-    engine: option.Engine = EngineName.AUTO,
-    device: option.Device = "auto",
-    precision: option.ArithmeticPrecision = Precision.FP32,
+    existing: FileOptions,
+    running: RunningOptions,
     allow_failures: option.AllowFailures = False,
     max_failures: option.MaxFailures = None,
     offline: Offline = False,
@@ -106,14 +96,11 @@ def find(
     """
     from mfcli.models.meanings import AmbiguousWordError
     from mfcli.outputs.names import MatchCounter
-    from mfcli.tasks.predict import ANY_FAILURES, MaxFailures
+    from mfcli.tasks.predict import MaxFailures
 
     path = parse_output(output)
-    layout = _parse_layout(path, format, count=count, nul=null)
+    layout = _parse_layout(path, format, count=count, nul=nul)
     settings = Settings.from_environ(offline=offline)
-    extra_formats = tuple(formats.split(",")) if formats is not None else ()
-    selection = make_selection(include, exclude, not no_recursive, timeout, extra_formats, settings, column)
-    query = Query(tuple(word.strip() for word in concepts.split(",")), min_prob, all_, invert)
     counters: list[MatchCounter] = []
 
     def count_matches(writer: Writer) -> Writer:
@@ -121,35 +108,19 @@ def find(
         return counters[-1]
 
     request = PredictRequest(
-        inputs=InputRequest(tuple(inputs or ()), only_list(lists or []), null_list, selection),
+        inputs=InputRequest.parse(inputs, decoding, settings),
         model=ModelRequest(
-            name=model,
-            weights=weights,
-            labels=labels,
-            mean=parse_numbers(mean, "--mean"),
-            std=parse_numbers(std, "--std"),
-            crop_pct=crop_pct,
-            interpolation=interpolation,
-            input_size=input_size,
-            top_k=None,
-            confidence=DEFAULT_CONFIDENCE,
-            abstain=Abstain.OFF,
-            max_error=DEFAULT_MAX_ERROR,
-            engine=engine,
-            device=device,
-            precision=precision,
-            threads=threads,
-            exif=not no_exif,
+            model=model,
+            running=running,
+            decoding=decoding,
+            overrides=overrides,
             decode=decode,
-            max_pixels=max_pixels,
-            decode_timeout_s=decode_timeout,
-            formats=extra_formats,
-            query=query,
+            query=Query(tuple(word.strip() for word in concepts.split(",")), min_prob, all_, invert),
         ),
-        destination=Destination.parse(path, layout, overwrite=overwrite, resume=resume, retry_failed=retry_failed),
-        batch_size=parse_batch_size(batch_size),
-        workers=workers,
-        max_failures=ANY_FAILURES if max_failures is None else MaxFailures.parse(max_failures),
+        destination=Destination.parse(path, layout, existing),
+        batch_size=parse_batch_size(running.batch_size),
+        workers=running.workers,
+        max_failures=MaxFailures.parse(max_failures),
         settings=settings,
         quiet=quiet,
         wrap=count_matches,
@@ -163,7 +134,7 @@ def find(
     found = sum(counter.matches for counter in counters)
     if path is not None and not quiet:
         note(f"{summary.in_words()}; {found} found; {path}")
-    code = ExitCode.OK if allow_failures else exit_code(summary)
+    code = exit_code(summary, allow_failures=allow_failures)
     raise typer.Exit(code or (ExitCode.OK if found else ExitCode.NOTHING_FOUND))
 
 

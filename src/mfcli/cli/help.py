@@ -7,13 +7,15 @@ from typing import Any
 
 import typer
 
+from mfcli.cli.signatures import expand_groups
+
 
 def add_command(app: typer.Typer, function: Callable[..., Any], *examples: str) -> None:
-    """Add a function as a command, with examples at the end of its help."""
+    """Add a function as a command, its groups of options expanded, with examples at the end of its help."""
     # typer keeps the line breaks of a docstring, and rich breaks the lines again at the terminal's width
     paragraphs = cleandoc(function.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    app.command(help=text, epilog=list_examples(examples))(function)
+    app.command(help=text, epilog=list_examples(examples))(expand_groups(function))
 
 
 def list_examples(examples: Iterable[str]) -> str:

@@ -10,12 +10,13 @@ from typer.core import TyperGroup
 
 from mfcli.cli import predict_options as option
 from mfcli.cli.help import add_command, list_examples
+from mfcli.cli.option_groups import DecodingOptions, InputOptions
 from mfcli.cli.options import Format, Offline, Quiet
-from mfcli.cli.predict import PredictRequest, make_selection, name_flags_of_error, only_list
-from mfcli.cli.streams import note, standard_input, standard_output
+from mfcli.cli.predict_run import name_flags_of_error
+from mfcli.cli.requests import InputRequest, PredictRequest
+from mfcli.cli.streams import note, standard_output
 from mfcli.errors import UsageError
 from mfcli.inputs.plan import DEFAULT_SHARD_SIZE
-from mfcli.inputs.selection import DEFAULT_TIMEOUT_S
 from mfcli.outputs.writer import FormatName, MappingWriter, RecordFormat
 from mfcli.runs import Summary
 from mfcli.settings import Settings
@@ -54,16 +55,11 @@ _Out = Annotated[Path, typer.Argument(metavar="OUT", help="Where mf predict --pl
 
 
 def create(
+    *,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="PLAN", help="The folder of the plan.", readable=False)
     ],
-    inputs: option.Inputs = None,
-    lists: option.FilesFrom = None,
-    null: option.Null = False,
-    include: option.Include = None,
-    exclude: option.Exclude = None,
-    no_recursive: option.NoRecursive = False,
-    column: option.Column = None,
+    inputs: InputOptions,
     formats: option.Formats = None,
     shard_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures in a shard.")] = DEFAULT_SHARD_SIZE,
     offline: Offline = False,
@@ -75,16 +71,9 @@ def create(
     """
     from mfcli.cli.progress import StderrProgress
     from mfcli.inputs.plan import make_plan
-    from mfcli.inputs.sources import iter_sources
 
-    extra_formats = tuple(formats.split(",")) if formats is not None else ()
-    settings = Settings.from_environ(offline=offline)
-    selection = make_selection(
-        include, exclude, not no_recursive, DEFAULT_TIMEOUT_S, extra_formats, settings, column, names_only=True
-    )
-    sources = iter_sources(
-        inputs or (), standard_input(), files_from=only_list(lists or []), nul=null, selection=selection
-    )
+    decoding = DecodingOptions(formats=formats)
+    sources = InputRequest.parse(inputs, decoding, Settings.from_environ(offline=offline)).open(names_only=True)
     with StderrProgress(note, quiet, with_bar=True) as progress:
         plan = make_plan(sources, output, shard_size, progress)
     if not quiet:
@@ -146,7 +135,7 @@ def predict_shards(request: PredictRequest, folder: Path, shard: str | None, sha
     parts = PartFolder(out, str(format))
     parts.prepare()
     with StderrProgress(note, request.quiet) as progress:
-        predictor = request.model.load(request.settings, progress, with_thumbnails=False)
+        predictor = request.model.load(request.settings, progress)
     parts.claim(plan.digest, predictor.settings)
     if not request.quiet and (limits := request.model.describe_limits(predictor)):
         note(limits)

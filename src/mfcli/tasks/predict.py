@@ -34,12 +34,14 @@ class MaxFailures:
     min_inputs: int = 100
 
     @classmethod
-    def parse(cls, text: str) -> "MaxFailures":
-        """Read `N` or `P%`.
+    def parse(cls, text: str | None) -> "MaxFailures":
+        """Read `N` or `P%`; None for no limit.
 
         Raises:
             UsageError: it is neither.
         """
+        if text is None:
+            return cls()
         try:
             if text.endswith("%"):
                 percent = float(text[:-1])

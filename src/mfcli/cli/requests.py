@@ -1,0 +1,186 @@
+"""What commands that classify were asked for, checked as far as it can be without reading a file."""
+
+import math
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from mfcli.cli.destination import Destination
+from mfcli.cli.option_groups import DecodingOptions, InputOptions, ModelOptions, OverrideOptions, RunningOptions
+from mfcli.cli.options import parse_numbers
+from mfcli.cli.streams import standard_input
+from mfcli.errors import ExitCode, UsageError
+from mfcli.hub.bundled import is_bundled
+from mfcli.inputs.arguments import Argument, classify, classify_list
+from mfcli.inputs.codecs import DecodeMode, formats_with, suffixes_of
+from mfcli.inputs.left_out import LeftOut
+from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
+from mfcli.models.registry import find_variant
+from mfcli.outputs.writer import Writer
+from mfcli.results import Abstain, Query
+from mfcli.runs import Summary
+from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_ERROR, Settings
+
+if TYPE_CHECKING:
+    from mfcli.inference.predictor import Predictor
+    from mfcli.inputs.sources import Source
+    from mfcli.results import Progress
+    from mfcli.tasks.predict import MaxFailures
+
+
+@dataclass(frozen=True, slots=True)
+class InputRequest:
+    """What to classify."""
+
+    names: tuple[str, ...]
+    files_from: str | None
+    nul: bool
+    selection: Selection
+
+    @classmethod
+    def parse(
+        cls, options: InputOptions, decoding: DecodingOptions, settings: Settings, keep: list[str] | None = None
+    ) -> "InputRequest":
+        """Read the options.
+
+        Args:
+            options: which pictures.
+            decoding: the formats, which have suffixes, and the time limit of URLs.
+            settings: say whether there is a network.
+            keep: --keep.
+
+        Raises:
+            UsageError: there are several lists, the timeout is not finite, or a format is unknown.
+        """
+        timeout_s = decoding.timeout
+        if not math.isfinite(timeout_s):
+            raise UsageError(f"--timeout {timeout_s} is not a number of seconds", f"--timeout {DEFAULT_TIMEOUT_S:g}")
+        lists = options.lists or []
+        if len(lists) > 1:
+            raise UsageError("--files-from is given twice", f"cat {shlex.join(lists)} | mf predict --files-from -")
+        selection = Selection(
+            recursive=not options.no_recursive,
+            include=tuple(options.include or ()),
+            exclude=tuple(options.exclude or ()),
+            timeout_s=timeout_s,
+            offline=settings.offline,
+            suffixes=suffixes_of(formats_with(decoding.split_formats())),
+            column=options.column,
+            keep=tuple(dict.fromkeys(keep or ())),
+        )
+        return cls(tuple(options.inputs or ()), lists[0] if lists else None, options.null, selection)
+
+    @property
+    def arguments(self) -> list[Argument]:
+        """The inputs and the list of inputs, told apart."""
+        listed = [] if self.files_from is None else [classify_list(self.files_from)]
+        return [*map(classify, self.names), *listed]
+
+    def open(self, left_out: LeftOut | None = None, *, names_only: bool = False) -> "Iterator[Source]":
+        """Return the pictures, or only their names."""
+        from mfcli.inputs.sources import iter_sources
+
+        return iter_sources(
+            self.names,
+            standard_input(),
+            files_from=self.files_from,
+            nul=self.nul,
+            selection=replace(self.selection, left_out=left_out, names_only=names_only),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """What to load; see `load_predictor`."""
+
+    model: ModelOptions
+    running: RunningOptions
+    decoding: DecodingOptions
+    overrides: OverrideOptions = field(default_factory=OverrideOptions)
+    decode: DecodeMode = DecodeMode.EXACT
+    top_k: int | Literal["all"] | None = None
+    confidence: float | None = DEFAULT_CONFIDENCE
+    abstain: Abstain = Abstain.OFF
+    max_error: float = DEFAULT_MAX_ERROR
+    query: Query | None = None
+    features: bool = False
+    logits: bool = False
+
+    def load(self, settings: Settings, progress: "Progress", thumbnail_side: int | None = None) -> "Predictor":
+        """Load the model."""
+        from mfcli.inference.predictor import load_predictor
+
+        running, decoding, overrides = self.running, self.decoding, self.overrides
+        return load_predictor(
+            self.model.model,
+            weights=self.model.weights,
+            labels=overrides.labels,
+            mean=parse_numbers(overrides.mean, "--mean"),
+            std=parse_numbers(overrides.std, "--std"),
+            crop_pct=overrides.crop_pct,
+            interpolation=overrides.interpolation,
+            input_size=overrides.input_size,
+            top_k=self.top_k,
+            confidence=self.confidence,
+            abstain=self.abstain,
+            max_error=self.max_error,
+            engine=running.engine,
+            device=running.device,
+            precision=running.precision,
+            threads=running.threads,
+            exif=not decoding.no_exif,
+            decode=self.decode,
+            max_pixels=decoding.max_pixels,
+            decode_timeout_s=decoding.decode_timeout,
+            formats=decoding.split_formats(),
+            features=self.features,
+            logits=self.logits,
+            query=self.query,
+            thumbnail_side=thumbnail_side,
+            settings=settings,
+            progress=progress,
+        )
+
+    def describe_limits(self, predictor: "Predictor") -> str | None:
+        """What the reader of the answers has to know about the model, if anything."""
+        classes = len(predictor.labels)
+        if is_bundled(predictor.artifact.path):
+            return (
+                f"answered by the small bundled model, which knows {classes} classes and can name nothing else; "
+                "one that knows 1000: --model caformer_s18"
+            )
+        if self.model.weights is None:
+            return None
+        if (
+            classes != find_variant(predictor.artifact.variant).num_classes
+            and predictor.labels == predictor.artifact.labels
+        ):
+            return f"the head of {self.model.weights} has {classes} classes without names; name them: --labels FILE"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """Everything that one `mf predict` or `mf find` was asked for, checked as far as it can be without reading a file.
+
+    `wrap` is put around each writer of the results.
+    """
+
+    inputs: InputRequest
+    model: ModelRequest
+    destination: Destination
+    batch_size: int | None
+    workers: int | None
+    max_failures: "MaxFailures"
+    settings: Settings
+    quiet: bool
+    show: bool = False
+    wrap: Callable[[Writer], Writer] | None = None
+
+
+def exit_code(summary: Summary, *, allow_failures: bool) -> ExitCode:
+    """Return what a run's counts mean."""
+    if allow_failures or not summary.failed:
+        return ExitCode.OK
+    return ExitCode.SOME_FAILED if summary.ok else ExitCode.ALL_FAILED
