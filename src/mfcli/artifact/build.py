@@ -28,6 +28,7 @@ from mfcli.artifact.file import (
 from mfcli.errors import ModelError
 from mfcli.files import cache_write_error, open_atomically
 from mfcli.hub.bundled import bundled_file
+from mfcli.models.preprocess import PreprocessPlan, make_preprocess_plan
 from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Label
 from mfcli.version import __version__
@@ -72,7 +73,6 @@ def build_artifact(
         OutputError: `path` cannot be written.
     """
     from mfcli.models.checkpoint import read_checkpoint, require_packages
-    from mfcli.models.preprocess import make_preprocess_plan
 
     require_packages("onnx", "onnxruntime")
     if compare:
@@ -93,29 +93,17 @@ def build_artifact(
     origins = {key: {"origin": origin, "date": datetime.now(UTC).isoformat(timespec="seconds")}} if origin else {}
     try:
         path.with_suffix(".json").unlink(missing_ok=True)  # the old digest must never lie beside the new file
-        for other in others:
-            is_same = (other.graph_sha256, other.plan, other.labels) == (graph_sha256, plan, labels)
-            if is_same and other.path != path and (other.check or not compare):
+        candidates = [other for other in others if other.path != path and (other.check or not compare)]
+        for other in candidates:
+            if (other.graph_sha256, other.plan, other.labels) == (graph_sha256, plan, labels):
                 path.unlink(missing_ok=True)
                 update_sidecar(other.path, origins=read_origins(other.path) | origins)
                 return
         with open_atomically(path) as file:
             file.writelines(graph)
             file.flush()
-            session = _open_session(Path(file.name))
-            _check_finite(session, variant)
-            fields = {
-                "format_version": FORMAT_VERSION,
-                "variant": variant.name,
-                "key": key,
-                "weights_sha256": weights_sha256,
-                "source_url": variant.url,
-                "labels": [(label.wnid, label.name) for label in labels],
-                "versions": _read_versions(compare),
-                "check": compare_with_torch(session, weights, variant) if compare else {},
-                "preprocess": asdict(plan),
-            }
-            metadata = _serialize_metadata(fields)
+            check = _check_graph(Path(file.name), variant, weights if compare else None)
+            metadata = _serialize_metadata(variant, key, weights_sha256, labels, plan, check)
             file.write(metadata)
         digest.update(metadata)
         sidecar: dict[str, Any] = {"sha256": digest.hexdigest(), "size_bytes": path.stat().st_size}
@@ -126,9 +114,34 @@ def build_artifact(
         raise cache_write_error(path.parent, error) from error
 
 
-def _serialize_metadata(fields: Mapping[str, object]) -> bytes:
+def _check_graph(path: Path, variant: Variant, weights: Mapping[str, NDArray[np.float32]] | None) -> dict[str, float]:
+    """Return how far a graph's logits, which must be finite, are from torch's with these weights, if there are any."""
+    session = _open_session(path)
+    _check_finite(session, variant)
+    return {} if weights is None else compare_with_torch(session, weights, variant)
+
+
+def _serialize_metadata(
+    variant: Variant,
+    key: str,
+    weights_sha256: str,
+    labels: tuple[Label, ...],
+    plan: PreprocessPlan,
+    check: Mapping[str, float],
+) -> bytes:
     from onnx import ModelProto
 
+    fields = {
+        "format_version": FORMAT_VERSION,
+        "variant": variant.name,
+        "key": key,
+        "weights_sha256": weights_sha256,
+        "source_url": variant.url,
+        "labels": [(label.wnid, label.name) for label in labels],
+        "versions": _read_versions(is_compared=bool(check)),
+        "check": check,
+        "preprocess": asdict(plan),
+    }
     proto = ModelProto()
     for name, value in fields.items():
         proto.metadata_props.add(key=METADATA_PREFIX + name, value=json.dumps(value, sort_keys=True))
@@ -145,10 +158,10 @@ def _choose_labels(variant: Variant, num_classes: int) -> tuple[Label, ...]:
     return load_imagenet_labels(num_classes)
 
 
-def _read_versions(compare: bool) -> dict[str, str]:
+def _read_versions(*, is_compared: bool) -> dict[str, str]:
     from importlib.metadata import version
 
-    names = ("numpy", "onnx", "onnxruntime", *(_COMPARISON_PACKAGES if compare else ()))
+    names = ("numpy", "onnx", "onnxruntime", *(_COMPARISON_PACKAGES if is_compared else ()))
     return {"mfcli": __version__} | {name: version(name) for name in names}
 
 
