@@ -11,7 +11,8 @@ from typing import Annotated, BinaryIO
 import typer
 
 from mfcli.cli import predict_options as option
-from mfcli.cli.destination import Layout, name_leftovers, parse_output
+from mfcli.cli.destination import name_leftovers, parse_output
+from mfcli.cli.layouts import Layout
 from mfcli.cli.options import Quiet
 from mfcli.cli.streams import note, standard_input, standard_output
 from mfcli.errors import NoInputsError

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from mfcli.cli import predict_options as option
-from mfcli.cli.destination import Destination, FeatureLayout, name_leftovers
+from mfcli.cli.destination import Destination, name_leftovers
+from mfcli.cli.layouts import FeatureLayout
 from mfcli.cli.option_groups import DecodingOptions, FileOptions, InputOptions, ModelOptions, RunningOptions
 from mfcli.cli.options import Offline, Quiet, parse_batch_size
 from mfcli.cli.requests import InputRequest, ModelRequest, exit_code

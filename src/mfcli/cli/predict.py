@@ -3,7 +3,8 @@
 import typer
 
 from mfcli.cli import predict_options as option
-from mfcli.cli.destination import Destination, Layout, parse_output
+from mfcli.cli.destination import Destination, parse_output
+from mfcli.cli.layouts import Layout
 from mfcli.cli.option_groups import (
     DecodingOptions,
     FileOptions,
