@@ -251,12 +251,12 @@ class Predictor:
 
         Args:
             source: the picture.
-            alone: whether no other picture is being prepared; then a lack of memory is decided, else only reported.
-            is_single: whether it is not one of many, and can be loaded in this process unless it is a stranger's.
+            alone: see `Preparer.prepare`.
+            is_single: likewise.
 
         Raises:
-            MemoryError: memory is short, perhaps because of the other pictures.
-            EngineError: there is too little memory for an ordinary picture.
+            MemoryError: likewise.
+            EngineError: likewise.
         """
         prepared = self._preparer.prepare(source, alone=alone, is_single=is_single)
         return Done(self._make_result(prepared, source)) if isinstance(prepared, LoadedPicture) else prepared
