@@ -31,6 +31,8 @@ def test_errors_cross_processes(error: mfcli.MfError) -> None:
         (ImportError("libx.so: failed to map segment from shared object"), True),
         (OSError(12, "Cannot allocate memory"), True),
         (RuntimeError("[ONNXRuntimeError] : 6 : std::bad_alloc"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
         (RuntimeError("bad node"), False),
     ],
 )

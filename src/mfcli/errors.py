@@ -7,7 +7,14 @@ catches them. Messages name parameters (`top_k=0`), which the command line shows
 
 from enum import IntEnum, StrEnum
 
-_OUT_OF_MEMORY = ("bad_alloc", "failed to map segment", "annot allocate memory", "ailed to allocate memory")
+_OUT_OF_MEMORY = (
+    "bad_alloc",
+    "failed to map segment",
+    "annot allocate memory",
+    "ailed to allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",
+)
 """What loaders and runtimes say if memory has run out."""
 
 

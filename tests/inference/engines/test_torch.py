@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import timm  # noqa: F401  # it cannot be imported while torch is patched
 import torch
 
 from deterministic import pixels

@@ -2,14 +2,21 @@
 
 fp32 is float32 throughout: TF32, the default of CUDA convolutions, is disabled so that the logits match those of the
 other engines. bf16 and fp16 convert weights and activations; normalisation layers accumulate in float32.
+
+On CUDA two threads compute at the same time, each in a stream of its own and from pinned memory: while the GPU computes
+one batch, the next one is stacked and copied to it, and the one before is ranked.
 """
+
+import contextlib
+import queue
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mfcli.artifact.file import Artifact
-from mfcli.errors import BatchTooLargeError, EngineError, ModelError, first_line
+from mfcli.errors import BatchTooLargeError, EngineError, ModelError, first_line, is_out_of_memory
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size
 from mfcli.models.checkpoint import load_checkpoint
 from mfcli.models.registry import find_variant
@@ -19,13 +26,13 @@ from mfcli.settings import usable_cores
 _DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 _GPU_PIXELS = 64 * 224 * 224
 _GPU_MAX_BATCH_SIZE = 256
+_CUDA_STREAMS = 2
 
 
 class TorchEngine:
     """A checkpoint loaded into the PyTorch model."""
 
     name = EngineName.TORCH
-    streams = 1
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         self.precision = options.precision
@@ -49,12 +56,20 @@ class TorchEngine:
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
+        self.streams = _CUDA_STREAMS if device.type == "cuda" else 1
+        self._idle_streams: queue.SimpleQueue[torch.cuda.Stream] = queue.SimpleQueue()
         model = load_checkpoint(artifact.checkpoint, find_variant(artifact.variant), artifact.weights_sha256).model
         try:
             self._model = model.to(device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
-        except torch.OutOfMemoryError as error:
-            raise EngineError(f"{self.device} has too little memory for {artifact.variant}", "device=cpu") from error
-        except RuntimeError as error:  # an incompatible driver, or a device in use by another process
+            if device.type == "cuda":
+                for _ in range(self.streams):
+                    self._idle_streams.put(torch.cuda.Stream(device))
+                torch.cuda.synchronize(device)  # the weights are there before another stream reads them
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                message = f"{self.device} has too little memory for {artifact.variant}"
+                raise EngineError(message, "device=cpu") from error
+            # an incompatible driver, or a device in use by another process
             raise EngineError(f"{self.device} cannot be used: {first_line(error)}", "device=cpu") from error
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -64,18 +79,33 @@ class TorchEngine:
     def compute(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         """Map float32 (N, 3, H, W) to the logits and what else was asked for."""
         try:
-            with torch.inference_mode():
-                pixels = torch.from_numpy(batch).to(
-                    self.device, _DTYPES[self.precision], memory_format=torch.channels_last
-                )
+            with torch.inference_mode(), self._stream():
+                pixels = self._upload(torch.from_numpy(batch))
                 return tuple(output.float().cpu().numpy() for output in self._forward(pixels))
-        except torch.OutOfMemoryError as error:
-            remedy = f"batch_size={len(batch) // 2}" if len(batch) > 1 else "device=cpu"
-            raise BatchTooLargeError(
-                f"{self.device} has too little memory for {len(batch)} picture{'s at once' * (len(batch) > 1)}", remedy
-            ) from error
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                pictures = f"{len(batch)} pictures at once" if len(batch) > 1 else "1 picture"
+                remedy = f"batch_size={len(batch) // 2}" if len(batch) > 1 else "device=cpu"
+                raise BatchTooLargeError(f"{self.device} has too little memory for {pictures}", remedy) from error
             raise EngineError(f"torch failed: {first_line(error)}") from error
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[None]:
+        """Compute in a CUDA stream that no other thread uses meanwhile."""
+        if not self.device.startswith("cuda"):
+            yield
+            return
+        stream = self._idle_streams.get()
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            self._idle_streams.put(stream)
+
+    def _upload(self, batch: torch.Tensor) -> torch.Tensor:
+        if self.device.startswith("cuda"):
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        return batch.to(self.device, _DTYPES[self.precision], memory_format=torch.channels_last)
 
     def _forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if not self._extra:
