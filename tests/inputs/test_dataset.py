@@ -44,6 +44,13 @@ def test_split_folders_match_classes_by_name(val: str, tmp_path: Path) -> None:
     assert dataset.classes == ("a", "b", "c")
 
 
+def test_pictures_to_judge_by_need_none_to_learn_from(tmp_path: Path) -> None:
+    touch(tmp_path, "val/a/1.jpg", "test/a/2.jpg")
+    assert [Path(picture.source.input).name for picture in read_judged(tmp_path)] == ["1.jpg"]
+    with pytest.raises(UsageError, match="none to learn from"):
+        read_dataset(tmp_path)
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     touch(tmp_path, "train/1.jpg", "plane/1.jpg")
     assert read_dataset(tmp_path).classes == ("plane", "train")
@@ -151,7 +158,7 @@ def test_the_ground_truth_of_pictures_in_one_folder(
     truth.write_text(text)
     assert dict(judged(touch(tmp_path / "val", *names), truth)) == labels
     truth.rename(tmp_path / "val" / "val_annotations.txt")
-    assert dict(judged(tmp_path / "val")) == labels
+    assert dict(judged(tmp_path / "val")) == dict(judged(tmp_path)) == labels
 
 
 @pytest.mark.parametrize(

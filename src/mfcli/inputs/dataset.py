@@ -123,8 +123,9 @@ def read_judged(
         NoInputsError: there are no pictures.
         UsageError: it is none of these, or a picture has no class.
     """
-    if ground_truth is None and (path / _ANNOTATIONS).is_file():
-        ground_truth = path / _ANNOTATIONS
+    if ground_truth is None:
+        path = next((folder for folder in (path, path / "val") if (folder / _ANNOTATIONS).is_file()), path)
+        ground_truth = path / _ANNOTATIONS if (path / _ANNOTATIONS).is_file() else None
     if ground_truth is None:
         pictures = _list_labelled(path, _find_classes(path, selection))
         counts = Counter(picture.source.argument for picture in pictures)
@@ -187,7 +188,7 @@ def _read_folders(path: Path, selection: Selection) -> Iterator[tuple[str, Split
     """Yield each class with its pictures."""
     folders = _list_folders(path)
     splits = {name: _FOLDERS[name] for name in folders if name in _FOLDERS and _list_folders(path / name)}
-    if "train" not in splits:
+    if "train" not in splits and len(splits) < len(folders):
         for name in folders:
             yield name, Split.TRAIN, _list_pictures(path / name, selection)
         return
