@@ -214,6 +214,47 @@ def test_answers_that_abstain_are_counted(mf: Mf, folder: Path, tmp_path: Path) 
     assert (figures["abstained"], figures["kept_top1"]) == (0.25, pytest.approx(2 / 3))
 
 
+@pytest.mark.parametrize(
+    "damage", [[], [{"prob": float("nan")}], [{"prob": 7}], [{"class_index": -1}], [{"class_index": 10**12}]]
+)
+def test_rows_without_usable_answers_are_refused(
+    mf: Mf, folder: Path, tmp_path: Path, damage: list[dict[str, object]]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    assert mf("predict", folder, "-k", "1", "-o", rows).code == 0
+    first, *others = map(json.loads, rows.read_text().splitlines())
+    first["predictions"] = [first["predictions"][0] | own for own in damage]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
+    ran = mf("evaluate", rows)
+    assert (ran.code, "has no classes with probabilities for" in ran.err) == (8, True), ran.err
+
+
+def test_the_classes_of_a_head_that_rows_do_not_show(mf: Mf, folder: Path, tmp_path: Path) -> None:
+    """The rows of an own model do not say which classes it has; one that was never given must be named."""
+    rows, names = tmp_path / "rows.jsonl", tmp_path / "names.txt"
+    names.write_text("".join(f"{label.wnid}\n" for label in mfcli.load_predictor().labels))
+    assert mf("predict", folder, "-k", "1", "-o", rows).code == 0
+    expected = drop(read(mf, rows), "model")
+    rows.write_text(rows.read_text().replace('"model":"convformer_t8_64"', '"model":"mine"'))
+    ran = mf("evaluate", rows)
+    assert "note: only the classes of mine that were given are known; --model NAME names all of them" in ran.err
+    assert (ran.code, f"error: whether mine has {BEACON} is unknown" in ran.err) == (2, True)
+    assert drop(read(mf, rows, "--model", "bundled"), "model") == expected
+    assert drop(read(mf, rows, "--labels", names), "model") == expected
+    ran = mf("evaluate", rows, "--model", "caformer_s18")
+    assert (ran.code, "the rows have other classes than caformer_s18" in ran.err) == (2, True)
+    names.write_text("orange\n")
+    assert "1 labels for rows with class" in mf("evaluate", rows, "--labels", names).err
+
+
+def test_rows_of_an_unfinished_run_are_said_to_be(mf: Mf, folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    assert mf("predict", folder, "-o", rows).code == 0
+    rows.write_bytes(rows.read_bytes()[:-200])
+    ran = mf("evaluate", rows)
+    assert (ran.code, "is of an unfinished run: the figures are of its 3 rows" in ran.err) == (0, True), ran.err
+
+
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_is_resumed_to_the_same_rows(mf: Mf, tmp_path: Path, kind: signal.Signals) -> None:
     random = np.random.default_rng(0)
@@ -269,7 +310,7 @@ def test_the_table_and_the_csv(mf: Mf, folder: Path, tmp_path: Path) -> None:
         (["missing"], 2, "is neither a folder nor a file"),
         (["rows.csv", "--limit", "3"], 2, "holds results, for which nothing is computed"),
         (["two.jsonl"], 8, "holds no results that can be read"),
-        (["val", "--expect-top1", "83"], 2, "--expect-top1 '83' is no share"),
+        (["val", "--expect-top1", "83"], 2, "--expect-top1 '83' is not a share between 0 and 1"),
         (["val", "--map-to", "in2k"], 2, "--map-to 'in2k' is unknown"),
         (["val", "--confusion", "x.gif"], 2, "is neither .csv nor .png"),
         (["val", "--resume"], 2, "--overwrite and --resume are about --predictions"),

@@ -10,13 +10,14 @@ import typer
 
 from mfcli.cli import predict_options as option
 from mfcli.cli.option_groups import DecodingOptions, ModelOptions, OverrideOptions, RunningOptions
-from mfcli.cli.options import Format, Offline, Quiet, parse_batch_size
+from mfcli.cli.options import Format, Offline, Quiet, parse_batch_size, parse_share
 from mfcli.cli.requests import ModelRequest, exit_code
 from mfcli.cli.streams import note, require_standard_output, standard_output
 from mfcli.errors import CheckError, OutputError, UsageError
+from mfcli.inputs.codecs import DecodeMode
 from mfcli.outputs.writer import RecordFormat
 from mfcli.results import Abstain
-from mfcli.settings import DEFAULT_MAX_PIXELS, Settings
+from mfcli.settings import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_PIXELS, Settings
 
 if TYPE_CHECKING:
     from mfcli.inference.judging import Evaluation
@@ -130,6 +131,10 @@ def evaluate(
     overrides: OverrideOptions,
     no_exif: option.NoExif = False,
     max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
+    decode: option.Decode = DecodeMode.EXACT,
+    decode_timeout: option.DecodeTimeout = DEFAULT_DECODE_TIMEOUT_S,
+    abstain: option.ShownAbstentions = Abstain.BOTH,
+    max_error: option.MaxError = "10%",
     ground_truth: GroundTruth = None,
     class_map: ClassMap = None,
     valid_labels: ValidLabels = None,
@@ -158,7 +163,7 @@ def evaluate(
     from mfcli.tasks import evaluate as task
 
     require_standard_output()
-    expected = None if expect_top1 is None else _parse_share(expect_top1)
+    expected = None if expect_top1 is None else parse_share(expect_top1, "--expect-top1")
     _check_outputs(confusion, predictions, overwrite=overwrite, resume=resume)
     if map_to is not None and map_to not in list(task.Subset):
         raise UsageError(f"--map-to {map_to!r} is unknown", f"--map-to {task.Subset.IN1K}")
@@ -180,21 +185,23 @@ def evaluate(
     settings = Settings.from_environ(offline=offline)
     with StderrProgress(note, quiet, with_bar=True) as progress, _open_results(data) as stored:
         if stored is not None:
-            computing = (model.model, model.weights, limit, valid_labels, map_to, predictions)
+            computing = (model.weights, limit, valid_labels, map_to, predictions)
             if any(value is not None for value in computing):
                 raise UsageError(
                     f"{data} holds results, for which nothing is computed",
-                    "leave out --model, --weights, --limit, --valid-labels, --map-to and --predictions",
+                    "leave out --weights, --limit, --valid-labels, --map-to and --predictions",
                 )
             given = None if overrides.labels is None else read_labels(overrides.labels)
-            evaluation = task.evaluate_results(stored, request, given, settings, progress)
+            evaluation = task.evaluate_results(stored, request, settings, progress, labels=given, model=model.model)
         else:
             predictor = ModelRequest(
                 model=model,
                 running=running,
-                decoding=DecodingOptions(no_exif, max_pixels=max_pixels),
+                decoding=DecodingOptions(no_exif, max_pixels=max_pixels, decode_timeout=decode_timeout),
                 overrides=overrides,
-                abstain=Abstain.BOTH,
+                decode=decode,
+                abstain=abstain,
+                max_error=parse_share(max_error, "--max-error"),
                 logits=True,
             ).load(settings, progress)
             with _announce_unfinished(predictions, quiet):
@@ -206,19 +213,6 @@ def evaluate(
     if expected is not None and top1 < expected:
         raise CheckError(f"top-1 is {top1:.2%}, which is below {expected:.2%}", "mf evaluate --per-class shows where")
     raise typer.Exit(exit_code(evaluation.summary, allow_failures=allow_failures))
-
-
-def _parse_share(text: str) -> float:
-    """Read `0.83` or `83%`.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    with contextlib.suppress(ValueError):
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        if 0 <= share <= 1:
-            return share
-    raise UsageError(f"--expect-top1 {text!r} is no share", "--expect-top1 0.83, or --expect-top1 83%")
 
 
 def _check_outputs(confusion: Path | None, predictions: Path | None, *, overwrite: bool, resume: bool) -> None:

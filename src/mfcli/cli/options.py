@@ -1,5 +1,6 @@
 """The option types that several commands share."""
 
+import contextlib
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -115,16 +116,14 @@ def parse_top_k(text: str) -> int | Literal["all"]:
         raise UsageError(f"--top-k {text!r} is neither a number nor all", "--top-k 5") from error
 
 
-def parse_share(text: str) -> float:
-    """Read a share: a percentage such as `10%`, or a number such as `0.1`.
+def parse_share(text: str, option: str) -> float:
+    """Read a share: a percentage such as `10%`, or a number from 0 to 1 such as `0.1`.
 
     Raises:
-        UsageError: it is neither, or not between 0 and 1.
+        UsageError: it is neither.
     """
-    try:
+    with contextlib.suppress(ValueError):
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 1:
-        raise UsageError(f"--max-error {text!r} is not a share between 0 and 1", "--max-error 10%")
-    return share
+        if 0 <= share <= 1:
+            return share
+    raise UsageError(f"{option} {text!r} is not a share between 0 and 1", f"{option} 10%, or {option} 0.1")

@@ -82,7 +82,7 @@ def predict(
             top_k=None if top_k is None else parse_top_k(top_k),
             confidence=confidence,
             abstain=abstain,
-            max_error=parse_share(max_error),
+            max_error=parse_share(max_error, "--max-error"),
         ),
         destination=destination,
         batch_size=parse_batch_size(running.batch_size),

@@ -26,12 +26,12 @@ from mfcli.inference.judging import (
     summarize,
 )
 from mfcli.inference.predictor import Predictor
-from mfcli.inputs.dataset import LabelledPicture, read_judged, spread
+from mfcli.inputs.dataset import LabelledPicture, join_names, read_judged, spread
 from mfcli.inputs.ground_truth import GroundTruth, read_real_labels
 from mfcli.models.class_names import map_classes
 from mfcli.models.label_files import read_labels
 from mfcli.models.labels import load_imagenet_labels
-from mfcli.models.registry import VARIANTS
+from mfcli.models.registry import VARIANTS, find_variant
 from mfcli.outputs.files import translate_write_errors
 from mfcli.outputs.json import format_line
 from mfcli.outputs.reader import StoredResults
@@ -40,6 +40,9 @@ from mfcli.results import Label, PictureResult, Progress, Tally
 from mfcli.runs import RunInfo, RunSettings, Summary
 from mfcli.settings import Settings
 from mfcli.signals import defer_signals
+
+_MAX_CLASSES = 2**20
+"""No head in a row of an earlier run has more."""
 
 
 class Subset(StrEnum):
@@ -127,9 +130,11 @@ def evaluate(predictor: Predictor, request: EvaluateRequest, progress: Progress 
 def evaluate_results(
     results: StoredResults,
     request: EvaluateRequest,
-    labels: Sequence[Label] | None,
     settings: Settings,
     progress: Progress = lambda _: None,
+    *,
+    labels: Sequence[Label] | None = None,
+    model: str | None = None,
 ) -> Evaluation:
     """Return how good the answers of an earlier run are; nothing is computed.
 
@@ -138,20 +143,31 @@ def evaluate_results(
     Args:
         results: the file, which is read twice.
         request: what is known of the pictures.
-        labels: the head's; None for those of the model that the rows name.
         settings: locate the cache.
         progress: told what the names of classes mean.
+        labels: the head's; None for those of the model.
+        model: the name of the model; None for the name in the rows.
 
     Raises:
+        ModelError: the model is unknown.
         NoInputsError: there are no rows.
-        OutputError: the rows are of several models, or none of mf predict.
+        OutputError: the rows are of several models, none of mf predict, or have no predictions.
         UsageError: the classes of the pictures are not known, or none is one of the model's.
     """
     ground_truth = None if request.ground_truth is None else GroundTruth.read(request.ground_truth)
     survey = _Survey.of(results, ground_truth)
-    labels = labels or _find_labels(survey, settings)
+    if results.complete is False:
+        progress(f"{results.name} is of an unfinished run: the figures are of its {len(survey.labels)} rows")
+    known = survey.check(labels) if labels else _find_labels(survey, model, settings)
+    if known is None:
+        progress(f"only the classes of {survey.run.model} that were given are known; model=NAME names all of them")
+    labels = known or survey.list_given()
     class_map = None if request.class_map is None else read_labels(request.class_map)
     mapping = map_classes(survey.names, labels, class_map)
+    if known is None and mapping.outside:  # else they would be left out, and not be wrong
+        raise UsageError(
+            f"whether {survey.run.model} has {join_names(mapping.outside)} is unknown", "model=NAME, or labels=FILE"
+        )
     if mapping.indices:
         progress(mapping.in_words(labels))
     truth = Truth(labels, mapping)
@@ -329,7 +345,20 @@ class _StoredRow:
 def _iter_rows(results: StoredResults) -> Iterator[_StoredRow]:
     for row in results.rows():
         run = RunInfo(row["model"], row["weights_sha256"], row["run"], None, None, 0)
-        yield _StoredRow(PictureResult.from_dict(row, run), row.get("truth"), row.get("judged"))
+        result = PictureResult.from_dict(row, run)
+        if result.error is None and not _has_answer(result):
+            raise OutputError(
+                f"{results.name} has no classes with probabilities for {result.shown_name}",
+                "evaluate what mf predict wrote",
+            )
+        yield _StoredRow(result, row.get("truth"), row.get("judged"))
+
+
+def _has_answer(result: PictureResult) -> bool:
+    return bool(result.predictions) and all(
+        isinstance(p.class_index, int) and 0 <= p.class_index < _MAX_CLASSES and 0 <= p.prob <= 1
+        for p in result.predictions
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,11 +400,28 @@ class _Survey:
             labels = [label and own for label, own in zip(labels, ground_truth.label(names), strict=True)]
         return cls(runs.pop(), labels, seen)
 
+    def check(self, labels: Sequence[Label]) -> Sequence[Label]:
+        """Return labels that the caller gives; raise UsageError if they are too few."""
+        if (last := max(self.seen, default=0)) >= len(labels):
+            raise UsageError(f"{len(labels)} labels for rows with class {last}", "name every class of the head")
+        return labels
 
-def _find_labels(survey: _Survey, settings: Settings) -> Sequence[Label]:
-    """Return the classes of the model that rows name, unless theirs are others; then those that were given."""
-    if survey.run.model in VARIANTS:
-        labels = load_labels(VARIANTS[survey.run.model], settings)
-        if all(index < len(labels) and labels[index] == label for index, label in survey.seen.items()):
-            return labels
-    return [survey.seen.get(index, Label(None, f"class_{index}")) for index in range(max(survey.seen, default=0) + 1)]
+    def list_given(self) -> Sequence[Label]:
+        """Return the classes that were given, in places of a head."""
+        return [self.seen.get(index, Label(None, f"class_{index}")) for index in range(max(self.seen, default=0) + 1)]
+
+    def is_of(self, labels: Sequence[Label]) -> bool:
+        """Return whether the classes that were given are those of a head."""
+        return all(index < len(labels) and labels[index] == label for index, label in self.seen.items())
+
+
+def _find_labels(survey: _Survey, model: str | None, settings: Settings) -> Sequence[Label] | None:
+    """Return the classes of a model, or of the one that rows name; None if it is unknown."""
+    if model is not None:
+        labels = load_labels(find_variant(model), settings)
+        if not survey.is_of(labels):
+            raise UsageError(f"the rows have other classes than {model}", "name the model that they are of, or none")
+        return labels
+    if survey.run.model in VARIANTS and survey.is_of(labels := load_labels(VARIANTS[survey.run.model], settings)):
+        return labels
+    return None
