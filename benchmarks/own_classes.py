@@ -58,7 +58,8 @@ def compare_with_sklearn(data: Path, cache: Path) -> dict[str, float]:
 
     from mfcli.inference.predictor import load_predictor
     from mfcli.inputs.dataset import Split, read_dataset
-    from mfcli.models.head import fit_head, log_loss
+    from mfcli.models.calibration import log_loss
+    from mfcli.models.head import fit_head
     from mfcli.settings import Settings
     from mfcli.training.assignment import assign_pictures, list_classes, make_training_set
     from mfcli.training.request import ClassWeight

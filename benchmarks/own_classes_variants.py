@@ -2,12 +2,12 @@
 
     python benchmarks/own_classes_variants.py [--resplits 20] [--per-class 30 100] FOLDER...
 
-FOLDER has a folder for each class. Each resplit draws some pictures of each class to learn from and judges by the
-others. Three tables: the log loss and top-1 of the heads; for the bound on the error of answers, how often it was
-broken; for distances, how well they tell apart pictures of classes that were left out, of the other folders
-(`--not-in` leaves classes of these out) and generated ones, as AUROC. `--per-class 0.8 --only-bounds` judges the bounds
-as mf train divides. What ships was chosen with cats and dogs, and the folders `train` of hymenoptera and Imagenette: 5,
-30 and 100 pictures a class, and four fifths of at most 700.
+FOLDER has a folder for each class. Each resplit draws classes (`--classes`) and some pictures of each to learn from,
+and judges by the others. Three tables: the log loss and top-1 of the heads; for the bound on the error of answers, how
+often it was broken; for distances, how well they tell apart pictures of classes that were left out, of the other
+folders (`--not-in` leaves classes of these out) and generated ones, as AUROC. `--per-class 0.8 --only-bounds` judges
+the bounds as mf train divides. What ships was chosen with cats and dogs, textures, and the folders `train` of
+hymenoptera and Imagenette: 2, 5 and 10 classes of 2 to 250 pictures, and four fifths of at most 700.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mfcli.inference.predictor import Predictor, load_predictor
 from mfcli.inputs.sources import Source
 from mfcli.models import abstention, head
 from mfcli.models.abstention import Familiarity, Thresholds
+from mfcli.models.calibration import log_loss
 from mfcli.models.head import FittedHead, TrainingSet
 from mfcli.models.splits import divide, group_duplicates
 from mfcli.settings import Settings
@@ -92,6 +94,12 @@ def read_folder(folder: Path, predictor: Predictor, settings: Settings) -> Pictu
     return Pictures(str(folder), classes.tolist(), digests, features, groups, targets)
 
 
+def draw_classes(pictures: Pictures, count: int, seed: int) -> Pictures:
+    """Return the pictures of some classes; of all of them if there are no more."""
+    drawn = np.random.default_rng(seed).permutation(len(pictures.classes))[:count]
+    return pictures.take(np.flatnonzero(np.isin(pictures.targets, drawn)))
+
+
 def resplit(pictures: Pictures, per_class: float, seed: int) -> tuple[Pictures, Pictures]:
     """Return pictures to learn from and the others, less the duplicates of the first."""
     order = np.random.default_rng(seed).permutation(len(pictures.targets))
@@ -112,47 +120,26 @@ def fit_variants(data: TrainingSet) -> Iterator[tuple[str, Callable[[Features], 
     """Yield the name of each variant and what gives its logits."""
     scaling = head._Scaling(data.fitted)
     data = replace(data, features=scaling.apply(data.features), fitted=scaling.apply(data.fitted))
-    for unknown in (0.0, 1.0, 2.0):
-        head._UNKNOWN = unknown
-        kinds = [list(head._try_discriminants(data)), head._try_regressions(data, lambda: False)]
-        rules = {
-            "best": [min(kind, key=lambda own: own.loss) for kind in kinds],
-            "simplest": [choose_simplest(data, kind) for kind in kinds],
-        }
-        for rule, chosen in rules.items():
-            fits = [head._fit_all(data, own) / own.temperature for own in chosen]
-            mean = head._take_mean(data, chosen)
-            weights = [*fits, np.mean(fits, axis=0) / mean.temperature]
-            losses = [chosen[0].loss, chosen[1].loss, mean.loss]
-            picked = {
-                "discriminant": 0,
-                "regression": 1,
-                "mean": 2,
-                "better": int(np.argmin(losses[:2])),
-                "better or mean": int(np.argmin(losses)),
-            }
-            for name, at in picked.items():
-                label = f"{name}, {rule}, {unknown:g} unknown"
-                yield label, lambda x, fitted=weights[at]: scaling.apply(x) @ fitted  # type: ignore[misc]
-    head._UNKNOWN = 1.0
-
-
-def choose_simplest(data: TrainingSet, candidates: list[Any]) -> Any:
-    """Return the first candidate, from the simplest on, that is as good as the best within a standard error."""
-    targets = data.targets[data.seen]
-    losses = [head.compute_losses(own.logits[data.seen] / own.temperature, targets) for own in candidates]
-    best = min(losses, key=np.mean)
-    for candidate, own in zip(candidates, losses, strict=True):
-        if (own - best).mean() <= (own - best).std() / math.sqrt(len(own)):
-            return candidate
-    raise AssertionError("the best is as good as itself")
+    kinds = (head._try_regressions(data, lambda: False), list(head._try_discriminants(data)))
+    chosen = [min(kind, key=lambda own: own.loss) for kind in kinds]
+    fits = [head._fit_all(data, own) / own.temperature for own in chosen]
+    logits = np.mean([own.logits / own.temperature for own in chosen], axis=0)
+    mean = head._Candidate(data, head.Method.REGRESSION, math.nan, logits)
+    weights = {
+        "regression": fits[0],
+        "discriminant": fits[1],
+        "the better one": fits[int(np.argmin([own.loss for own in chosen]))],
+        "their mean": np.mean(fits, axis=0) / mean.temperature,
+    }
+    for name, fitted in weights.items():
+        yield name, lambda x, fitted=fitted: scaling.apply(x) @ fitted  # type: ignore[misc]
 
 
 def compare_heads(others: Pictures, where: str, data: TrainingSet, table: Table) -> None:
     """Judge the variants of heads."""
     for name, logits in fit_variants(data):
         judged = logits(others.features[:, 0])
-        table[name, where, "log loss"].append(head.log_loss(judged, others.targets, np.ones(len(judged))))
+        table[name, where, "log loss"].append(log_loss(judged, others.targets, np.ones(len(judged))))
         table[name, where, "top-1"].append(float((judged.argmax(1) == others.targets).mean()))
 
 
@@ -237,6 +224,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--resplits", type=int, default=20)
     parser.add_argument("--per-class", type=float, nargs="+", default=[30, 100], help="below 1 a share")
+    parser.add_argument("--classes", type=int, nargs="+", help="a problem has; all if left out")
     parser.add_argument("--only-bounds", action="store_true")
     parser.add_argument("--not-in", nargs="*", default=[], help="classes that other folders have, too")
     arguments = parser.parse_args()
@@ -254,11 +242,11 @@ def main() -> None:
             if other is not pictures:
                 fits = ~np.isin(np.array(other.classes)[other.targets], arguments.not_in)
                 unfamiliar[Path(other.name).name] = np.random.default_rng(0).permutation(other.features[fits, 0])
-        for per_class in arguments.per_class:
-            where = f"{Path(pictures.name).name} {per_class:g}"
+        for count, per_class in product(arguments.classes or [len(pictures.classes)], arguments.per_class):
+            where = f"{Path(pictures.name).name} {count} x {per_class:g}"
             print(where, file=sys.stderr)
             for seed in range(arguments.resplits):
-                learned, others = resplit(pictures, per_class, seed)
+                learned, others = resplit(draw_classes(pictures, count, seed), per_class, seed)
                 if len(others.targets) < MIN_ANSWERS:
                     break
                 data = learned.prepare(seed)

@@ -5,7 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from mfcli.errors import UsageError
-from mfcli.models.head import Method, Regression, TrainingSet, fit_head, fit_temperature, log_loss
+from mfcli.models.calibration import fit_temperature, log_loss
+from mfcli.models.head import Method, TrainingSet, fit_head
+from mfcli.models.regression import Regression
 
 Floats = NDArray[np.float32]
 
@@ -45,8 +47,15 @@ def test_the_regression_finds_scikit_learns_optimum() -> None:
     assert np.allclose(weights[-1] - weights[-1].mean(), reference.intercept_ - reference.intercept_.mean(), atol=5e-3)
 
 
+@pytest.mark.parametrize(("per_class", "competing"), [(4, set(Method)), (5, {Method.REGRESSION})])
+def test_discriminants_compete_where_a_class_has_few_pictures(per_class: int, competing: set[Method]) -> None:
+    fitted = fit_head(make_set(per_class))
+    assert {method for method, _, _ in fitted.losses} == competing
+    assert (fitted.method, fitted.strength) == min(fitted.losses, key=lambda tried: tried[2])[:2]
+
+
 @pytest.mark.parametrize("per_class", [2, 3])
-def test_few_pictures_a_class_are_learned_by_means(per_class: int) -> None:
+def test_few_pictures_a_class_are_learned(per_class: int) -> None:
     train, test = make_set(per_class, classes=8, dim=64, noise=1.5), make_set(50, classes=8, dim=64, noise=1.5, seed=9)
     fitted = fit_head(train)
     assert (fitted.head.logits(test.features).argmax(1) == test.targets).mean() > 0.6
@@ -56,7 +65,7 @@ def test_one_picture_a_class_in_no_fold_is_nearest_mean() -> None:
     train = make_set(1)
     train = TrainingSet(train.features, train.fitted, train.targets, np.full(4, -1), train.weights)
     fitted = fit_head(train)
-    assert (fitted.method, fitted.strengths) == (Method.DISCRIMINANT, {Method.DISCRIMINANT: 1.0})
+    assert (fitted.method, fitted.strength) == (Method.DISCRIMINANT, 1.0)
     assert fitted.head.logits(train.features).argmax(1).tolist() == [0, 1, 2, 3]
 
 

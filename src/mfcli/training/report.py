@@ -65,7 +65,7 @@ def make_report(
         "pictures": {split.value: counts[split] for split in Split} | {"left_out": counts[None]},
         "head": {
             "method": fitted.method.value,
-            "strengths": {method.value: strength for method, strength in fitted.strengths.items()},
+            "strength": fitted.strength,
             "temperature": fitted.temperature,
             "tried": [
                 {"method": method.value, "strength": strength, "log_loss": loss if math.isfinite(loss) else None}
