@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mfcli.cli import main
+from object_store import store, store_server  # noqa: F401 - fixtures
 
 CHECKOUT = Path(__file__).parent.parent
 TRIAL_DATA = Path(os.environ.get("MFCLI_TRIAL_DATA", CHECKOUT.parent / "shared"))

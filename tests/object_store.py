@@ -4,14 +4,19 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from mfcli import stores
 
 Answer = tuple[str, bytes] | int | None
 """What is sent in place of the store's answer: a status and a body, or so many first bytes of the store's own body;
 None for the store's own answer."""
 
+SECRET = "s3cr3t/Access+Key"
 SLOW_DOWN = ("503 Slow Down", b"<Error><Code>SlowDown</Code></Error>")
 SERVER_ERROR = ("500 Internal Server Error", b"<Error><Code>InternalError</Code></Error>")
 EXPIRED = ("400 Bad Request", b"<Error><Code>ExpiredToken</Code><Message>a secret</Message></Error>")
@@ -98,9 +103,9 @@ class ObjectStore:
                 self._running -= 1
 
 
-@contextmanager
-def run_object_store() -> Iterator[ObjectStore]:
-    """Run a store, until the body ends."""
+@pytest.fixture(scope="session")
+def store_server() -> Iterator[ObjectStore]:
+    """Run a store."""
     from moto.moto_server.werkzeug_app import create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -114,3 +119,24 @@ def run_object_store() -> Iterator[ObjectStore]:
     store.url = f"http://127.0.0.1:{server.server_port}"
     yield store
     server.shutdown()
+
+
+@pytest.fixture
+def store(store_server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectStore:
+    """Return an empty store, which the environment names; there is no configuration of AWS."""
+    from moto.backends import get_backend
+
+    get_backend("s3").reset()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store_server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAKEY")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    stores._open_bucket.cache_clear()
+    stores._find_aws_config.cache_clear()
+    store_server.fault, store_server.most_at_once = lambda _: None, 0
+    store_server.requests.clear()
+    return store_server

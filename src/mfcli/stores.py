@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from mfcli.errors import EngineError, FailureCode, PictureError, package_error
@@ -25,6 +26,7 @@ _CHUNK_BYTES = 2**23
 _PAGE = 1000
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _REGION = re.compile(r"<Region>([\w-]+)</Region>")
+_JOINED = re.compile(rf"({'|'.join(SCHEMES)}):/([^/].*)", re.IGNORECASE | re.DOTALL)
 _STATUS = re.compile(r"status code: (\d{3})")
 _ANOTHER_REGION = re.compile("PermanentRedirect|AuthorizationHeaderMalformed|redirect without LOCATION")
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
@@ -50,6 +52,12 @@ class StoredObject:
 def is_store_url(name: str) -> bool:
     """Return whether a name is that of an object, or of all whose keys begin with it."""
     return url_scheme(name) in SCHEMES
+
+
+def find_store_url(path: Path) -> str | None:
+    """Return the URL that a path was made from, which has joined its slashes; None for an ordinary one."""
+    match = _JOINED.fullmatch(str(path))
+    return f"{match[1].lower()}://{match[2]}" if match else None
 
 
 def split_store_url(url: str) -> tuple[str, str]:
@@ -137,6 +145,46 @@ def _split_checked(url: str) -> tuple[str, str]:
     if any(part in ("", ".", "..") for part in key.split("/")):
         raise PictureError(FailureCode.UNSUPPORTED, "its key has an empty part, or one that is . or ..: not read")
     return bucket, key
+
+
+def has_object(url: str, timeout_s: float) -> bool:
+    """Return whether there is an object; see `read_object`."""
+    bucket, key = _split_checked(url)
+    with _translate_errors(bucket):
+        try:
+            _import_obstore().head(_open_bucket(bucket, timeout_s), key)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def check_writable(url: str, timeout_s: float) -> None:
+    """Check that an object may be written, by a request that is never carried out; see `read_object`.
+
+    It is to replace a version that does not exist, of an object beside this one. A store that does not know such
+    conditions writes that object, which is then deleted.
+    """
+    bucket, key = _split_checked(url)
+    obstore, store, beside = _import_obstore(), _open_bucket(bucket, timeout_s), f"{key}.partial"
+    with _translate_errors(bucket):
+        try:
+            obstore.put(store, beside, b"", mode={"e_tag": '"0"', "version": "1"}, use_multipart=False)
+        except (FileNotFoundError, NotImplementedError, obstore.exceptions.PreconditionError) as error:
+            if _find(_CODE, error) in _NO_BUCKET:
+                raise
+            return
+        except obstore.exceptions.GenericError as error:
+            if _find(_CODE, error) != "NotImplemented":
+                raise
+            return
+        obstore.delete(store, beside)
+
+
+def upload_file(path: Path, url: str, timeout_s: float) -> None:
+    """Write a file into an object, which appears as a whole; large ones are uploaded in parts; see `read_object`."""
+    bucket, key = _split_checked(url)
+    with _translate_errors(bucket):
+        _import_obstore().put(_open_bucket(bucket, timeout_s, is_bulk=True), key, path, chunk_size=_CHUNK_BYTES)
 
 
 # -------------------------------------------------------------------------------------------------------- the clients
@@ -243,10 +291,15 @@ def _translate_errors(bucket: str) -> Iterator[None]:
         raise _to_picture_error(error, bucket) from None  # its text may hold credentials
 
 
+def _find(pattern: re.Pattern[str], error: Exception) -> str:
+    """Return what a pattern finds in the words of a client, else an empty text."""
+    match = pattern.search(str(error))
+    return match[1] if match else ""
+
+
 def _to_picture_error(error: Exception, bucket: str) -> PictureError:
     text, kind = str(error), type(error).__name__
-    code = found[1] if (found := _CODE.search(text)) else ""
-    status = found[1] if (found := _STATUS.search(text)) else ""
+    code, status = _find(_CODE, error), _find(_STATUS, error)
     if code in _NO_BUCKET:
         return PictureError(FailureCode.NOT_FOUND, f"there is no bucket {bucket}")
     if isinstance(error, FileNotFoundError):
@@ -258,8 +311,8 @@ def _to_picture_error(error: Exception, bucket: str) -> PictureError:
     if code in _REFUSED:
         return PictureError(FailureCode.PERMISSION, f"the store does not accept the credentials ({code})")
     if _ANOTHER_REGION.search(text):
-        region = f", {found[1]}" if (found := _REGION.search(text)) else ""
-        message = f"the bucket is in another region{region}; AWS_REGION names it, AWS_ENDPOINT_URL another server"
+        region = f"another region, {_find(_REGION, error)}".removesuffix(", ")
+        message = f"the bucket is in {region}; AWS_REGION names it, AWS_ENDPOINT_URL another server"
         return PictureError(FailureCode.NETWORK, message)
     if status in ("401", "403") or kind in ("UnauthenticatedError", "PermissionDeniedError"):
         without = ", and no credentials were found" if _is_anonymous(bucket) else ""

@@ -7,7 +7,7 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,39 +18,10 @@ pytest.importorskip("obstore")
 pytest.importorskip("botocore")
 pytest.importorskip("moto.server")
 
-from mfcli import stores
 from mfcli.errors import EngineError, PictureError
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source, iter_sources
-from object_store import DENIED, EXPIRED, OTHER_REGION, SERVER_ERROR, SLOW_DOWN, ObjectStore, run_object_store
-
-SECRET = "s3cr3t/Access+Key"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ObjectStore]:
-    with run_object_store() as store:
-        yield store
-
-
-@pytest.fixture
-def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectStore:
-    from moto.backends import get_backend
-
-    get_backend("s3").reset()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAKEY")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    stores._open_bucket.cache_clear()
-    stores._find_aws_config.cache_clear()
-    server.fault, server.most_at_once = lambda _: None, 0
-    server.requests.clear()
-    return server
+from object_store import DENIED, EXPIRED, OTHER_REGION, SECRET, SERVER_ERROR, SLOW_DOWN, ObjectStore
 
 
 def read(*arguments: str, selection: Selection = Selection()) -> dict[str, bytes | str]:  # noqa: B008 - frozen
@@ -219,7 +190,7 @@ def test_profiles_give_credentials_region_and_endpoint(
     store.put("s3://photos/a.jpg", b"a")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name)
-    (tmp_path / "no-config").write_text(
+    (tmp_path / "config").write_text(
         f"[profile work]\nregion = eu-west-3\nendpoint_url = {store.url}\n"
         f"aws_access_key_id = AKIAWORK\naws_secret_access_key = {SECRET}\n"
     )

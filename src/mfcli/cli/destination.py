@@ -13,6 +13,8 @@ from mfcli.errors import OutputError, UsageError
 from mfcli.files import exists, is_file
 from mfcli.inputs.arguments import is_input_name
 from mfcli.outputs.writer import FormatName, Writer
+from mfcli.settings import Settings
+from mfcli.stores import find_store_url
 
 if TYPE_CHECKING:
     from mfcli.cli.layouts import FeatureLayout, Layout
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from mfcli.inference.predictor import Predictor
     from mfcli.outputs.journal import Journal
     from mfcli.outputs.pictures import PictureRenderer
+    from mfcli.outputs.upload import Upload
 
 _STANDARD_OUTPUT = Path("-")
 
@@ -62,6 +65,7 @@ class Destination:
         overwrite: whether a file that is there is replaced.
         resume: whether a file that is there, or what an unfinished run has left of it, is continued.
         retry_failed: whether its failed inputs are classified again.
+        upload: makes an object of the file, where one was named; None for others.
     """
 
     path: Path | None
@@ -69,6 +73,14 @@ class Destination:
     overwrite: bool = False
     resume: bool = False
     retry_failed: bool = False
+    upload: "Upload | None" = None
+
+    @property
+    def name(self) -> str | None:
+        """The file or object for people; None for standard output."""
+        if self.upload is not None:
+            return self.upload.url
+        return None if self.path is None else str(self.path)
 
     @classmethod
     def parse(cls, path: Path | None, layout: "Layout | FeatureLayout", existing: "FileOptions") -> "Destination":
@@ -87,13 +99,19 @@ class Destination:
             raise UsageError("--overwrite and --resume exclude each other", "mf predict --help")
         if path is None and (resume or overwrite):
             raise UsageError("--resume, --retry-failed and --overwrite are about a file", "-o results.jsonl")
-        return cls(path, layout, overwrite, resume, existing.retry_failed)
+        if path is None or (url := find_store_url(path)) is None:
+            return cls(path, layout, overwrite, resume, existing.retry_failed)
+        from mfcli.outputs.upload import Upload
 
-    def check(self, names: list[str]) -> None:
+        upload = Upload(url, Settings.from_environ().cache_dir)
+        return cls(upload.path, layout, overwrite, resume, existing.retry_failed, upload)
+
+    def check(self, names: list[str], *, offline: bool) -> None:
         """Check before any work that the file may be written.
 
         Args:
             names: the inputs and the list of inputs.
+            offline: whether objects cannot be written.
 
         Raises:
             OutputError: it or its unfinished form exists, is an input or the list, or has the suffix of a picture or an
@@ -103,6 +121,12 @@ class Destination:
 
         if self.path is None:
             return
+        if self.upload is not None:
+            if self.upload.url in names:
+                raise OutputError(f"{self.upload.url} is an input", "name another object with -o")
+            if offline:
+                raise OutputError(f"{self.upload.url} cannot be written while offline", "name a file with -o")
+            self.upload.check(replace=self.overwrite or self.resume)
         if not (self.overwrite or self.resume):
             refuse_existing(self.path, resumable=True)
         if is_input_name(str(self.path)) and is_file(self.path):
@@ -134,8 +158,11 @@ class Destination:
             with self._open_special(self.path) as sink:
                 yield sink
         else:
-            with self._open_file(self.path, predictor, quiet) as sink:
-                yield sink
+            with contextlib.ExitStack() as stack:
+                if self.upload is not None:
+                    replace = self.overwrite or self.resume
+                    stack.enter_context(self.upload.publish(resume=self.resume, replace=replace))
+                yield stack.enter_context(self._open_file(self.path, predictor, quiet))
 
     @contextlib.contextmanager
     def _open_special(self, path: Path) -> Iterator[Sink]:

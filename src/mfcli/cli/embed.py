@@ -49,12 +49,13 @@ def embed(
     from mfcli.tasks.predict import predict
 
     destination = Destination.parse(output, FeatureLayout.parse(output), existing)
-    check_folder(output)
-    destination.check([*map(str, inputs.inputs or ())])
-    if not quiet:
-        name_leftovers(output)
-    batch_size = parse_batch_size(running.batch_size)
+    if destination.upload is None:
+        check_folder(output)
     settings = Settings.from_environ(offline=offline)
+    destination.check([*map(str, inputs.inputs or ())], offline=settings.offline)
+    if not quiet:
+        name_leftovers(destination.path)
+    batch_size = parse_batch_size(running.batch_size)
     request = InputRequest.parse(inputs, decoding, settings)
     left_out = LeftOut()
     with StderrProgress(note, quiet, with_bar=True) as progress:
@@ -76,5 +77,5 @@ def embed(
         if words := left_out.in_words():
             progress(words)
     if not quiet:
-        note(f"{summary.in_words()}; {output}")
+        note(f"{summary.in_words()}; {destination.name}")
     raise typer.Exit(exit_code(summary, allow_failures=allow_failures))

@@ -99,7 +99,7 @@ def predict(
 
         summary = predict_shards(request, plan, shard, shards)
     if destination.path is not None and not quiet:
-        note(f"{summary.in_words()}; {destination.path}")
+        note(f"{summary.in_words()}; {destination.name}")
     raise typer.Exit(exit_code(summary, allow_failures=allow_failures))
 
 

@@ -46,7 +46,8 @@ def run(request: PredictRequest) -> Summary:
     from mfcli.cli.progress import StderrProgress
 
     inputs, destination, quiet = request.inputs, request.destination, request.quiet
-    destination.check([*inputs.names, *([inputs.files_from] if inputs.files_from else [])])
+    names = [*inputs.names, *([inputs.files_from] if inputs.files_from else [])]
+    destination.check(names, offline=request.settings.offline)
     if not quiet:
         name_leftovers(destination.path)
     arguments = inputs.arguments
