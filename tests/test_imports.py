@@ -1,11 +1,14 @@
 """What a command may import: no torch where there is an artifact, nothing heavy for help."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from mfcli.settings import usable_cores
 
 HEAVY = ("torch", "timm", "torchvision", "onnx", "onnxscript", "safetensors", "requests")
 
@@ -90,3 +93,14 @@ def test_public_names() -> None:
     assert {module: names.replace(",", "") for module, names in imported} == mfcli._MODULES
     with pytest.raises(AttributeError):
         _ = mfcli.nothing
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists() or usable_cores() < 2, reason="counts Linux's threads")
+def test_numpy_starts_no_threads_for_a_first_answer() -> None:
+    program = (
+        "import os; from mfcli.cli.requests import import_numpy; import_numpy()\n"
+        "print(len(os.listdir('/proc/self/task')), 'OPENBLAS_NUM_THREADS' in os.environ)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1 False\n"

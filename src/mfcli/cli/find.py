@@ -19,7 +19,7 @@ from mfcli.cli.option_groups import (
 )
 from mfcli.cli.options import Offline, Quiet, parse_batch_size
 from mfcli.cli.predict_run import run
-from mfcli.cli.requests import InputRequest, ModelRequest, PredictRequest, exit_code
+from mfcli.cli.requests import InputRequest, ModelRequest, PredictRequest, exit_code, import_numpy
 from mfcli.cli.streams import note, say
 from mfcli.errors import ExitCode, UsageError, escape_control_characters
 from mfcli.inputs.codecs import DecodeMode
@@ -97,6 +97,8 @@ def find(
     """
     from mfcli.models.meanings import AmbiguousWordError
     from mfcli.outputs.names import MatchCounter
+
+    import_numpy()
     from mfcli.tasks.predict import MaxFailures
 
     path = parse_output(output)

@@ -15,7 +15,7 @@ from mfcli.cli.option_groups import (
 )
 from mfcli.cli.options import Offline, Quiet, parse_batch_size, parse_share, parse_top_k
 from mfcli.cli.predict_run import run
-from mfcli.cli.requests import InputRequest, ModelRequest, PredictRequest, exit_code
+from mfcli.cli.requests import InputRequest, ModelRequest, PredictRequest, exit_code, import_numpy
 from mfcli.cli.streams import note
 from mfcli.errors import UsageError
 from mfcli.inputs.codecs import DecodeMode
@@ -58,6 +58,7 @@ def predict(
     Every input gives one row, in order; one that cannot be read gives a row that says why. Exit code 0: all were
     classified, 5: some were not, 6: none was.
     """
+    import_numpy()
     from mfcli.tasks.predict import MaxFailures
 
     path = parse_output(output)
