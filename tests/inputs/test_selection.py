@@ -1,9 +1,13 @@
 """Selection: which names are taken, and in which order."""
 
+import hashlib
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mfcli.inputs import selection
 from mfcli.inputs.codecs import formats_with, suffixes_of
 from mfcli.inputs.selection import Selection, compile_glob, natural_key, sort_naturally
 
@@ -32,6 +36,25 @@ def test_natural_order(names: list[str]) -> None:
         assert list(sort_naturally(reversed(names), str)) == names
     else:
         assert list(sort_naturally(names, str)) == ["01.jpg", "1.jpg", *names[2:]]
+
+
+@given(st.lists(st.text("aA1/", max_size=6), unique=True, max_size=40))
+def test_many_names_are_sorted_in_runs(names: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_MAX_MERGED", 0)
+        patch.setattr(selection, "_RUN_NAMES", 2)
+        assert list(sort_naturally(names, str)) == sorted(names, key=lambda name: (natural_key(name), name))
+
+
+def test_the_keys_of_many_names_are_not_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_RUN_NAMES", 500)
+    names = [hashlib.md5(str(number).encode()).hexdigest() for number in range(10_000)]
+    tracemalloc.start()
+    try:
+        assert len(list(sort_naturally(names, str))) == 10_000
+        assert tracemalloc.get_traced_memory()[1] < 1e6  # keys take 2.5 MB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import fnmatch
 import functools
 import heapq
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ _DIGITS = re.compile(r"[0-9]+")
 _ANY_DEPTH = "**"
 _ANY_DIGIT = str.maketrans("123456789", "0" * 9)
 _MAX_MERGED = 64
+_RUN_NAMES = 100_000
+"""Names whose keys are in memory at once."""
 _Name = TypeVar("_Name")
 
 
@@ -51,15 +52,18 @@ def sort_naturally(names: Iterable[_Name], text: Callable[[_Name], str]) -> Iter
         names: any objects.
         text: returns the name of one.
     """
+    names = list(names)
     groups: dict[str, list[_Name]] = {}
-    for name in names:
-        groups.setdefault(text(name).translate(_ANY_DIGIT), []).append(name)
 
     def key(name: _Name) -> tuple[str, str]:
         return natural_key(text(name)), text(name)
 
-    if len(groups) > _MAX_MERGED:
-        return iter(sorted(itertools.chain.from_iterable(groups.values()), key=key))
+    for name in names:
+        groups.setdefault(text(name).translate(_ANY_DIGIT), []).append(name)
+        if len(groups) > _MAX_MERGED:
+            # all keys at once would take several times the memory of the names
+            starts = range(0, len(names), _RUN_NAMES)
+            return heapq.merge(*(sorted(names[at : at + _RUN_NAMES], key=key) for at in starts), key=key)
     return heapq.merge(*(sorted(group, key=text) for group in groups.values()), key=key)
 
 
