@@ -18,6 +18,7 @@ import pytest
 from conftest import AFTER_CTRL_C, CHECKOUT, Ran
 from mfcli.errors import UsageError
 from mfcli.inputs.plan import Plan, format_shards, select_shards
+from mfcli.inputs.walk import read_state
 
 Mf = Callable[..., Ran]
 PICTURES = sorted((CHECKOUT / "examples").glob("*.jpg"))
@@ -58,9 +59,9 @@ def test_the_parts_are_the_rows_of_one_run(mf: Mf, folder: Path) -> None:
     assert mf("predict", "--plan", "plan", "-o", "out", "--shards", "0,2-3", "-q").code == 5
     status = rows(mf("plan", "status", "plan", "out", "--format", "jsonl").out)[0]
     assert status.pop("images_per_s") > 0
-    assert status == {"inputs": 14, "shards": 4, "done": 3, "missing": "1", "ok": 9, "failed": 1}
+    assert status == {"inputs": 14, "shards": 4, "done": 3, "missing": "1", "ok": 9, "failed": 1, "changed": 0}
     ran = mf("plan", "finish", "plan", "out")
-    hint = "hint: mf predict --plan plan -o out --shards 1\n"
+    hint = "hint: mf predict --plan plan --output out --shards 1\n"
     assert (ran.code, ran.err) == (9, f"error: 1 of 4 parts are missing\n{hint}")
     ran = mf("predict", "--plan", "plan", "-o", "out")
     assert ran.err.splitlines()[1:] == [
@@ -101,22 +102,44 @@ def test_no_picture_is_opened_by_planning(mf: Mf, folder: Path, monkeypatch: pyt
 def test_what_changed_since_has_its_row(mf: Mf, folder: Path) -> None:
     assert mf("plan", *INPUTS, "-o", "plan", "-q").code == 0
     shutil.rmtree("photos")
+    Path("photos").mkdir()
+    shutil.copy(PICTURES[2], "photos/0 a.jpg")
     Path("missing.jpg").mkdir()
     shutil.copy(PICTURES[0], "missing.jpg/new.jpg")
     Path("a.zip").write_text("no zip")
     with tarfile.open("a.tar", "w") as tar:
         tar.add(PICTURES[0], PICTURES[0].name)
         tar.add(PICTURES[0], "new.jpg")
-    assert mf("predict", "--plan", "plan", "-o", "out", "-q").code == 5
-    assert mf("plan", "finish", "plan", "out").code == 0
+    ran = mf("predict", "--plan", "plan", "-o", "out")
+    assert ran.code == 5
+    assert "note: 14 pictures: 2 classified, 12 failed, 7 changed since they were planned; out/part-" in ran.err
+    assert json.loads(mf("plan", "finish", "plan", "out", "--format", "jsonl").out)["changed"] == 7
+    assert json.loads((folder / "out/_summary.json").read_text())["changed"] == 7
     found = rows(merged(folder / "out"))
     assert [row["error"] and row["error"]["code"] for row in found] == [
-        *["not_found"] * 6,
+        None,
+        *["not_found"] * 5,
         *["decode"] * 3,
         "unsupported",
         None,
         *["not_found"] * 3,
     ]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_shard_reads_nothing_of_the_others(mf: Mf) -> None:
+    assert mf("plan", *INPUTS, "-o", "plan", "--shard-size", "2", "-q").code == 0
+    assert mf("predict", "--plan", "plan", "-o", "out", "--shards", "0-2,4-6", "-q").code == 5
+    opened: list[str] | None = []
+
+    def note_opened(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and opened is not None and isinstance(arguments[0], str):
+            opened.append(os.path.relpath(arguments[0]))
+
+    sys.addaudithook(note_opened)  # for good
+    assert mf("predict", "--plan", "plan", "-o", "out", "--shards", "3", "-q").code == 0
+    touched, opened = {name for name in opened if name.startswith(("plan", "out/part", "photos", "a."))}, None
+    assert touched == {"plan/plan.json", "plan/shard-00003.jsonl", "a.zip"}
 
 
 def test_another_run_plan_or_format_is_refused(mf: Mf, folder: Path) -> None:
@@ -178,12 +201,19 @@ def test_a_damaged_plan_is_refused(mf: Mf, folder: Path) -> None:
     assert not list((folder / "out").glob("*part-*"))
 
 
-def test_an_interrupted_plan_is_made_again(mf: Mf, folder: Path) -> None:
-    (folder / "plan").mkdir()
-    for name in (".unfinished", "shard-00000.jsonl", "shard-00009.jsonl", ".shard-00001.jsonl.1-ab"):
+def test_an_interrupted_plan_goes_on(mf: Mf, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["plan", "photos", "a.tar", "-o", "plan", "--shard-size", "3", "-q"]
+    assert mf(*command).code == 0
+    whole = {path.name: path.read_bytes() for path in (folder / "plan").iterdir()}
+    (folder / "plan" / "plan.json").unlink()
+    (folder / "plan" / "shard-00001.jsonl").unlink()
+    for name in (".unfinished", "shard-00002.jsonl", "shard-00009.jsonl", ".shard-00001.jsonl.1-ab"):
         (folder / "plan" / name).write_text("left")
-    assert mf("plan", "photos", "-o", "plan", "-q").code == 0
-    assert sorted(os.listdir("plan")) == ["plan.json", "shard-00000.jsonl"]
+    seen: list[str] = []
+    monkeypatch.setattr("mfcli.inputs.plan.read_state", lambda path: seen.append(path) or read_state(path))
+    assert mf(*command).code == 0
+    assert {path.name: path.read_bytes() for path in (folder / "plan").iterdir()} == whole
+    assert [name.rpartition("/")[2] for name in seen] == ["3 a.jpg", "4.jpg", "caf\udce9.jpg", *["a.tar"] * 3]
 
 
 @pytest.mark.parametrize(

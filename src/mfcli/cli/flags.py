@@ -34,6 +34,7 @@ FLAGS = {
     "model": "--model",
     "origin": "--from",
     "output": "--output",
+    "plan": "--plan",
     "precision": "--precision",
     "rounds": "--rounds",
     "seconds": "--seconds",

@@ -151,19 +151,21 @@ def predict_shards(request: PredictRequest, folder: Path, shard: str | None, sha
 def _predict_shard(
     request: PredictRequest, predictor: "Predictor", plan: "Plan", number: int, parts: "PartFolder"
 ) -> None:
+    from mfcli.inputs.plan import Changes
     from mfcli.tasks.predict import predict
 
-    selection, started = request.inputs.selection, time.monotonic()
+    selection, changes, started = request.inputs.selection, Changes(), time.monotonic()
     with parts.open(number, partial(request.destination.layout.open_writer, compact=True)) as writer:
         summary = predict(
             predictor,
-            plan.sources(number, selection),
+            plan.sources(number, selection, changes),
             MappingWriter(writer, name_flags_of_error),
             batch_size=request.batch_size,
             workers=request.workers,
             max_failures=request.max_failures,
             keep=selection.keep,
         )
-        parts.write_counts(number, summary, time.monotonic() - started)
+        parts.write_counts(number, summary, time.monotonic() - started, changes.count)
     if not request.quiet:
-        note(f"{summary.in_words()}; {parts.path(number)}")
+        changed = f", {changes.count} changed since they were planned" if changes.count else ""
+        note(f"{summary.in_words()}{changed}; {parts.path(number)}")

@@ -1,7 +1,7 @@
 """A plan: the names of the pictures of a big job, listed once and divided into shards, for any number of machines.
 
-A folder with `shard-00000.jsonl` and so on, a name on each line as rows of results have it, and `plan.json`, which
-is written last: a folder without it is no plan.
+A folder with `shard-00000.jsonl` and so on, and `plan.json`, which is written last: a folder without it is no plan. A
+line of a shard has a name as rows of results have it, and the state of the file or archive when it was listed.
 """
 
 import base64
@@ -10,15 +10,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mfcli.errors import NoInputsError, OutputError, UsageError
 from mfcli.files import list_files, open_atomically, write_atomically
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source, iter_named_sources
+from mfcli.inputs.walk import read_state
 from mfcli.results import Progress, Tally
 
 PLAN_SCHEMA = "mf.plan/1"
@@ -50,7 +51,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the shards' digests: equal for plans of the same names."""
+        """SHA-256 over the shards' digests: equal for plans of the same names and states."""
         return hashlib.sha256("\n".join(self.sha256).encode()).hexdigest()
 
     @classmethod
@@ -66,7 +67,7 @@ class Plan:
                 raise ValueError(fields["schema"])
             plan = cls(folder, int(fields["inputs"]), int(fields["shard_size"]), tuple(map(str, fields["sha256"])))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise NoInputsError(f"{folder} is not a complete plan", f"mf plan INPUT... -o {folder}") from error
+            raise NoInputsError(f"{folder} is not a complete plan", f"mf plan INPUT... output={folder}") from error
         return plan
 
     def names(self, shard: int) -> Iterator[Name]:
@@ -75,20 +76,44 @@ class Plan:
         Raises:
             NoInputsError: it is missing, or has changed since it was planned.
         """
+        return map(parse_name, self._rows(shard))
+
+    def _rows(self, shard: int) -> Iterator[dict[str, Any]]:
         path = _shard_path(self.folder, shard)
         try:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256[shard]:
                     raise NoInputsError(f"{path} has changed since it was planned", "plan again, into another folder")
                 file.seek(0)
-                for line in file:
-                    yield parse_name(json.loads(line))
+                yield from map(json.loads, file)
         except OSError as error:
             raise NoInputsError(f"cannot read {path}: {error.strerror}", "plan again, into another folder") from error
 
-    def sources(self, shard: int, selection: Selection) -> Iterator[Source]:
-        """Yield the pictures in a shard, one for each name, whatever has become of its file; see `names`."""
-        return iter_named_sources(self.names(shard), selection)
+    def sources(self, shard: int, selection: Selection, changes: "Changes | None" = None) -> Iterator[Source]:
+        """Yield the pictures in a shard, one for each name, whatever has become of its file; see `names`.
+
+        Args:
+            shard: its number.
+            selection: the columns, what is kept, and the limits; names are not filtered.
+            changes: counts what has changed since it was planned.
+        """
+        rows = self._rows(shard)
+        names = map(parse_name, rows) if changes is None else map(changes.check, rows)
+        return iter_named_sources(names, selection)
+
+
+@dataclass(slots=True)
+class Changes:
+    """Counts pictures whose file, or archive, is not as it was when it was planned; missing files are not counted."""
+
+    count: int = 0
+
+    def check(self, row: dict[str, Any]) -> Name:
+        """Compare a row of a plan with its file, and return its name."""
+        name = parse_name(row)
+        state = read_state(name[0]) if "size_bytes" in row else None
+        self.count += state is not None and any(row.get(key) != value for key, value in asdict(state).items())
+        return name
 
 
 def parse_name(row: dict[str, Any]) -> Name:
@@ -102,7 +127,7 @@ def make_plan(sources: Iterable[Source], folder: Path, shard_size: int, progress
 
     Args:
         sources: the pictures, which are not opened.
-        folder: is created where it is missing; what an interrupted call has left in it is replaced.
+        folder: is created where it is missing. Files that an interrupted call has seen are not looked at again.
         shard_size: names in a shard.
         progress: told how many names there are so far.
 
@@ -115,14 +140,19 @@ def make_plan(sources: Iterable[Source], folder: Path, shard_size: int, progress
         digests: list[str] = []
         inputs, rest = 0, iter(sources)
         for first in rest:
-            with open_atomically(_shard_path(folder, len(digests))) as file:
+            path = _shard_path(folder, len(digests))
+            with open_atomically(path) as file:
                 digest = hashlib.sha256()
-                for source in chain([first], islice(rest, shard_size - 1)):
-                    _write_name(source, file, digest)
+                for line in _make_lines(chain([first], islice(rest, shard_size - 1)), path):
+                    file.write(line)
+                    digest.update(line)
                     inputs += 1
                     if inputs % _STEP == 0:
                         progress(Tally(inputs, 0, 0))
             digests.append(digest.hexdigest())
+        written = {_shard_path(folder, shard) for shard in range(len(digests))}
+        for left in set(list_files(folder, "shard-*.jsonl")) - written:
+            left.unlink()
         plan = Plan(folder, inputs, shard_size, tuple(digests))
         manifest = {
             "schema": PLAN_SCHEMA,
@@ -144,17 +174,30 @@ def _prepare(folder: Path) -> None:
         what = "is a plan already" if (folder / _MANIFEST).exists() else "is not empty"
         raise OutputError(f"{folder} {what}", "name another: output=FOLDER")
     (folder / _UNFINISHED).touch()
-    for left in list_files(folder, "*shard-*.jsonl*"):  # by an interrupted call
+    for left in list_files(folder, ".shard-*"):  # by an interrupted call
         left.unlink()
 
 
-def _write_name(source: Source, file: BinaryIO, digest: Any) -> None:
-    if source.is_stdin:
-        raise UsageError("a picture on standard input cannot be planned: it is not there later", "name a file")
-    name = {"input": source.input, "input_b64": source.input_b64, "member": source.member}
-    line = json.dumps(name, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
-    file.write(line)
-    digest.update(line)
+def _make_lines(sources: Iterable[Source], path: Path) -> Iterator[bytes]:
+    """Yield the lines of a shard; the states are those at `path`, of an interrupted call, as far as its names agree."""
+    left = _read_left(path)
+    for source in sources:
+        if source.is_stdin:
+            raise UsageError("a picture on standard input cannot be planned: it is not there later", "name a file")
+        row = {"input": source.input, "input_b64": source.input_b64, "member": source.member}
+        known = next(left, None)
+        if isinstance(known, dict) and row.items() <= known.items():
+            row = known
+        else:
+            left = iter(())
+            if state := read_state(source.argument):
+                row |= {name: value for name, value in asdict(state).items() if value is not None}
+        yield json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+
+
+def _read_left(path: Path) -> Iterator[Any]:
+    with contextlib.suppress(FileNotFoundError, ValueError), path.open("rb") as file:
+        yield from map(json.loads, file)
 
 
 def _shard_path(folder: Path, shard: int) -> Path:

@@ -34,6 +34,30 @@ class FoundPath:
     failure: Failure | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What tells a file from another one of its name, without reading it.
+
+    Attributes:
+        size_bytes: its size.
+        modified_ns: when it was modified, in nanoseconds since 1970; None where a listing does not say.
+        etag: the version of an object in a store; None for files.
+    """
+
+    size_bytes: int
+    modified_ns: int | None = None
+    etag: str | None = None
+
+
+def read_state(path: str) -> FileState | None:
+    """Return the state of a local file; None where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return FileState(status.st_size, status.st_mtime_ns)
+
+
 def failure_from_os_error(error: OSError | ValueError, action: str) -> Failure:
     """Return the failure that an error of the operating system means for a row.
 

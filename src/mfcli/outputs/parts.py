@@ -32,12 +32,14 @@ class PartCounts:
         ok: pictures that were classified.
         failed: the other rows.
         seconds: how long it took.
+        changed: pictures whose file had changed since it was planned.
     """
 
     inputs: int
     ok: int
     failed: int
     seconds: float
+    changed: int = 0
 
 
 class PartFolder:
@@ -61,7 +63,7 @@ class PartFolder:
         """
         job = _read_json(folder / _JOB)
         if not job:
-            raise OutputError(f"{folder} has no parts", f"mf predict --plan PLAN -o {folder}")
+            raise OutputError(f"{folder} has no parts", f"mf predict plan=PLAN output={folder}")
         if job.get("plan") != plan_digest:
             raise OutputError(f"{folder} has parts of another plan", _ANOTHER)
         return cls(folder, str(job["format"]))
@@ -119,9 +121,9 @@ class PartFolder:
             yield open_writer(stream)
             stream.detach()
 
-    def write_counts(self, shard: int, summary: Summary, seconds: float) -> None:
+    def write_counts(self, shard: int, summary: Summary, seconds: float, changed: int = 0) -> None:
         """Leave the counts of a part; without them, `read_counts` counts its rows."""
-        counts = PartCounts(summary.inputs, summary.ok, summary.failed, round(seconds, 3))
+        counts = PartCounts(summary.inputs, summary.ok, summary.failed, round(seconds, 3), changed)
         with translate_write_errors(self.folder):
             write_atomically(self._counts_path(shard), json.dumps(asdict(counts)).encode())
 

@@ -20,6 +20,7 @@ class PlanStatus:
         missing: the others, as `select_shards` takes them.
         ok: pictures in the parts that were classified.
         failed: the other rows.
+        changed: pictures whose file had changed since it was planned.
         images_per_s: mean rate of one process; None where no part says how long it took.
     """
 
@@ -29,6 +30,7 @@ class PlanStatus:
     missing: str
     ok: int
     failed: int
+    changed: int
     images_per_s: float | None
 
 
@@ -48,6 +50,7 @@ def get_status(plan: Plan, parts: PartFolder) -> PlanStatus:
         missing=format_shards(missing),
         ok=sum(count.ok for count in counts),
         failed=sum(count.failed for count in counts),
+        changed=sum(count.changed for count in counts),
         images_per_s=_rate(counts),
     )
 
@@ -70,12 +73,12 @@ def finish(plan: Plan, parts: PartFolder) -> PlanStatus:
     if status.missing:
         raise CheckError(
             f"{status.shards - status.done} of {status.shards} parts are missing",
-            f"mf predict --plan {plan.folder} -o {parts.folder} --shards {status.missing}",
+            f"mf predict plan={plan.folder} output={parts.folder} shards={status.missing}",
         )
     for shard in range(status.shards):
         _check_part(plan, parts, shard)
-    totals = {"plan": plan.digest, "inputs": plan.inputs, "ok": status.ok, "failed": status.failed}
-    parts.finish(totals)
+    counts = {"inputs": plan.inputs, "ok": status.ok, "failed": status.failed, "changed": status.changed}
+    parts.finish({"plan": plan.digest} | counts)
     return status
 
 
@@ -86,5 +89,5 @@ def _check_part(plan: Plan, parts: PartFolder, shard: int) -> None:
             planned, found = (join_member(*either) if either else "nothing" for either in (name, row))
             raise CheckError(
                 f"row {number} of {parts.path(shard)} is {found}, and the plan has {planned}",
-                f"delete it, and predict it again: --shards {shard}",
+                f"delete it, and predict it again: shards={shard}",
             )
