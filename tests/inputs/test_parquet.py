@@ -267,6 +267,19 @@ def test_predict(mf: Mf, dataset: Path, tmp_path: Path) -> None:
     assert mf("predict", dataset, "-o", dataset, "--overwrite").err.startswith(f"error: {dataset} is an input")
 
 
+def test_columns_are_part_of_the_run(mf: Mf, dataset: Path, tmp_path: Path) -> None:
+    runs = []
+    for options in ([], ["--column", "image"], ["--keep", "id"], ["--keep", "id", "--keep", "label"]):
+        out = tmp_path / "a.jsonl"
+        assert mf("predict", dataset, *options, "-o", out, "--overwrite", "-q").code == 5
+        runs.append(json.loads(out.read_text().splitlines()[0])["run"])
+    assert len(set(runs)) == 4
+    assert runs[0] == json.loads(mf("predict", ORANGE, "--format", "jsonl", "-q").out)["run"]
+    ran = mf("predict", dataset, "--keep", "id", "-o", out, "--resume")
+    message = f"error: {out} belongs to a different run: --keep id,label instead of --keep id"
+    assert (ran.code, ran.err.splitlines()[0]) == (8, message)
+
+
 def test_a_glob_and_a_file_beside_others(mf: Mf, dataset: Path, tmp_path: Path) -> None:
     ran = mf("predict", tmp_path / "*.parquet", ORANGE, "--template", "{input} {member} {status}", "-q")
     lines = [f"{dataset} 0 ok", f"{dataset} 1 ok", f"{dataset} 2 error", f"{ORANGE}  ok"]

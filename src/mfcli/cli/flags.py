@@ -25,6 +25,7 @@ FLAGS = {
     "include": "--include",
     "input_size": "--input-size",
     "interpolation": "--interpolation",
+    "keep": "--keep",
     "labels": "--labels",
     "max_error": "--max-error",
     "max_failures": "--max-failures",

@@ -163,7 +163,6 @@ def _predict_shard(
             batch_size=request.batch_size,
             workers=request.workers,
             max_failures=request.max_failures,
-            keep=selection.keep,
         )
         parts.write_counts(number, summary, time.monotonic() - started, changes.count)
     if not request.quiet:

@@ -124,7 +124,6 @@ def _classify(
         journal=sink.journal,
         retry_writer=sink.retry_writer,
         left_out=left_out,
-        keep=request.inputs.selection.keep,
         progress=progress,
     )
 

@@ -100,6 +100,8 @@ class ModelRequest:
     decoding: DecodingOptions
     overrides: OverrideOptions = field(default_factory=OverrideOptions)
     decode: DecodeMode = DecodeMode.EXACT
+    column: str | None = None
+    keep: list[str] | None = None
     top_k: int | Literal["all"] | None = None
     confidence: float | None = DEFAULT_CONFIDENCE
     abstain: Abstain = Abstain.OFF
@@ -135,6 +137,8 @@ class ModelRequest:
             max_pixels=decoding.max_pixels,
             decode_timeout_s=decoding.decode_timeout,
             formats=decoding.split_formats(),
+            column=self.column,
+            keep=dict.fromkeys(self.keep or ()),
             features=self.features,
             logits=self.logits,
             query=self.query,

@@ -24,6 +24,8 @@ class RunFingerprint:
     top_k: int
     exif: bool
     decode: DecodeMode
+    column: str | None
+    keep: tuple[str, ...]
     confidence: float | None
     query: Query | None
     abstention: tuple[Abstain, float] | None
@@ -56,6 +58,8 @@ class RunFingerprint:
             "exif": self.exif,
             "confidence": self.confidence,
             **({} if self.decode is DecodeMode.EXACT else {"decode": self.decode}),  # new: exact runs keep their digest
+            **({} if self.column is None else {"column": self.column}),
+            **({"keep": ",".join(self.keep)} if self.keep else {}),
             **({} if self.query is None else {"query": dataclasses.asdict(self.query)}),
             **({} if self.abstention is None else {"abstention": self.abstention}),
             **({"features": True} if self.features else {}),

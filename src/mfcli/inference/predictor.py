@@ -101,6 +101,8 @@ class Predictor:
             post.top_k,
             pictures.exif,
             pictures.decode,
+            pictures.column,
+            pictures.keep,
             answers.confidence,
             answers.query,
             None if artifact.thresholds is None else (answers.abstain, answers.max_error),
@@ -116,6 +118,7 @@ class Predictor:
             top_k=post.top_k,
             confidence=answers.confidence,
             query=() if answers.query is None else answers.query.words,
+            keep=pictures.keep,
         )
 
     def __repr__(self) -> str:
@@ -390,6 +393,8 @@ def load_predictor(
     max_error: float = DEFAULT_MAX_ERROR,
     isolate: bool = True,
     decode_timeout_s: float = DEFAULT_DECODE_TIMEOUT_S,
+    column: str | None = None,
+    keep: Iterable[str] = (),
     settings: Settings | None = None,
     progress: Progress = lambda _: None,
 ) -> Predictor:
@@ -426,6 +431,8 @@ def load_predictor(
         max_error: see `PostprocessOptions`.
         isolate: see `PictureOptions`.
         decode_timeout_s: see `PictureOptions`.
+        column: the column of Parquet files that sources were read from; like `keep`, it is part of the run.
+        keep: the columns that sources keep.
         settings: defaults; None reads the environment.
         progress: called with a message before a long step, and with the progress of a download.
 
@@ -452,6 +459,8 @@ def load_predictor(
         thumbnail_side=thumbnail_side,
         isolate=isolate,
         decode_timeout_s=decode_timeout_s,
+        column=column,
+        keep=tuple(keep),
     )
     engine = _parse_choice(EngineName, engine, "engine")
     extra = (Output.FEATURES,) if features else ()

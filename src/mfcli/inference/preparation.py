@@ -45,6 +45,8 @@ class PictureOptions:
         isolate: whether pictures are decoded in processes of their own where they are many, come from an archive or a
             URL, or are large; False for never, with fewer guarantees.
         decode_timeout_s: seconds that decoding a picture may take.
+        column: the column of Parquet files that is read, see `Selection`.
+        keep: what rows keep, see `Selection`.
     """
 
     exif: bool = True
@@ -55,6 +57,8 @@ class PictureOptions:
     thumbnail_side: int | None = None
     isolate: bool = True
     decode_timeout_s: float = DEFAULT_DECODE_TIMEOUT_S
+    column: str | None = None
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

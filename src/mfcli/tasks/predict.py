@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mfcli.errors import MfError, TooManyFailuresError, UsageError
 from mfcli.files import is_url
@@ -79,7 +79,6 @@ def predict(
     journal: Journal | None = None,
     retry_writer: Writer | None = None,
     left_out: LeftOut | None = None,
-    keep: tuple[str, ...] = (),
     progress: Progress = lambda _: None,
 ) -> Summary:
     """Write a row for every source, in order, and return the counts.
@@ -96,7 +95,6 @@ def predict(
         journal: knows which sources are finished; they are skipped, and counted in the summary.
         retry_writer: gets the results of sources that had failed; None to skip those as well.
         left_out: what the sources leave out, for the summary.
-        keep: what their rows keep, see `Selection.keep`.
         progress: told the counts after each result, and at the end if memory was too short for the batches.
 
     Raises:
@@ -104,8 +102,7 @@ def predict(
         TooManyFailuresError: the failures exceed `max_failures`; at the end, the output is complete nevertheless.
         OSError: the writer's stream fails.
     """
-    info = replace(predictor.run_info, keep=keep)
-    run = _RunState(info, writer, journal, retry_writer, left_out or LeftOut())
+    run = _RunState(predictor.run_info, writer, journal, retry_writer, left_out or LeftOut())
     try:
         for result in predictor.stream(run.select_unfinished(sources), batch_size=batch_size, workers=workers):
             with defer_signals():
