@@ -139,7 +139,11 @@ class ParquetRows:
         self.summary = json.loads((self._file.metadata.metadata or {}).get(_SUMMARY.encode(), b"{}"))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows as JSON Lines has them.
+        """Yield the rows as JSON Lines has them; see `iterate`."""
+        return self.iterate()
+
+    def iterate(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield these columns of the rows, or all, as JSON Lines has them.
 
         Raises:
             OSError: the file is damaged.
@@ -150,7 +154,7 @@ class ParquetRows:
 
                 yield from read_parquet_rows(self._file)
                 return
-            for batch in self._file.iter_batches(_BATCH_ROWS, columns=self._columns, use_threads=False):
+            for batch in self._file.iter_batches(_BATCH_ROWS, columns=columns or self._columns, use_threads=False):
                 for row in batch.to_pylist():
                     yield {name: value for name, value in row.items() if value is not None or name not in _OPTIONAL}
 

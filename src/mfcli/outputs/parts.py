@@ -144,11 +144,24 @@ class PartFolder:
         Raises:
             OutputError: it cannot be read, or has anything but rows.
         """
+        return self._read(shard, StoredResults.rows)
+
+    def names(self, shard: int) -> Iterator[dict[str, Any]]:
+        """Yield `input`, `input_b64` and `member` of the rows of a part, which takes a fraction of the time of `rows`.
+
+        Raises:
+            OutputError: it cannot be read, or has anything but rows.
+        """
+        return self._read(shard, StoredResults.names)
+
+    def _read(
+        self, shard: int, iterate: Callable[[StoredResults], Iterator[dict[str, Any]]]
+    ) -> Iterator[dict[str, Any]]:
         path = self.path(shard)
         try:
             with path.open("rb") as file:
                 if path.stat().st_size:
-                    yield from StoredResults(file, str(path)).rows()
+                    yield from iterate(StoredResults(file, str(path)))
         except OSError as error:
             raise OutputError(f"cannot read {path}: {error.strerror}", "check its permissions: ls -l") from error
 

@@ -4,9 +4,10 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count, takewhile
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from mfcli.errors import OutputError
 from mfcli.outputs.csv import KEPT, unescape_cell
@@ -16,6 +17,9 @@ from mfcli.runs import RunInfo, RunSettings
 MAX_ROW_BYTES = 2**26
 """No row is longer: one with all of 21,841 classes has 3 MB."""
 
+NAME_FIELDS = ("input", "input_b64", "member")
+"""What names the picture of a row."""
+_Parsed = TypeVar("_Parsed")
 _ROW_PREFIX = json.dumps({"schema": PREDICT_SCHEMA}, separators=(",", ":")).encode()[:-1]
 _DOCUMENT_HEAD_END = b'"results":[\n'
 _CSV_HEADER = re.compile(rb'(?:\xef\xbb\xbf)?"?input"?([,;\t])')
@@ -79,8 +83,17 @@ class StoredResults:
         Raises:
             OutputError: a row is not one of mf predict.
         """
-        for row, _ in self._parsed():
+        for row, _ in self._each(self._read, self._parse):
             yield row
+
+    def names(self) -> Iterator[dict[str, Any]]:
+        """Yield `input`, `input_b64` and `member` of each row; of Parquet, nothing else is read.
+
+        Raises:
+            OutputError: a row has no name.
+        """
+        read = partial(self._read_parquet, NAME_FIELDS) if self._read == self._read_parquet else self._read
+        yield from self._each(read, lambda row: {name: row[name] for name in NAME_FIELDS})
 
     def __iter__(self) -> Iterator[PictureResult]:
         """Yield the results.
@@ -88,18 +101,18 @@ class StoredResults:
         Raises:
             OutputError: a row is not one of mf predict.
         """
-        for _, result in self._parsed():
+        for _, result in self._each(self._read, self._parse):
             yield result
 
-    def _parsed(self) -> Iterator[tuple[dict[str, Any], PictureResult]]:
+    def _each(
+        self, read: Callable[[], Iterator[dict[str, Any]]], parse: Callable[[dict[str, Any]], _Parsed]
+    ) -> Iterator[_Parsed]:
         self._file.seek(0)
-        rows = self._read()
+        rows = read()
         number = 1
         try:
             while (row := next(rows, None)) is not None:
-                self._complete_row(row)
-                run = RunInfo(row["model"], row["weights_sha256"], row["run"], None, None, 0)
-                yield row, PictureResult.from_dict(row, run)
+                yield parse(row)
                 number += 1
         except _BAD_ROW as error:
             raise OutputError(
@@ -107,6 +120,11 @@ class StoredResults:
             ) from error
         except (OSError, EOFError) as error:
             raise self._damaged(error) from error
+
+    def _parse(self, row: dict[str, Any]) -> tuple[dict[str, Any], PictureResult]:
+        self._complete_row(row)
+        run = RunInfo(row["model"], row["weights_sha256"], row["run"], None, None, 0)
+        return row, PictureResult.from_dict(row, run)
 
     def _complete_row(self, row: dict[str, Any]) -> None:
         """Name the run of a row that does not, if the settings are those of its model."""
@@ -144,14 +162,14 @@ class StoredResults:
         summary = document["summary"]
         self.complete, self.left_out = summary.get("complete"), summary.get("left_out", {})
 
-    def _read_parquet(self) -> Iterator[dict[str, Any]]:
+    def _read_parquet(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         from mfcli.outputs.parquet import ParquetRows
 
         rows = ParquetRows(self._file)
         self.run = rows.run
         if rows.summary:
             self._read_summary({"summary": rows.summary})
-        yield from rows
+        yield from rows.iterate(columns)
 
     def _read_npz(self) -> Iterator[dict[str, Any]]:
         from mfcli.outputs.features import read_npz_rows

@@ -84,7 +84,7 @@ def finish(plan: Plan, parts: PartFolder) -> PlanStatus:
 
 def _check_part(plan: Plan, parts: PartFolder, shard: int) -> None:
     names = plan.names(shard)
-    for number, (name, row) in enumerate(zip_longest(names, map(parse_name, parts.rows(shard))), start=1):
+    for number, (name, row) in enumerate(zip_longest(names, map(parse_name, parts.names(shard))), start=1):
         if name != row:
             planned, found = (join_member(*either) if either else "nothing" for either in (name, row))
             raise CheckError(
