@@ -23,7 +23,10 @@ from conftest import CHECKOUT
         ("cold_start.py", [str(CHECKOUT / "examples" / "orange.jpg")], ["timm script", "mf predict (caformer_s18)"]),
         ("decode.py", [], ["Pillow, as in a notebook", "mf, scaled", "mf predict, exact", "mf predict, scaled"]),
         ("engine.py", [], ["plain export", "onnxruntime fp32"]),
+        ("memory.py", [], ["        20", "      2000"]),
         ("own_classes.py", [], ["generated"]),
+        ("plan.py", [], ["mf plan", "writing parts", "mf plan status", "mf plan finish"]),
+        ("scaled.py", [], ["exact", "scaled 2", "noise"]),
     ],
 )
 def test_a_benchmark_prints_its_table(script: str, arguments: list[str], rows: list[str], tmp_path: Path) -> None:
