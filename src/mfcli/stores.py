@@ -54,7 +54,7 @@ def is_store_url(name: str) -> bool:
     return url_scheme(name) in SCHEMES
 
 
-def find_store_url(path: Path) -> str | None:
+def find_store_url(path: str | Path) -> str | None:
     """Return the URL that a path was made from, which has joined its slashes; None for an ordinary one."""
     match = _JOINED.fullmatch(str(path))
     return f"{match[1].lower()}://{match[2]}" if match else None
@@ -178,6 +178,28 @@ def check_writable(url: str, timeout_s: float) -> None:
                 raise
             return
         obstore.delete(store, beside)
+
+
+def write_object(url: str, data: bytes, timeout_s: float) -> None:
+    """Write an object, which appears as a whole; see `read_object`."""
+    bucket, key = _split_checked(url)
+    with _translate_errors(bucket):
+        _import_obstore().put(_open_bucket(bucket, timeout_s), key, data, use_multipart=False)
+
+
+def create_object(url: str, data: bytes, timeout_s: float) -> None:
+    """Write an object, unless there is one; see `read_object`."""
+    bucket, key = _split_checked(url)
+    obstore = _import_obstore()
+    with _translate_errors(bucket), contextlib.suppress(obstore.exceptions.AlreadyExistsError):
+        obstore.put(_open_bucket(bucket, timeout_s), key, data, mode="create", use_multipart=False)
+
+
+def delete_object(url: str, timeout_s: float) -> None:
+    """Delete an object, if there is one; see `read_object`."""
+    bucket, key = _split_checked(url)
+    with _translate_errors(bucket), contextlib.suppress(FileNotFoundError):
+        _import_obstore().delete(_open_bucket(bucket, timeout_s), key)
 
 
 def upload_file(path: Path, url: str, timeout_s: float) -> None:

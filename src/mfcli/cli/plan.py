@@ -129,10 +129,10 @@ def predict_shards(request: PredictRequest, folder: Path, shard: str | None, sha
 
     plan = Plan.read(folder)
     chosen = select_shards(len(plan.sha256), shard=shard, shards=shards)
-    out, format = request.destination.path, request.destination.layout.format
+    out, format = request.destination.name, request.destination.layout.format
     if out is None or format not in (FormatName.JSONL, FormatName.PARQUET):
         raise UsageError("a plan has a folder of parts in jsonl or parquet", "-o OUT --format parquet")
-    parts = PartFolder(out, str(format))
+    parts = PartFolder(Path(out), str(format))
     parts.prepare()
     with StderrProgress(note, request.quiet) as progress:
         predictor = request.model.load(request.settings, progress)

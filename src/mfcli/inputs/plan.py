@@ -12,15 +12,14 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from mfcli.errors import NoInputsError, OutputError, UsageError
-from mfcli.files import list_files, open_atomically, write_atomically
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source, iter_named_sources
 from mfcli.inputs.walk import read_state
 from mfcli.results import Progress, Tally
+from mfcli.store_paths import AnyPath, find_path, list_files, open_atomically, write_atomically
 
 PLAN_SCHEMA = "mf.plan/1"
 DEFAULT_SHARD_SIZE = 10_000
@@ -44,7 +43,7 @@ class Plan:
         sha256: digests of the shards.
     """
 
-    folder: Path
+    folder: AnyPath
     inputs: int
     shard_size: int
     sha256: tuple[str, ...]
@@ -55,12 +54,13 @@ class Plan:
         return hashlib.sha256("\n".join(self.sha256).encode()).hexdigest()
 
     @classmethod
-    def read(cls, folder: Path) -> "Plan":
+    def read(cls, folder: AnyPath) -> "Plan":
         """Read a manifest.
 
         Raises:
             NoInputsError: the folder has none, or a damaged one.
         """
+        folder = find_path(folder)
         try:
             fields = json.loads((folder / _MANIFEST).read_bytes())
             if fields["schema"] != PLAN_SCHEMA:
@@ -122,7 +122,7 @@ def parse_name(row: dict[str, Any]) -> Name:
     return row["input"] if exact is None else os.fsdecode(base64.b64decode(exact)), row["member"]
 
 
-def make_plan(sources: Iterable[Source], folder: Path, shard_size: int, progress: Progress) -> Plan:
+def make_plan(sources: Iterable[Source], folder: AnyPath, shard_size: int, progress: Progress) -> Plan:
     """Write a plan, in memory that does not depend on the number of pictures.
 
     Args:
@@ -135,6 +135,7 @@ def make_plan(sources: Iterable[Source], folder: Path, shard_size: int, progress
         OutputError: the folder is a plan already, has other files, or cannot be written.
         UsageError: a picture is on standard input.
     """
+    folder = find_path(folder)
     try:
         _prepare(folder)
         digests: list[str] = []
@@ -168,7 +169,7 @@ def make_plan(sources: Iterable[Source], folder: Path, shard_size: int, progress
     return plan
 
 
-def _prepare(folder: Path) -> None:
+def _prepare(folder: AnyPath) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / _UNFINISHED).exists() and any(folder.iterdir()):
         what = "is a plan already" if (folder / _MANIFEST).exists() else "is not empty"
@@ -178,7 +179,7 @@ def _prepare(folder: Path) -> None:
         left.unlink()
 
 
-def _make_lines(sources: Iterable[Source], path: Path) -> Iterator[bytes]:
+def _make_lines(sources: Iterable[Source], path: AnyPath) -> Iterator[bytes]:
     """Yield the lines of a shard; the states are those at `path`, of an interrupted call, as far as its names agree."""
     left = _read_left(path)
     for source in sources:
@@ -195,12 +196,12 @@ def _make_lines(sources: Iterable[Source], path: Path) -> Iterator[bytes]:
         yield json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
 
 
-def _read_left(path: Path) -> Iterator[Any]:
+def _read_left(path: AnyPath) -> Iterator[Any]:
     with contextlib.suppress(FileNotFoundError, ValueError), path.open("rb") as file:
         yield from map(json.loads, file)
 
 
-def _shard_path(folder: Path, shard: int) -> Path:
+def _shard_path(folder: AnyPath, shard: int) -> AnyPath:
     return folder / f"shard-{shard:05}.jsonl"
 
 

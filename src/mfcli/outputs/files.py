@@ -15,6 +15,7 @@ from typing import BinaryIO, TextIO
 from mfcli.errors import OutputError
 from mfcli.files import list_files
 from mfcli.signals import defer_signals
+from mfcli.store_paths import AnyPath
 
 _PARTIAL_SUFFIX = ".partial"
 
@@ -98,7 +99,7 @@ def check_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def translate_write_errors(path: Path) -> Iterator[None]:
+def translate_write_errors(path: AnyPath) -> Iterator[None]:
     """Turn an OSError of writing `path` into an OutputError; a closed pipe stays a BrokenPipeError."""
     try:
         yield
@@ -108,7 +109,7 @@ def translate_write_errors(path: Path) -> Iterator[None]:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = f"{'free some space, or ' if is_full else ''}name another file: output=FILE"
         with contextlib.suppress(OSError):
-            if has_content(path if is_partial(path) else partial_path(path)):
+            if isinstance(path, Path) and has_content(path if is_partial(path) else partial_path(path)):
                 hint = f"{'free some space; ' if is_full else ''}resume=True goes on with what was done"
         raise OutputError(f"cannot write {path}: {error.strerror or error}", hint) from error
 

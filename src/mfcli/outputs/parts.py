@@ -9,15 +9,14 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TextIO
 
 from mfcli.errors import OutputError
-from mfcli.files import list_files, open_atomically, write_atomically
 from mfcli.outputs.files import open_text, translate_write_errors
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import Writer
 from mfcli.runs import RunSettings, Summary
+from mfcli.store_paths import AnyPath, create, find_path, is_writable, list_files, open_atomically, write_atomically
 
 _JOB, _SUCCESS = "_job.json", "_SUCCESS"
 _ANOTHER = "name another folder: output=FOLDER"
@@ -45,22 +44,23 @@ class PartCounts:
 class PartFolder:
     """The folder of the parts of one plan and one run."""
 
-    def __init__(self, folder: Path, format: str) -> None:
+    def __init__(self, folder: AnyPath, format: str) -> None:
         """Name a folder.
 
         Args:
             folder: is created by `claim`.
             format: of the parts, which is their suffix.
         """
-        self.folder, self._format = folder, format
+        self.folder, self._format = find_path(folder), format
 
     @classmethod
-    def find(cls, folder: Path, plan_digest: str) -> "PartFolder":
+    def find(cls, folder: AnyPath, plan_digest: str) -> "PartFolder":
         """Return a folder that was claimed for a plan.
 
         Raises:
             OutputError: it was not, or for another plan.
         """
+        folder = find_path(folder)
         job = _read_json(folder / _JOB)
         if not job:
             raise OutputError(f"{folder} has no parts", f"mf predict plan=PLAN output={folder}")
@@ -76,7 +76,8 @@ class PartFolder:
         """
         with translate_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(self.folder, os.W_OK | os.X_OK):
+            may_write = is_writable(self.folder)
+        if not may_write:
             raise OutputError(f"{self.folder} may not be written", _ANOTHER)
 
     def claim(self, plan_digest: str, settings: RunSettings) -> None:
@@ -91,19 +92,25 @@ class PartFolder:
             if not path.exists():
                 if any(not entry.name.startswith(("_", ".")) for entry in self.folder.iterdir()):
                     raise OutputError(f"{self.folder} has other files", _ANOTHER)
-                own = path.with_name(f".{_JOB}.{os.uname().nodename}.{os.getpid()}")
-                own.write_text(json.dumps(job))
-                with contextlib.suppress(FileExistsError):  # by another process
-                    os.link(own, path)
-                own.unlink()
+                create(path, json.dumps(job).encode())
         found = _read_json(path)
         for name, what in (("plan", "plan"), ("run", "run, with other settings"), ("format", "format")):
             if found.get(name) != job[name]:
                 raise OutputError(f"{self.folder} has parts of another {what}", _ANOTHER)
 
-    def path(self, shard: int) -> Path:
+    def path(self, shard: int) -> AnyPath:
         """Return the path of a part."""
         return self.folder / f"part-{shard:05}.{self._format}"
+
+    def list_done(self, shards: int) -> set[int]:
+        """Return which of so many parts are there, from one listing.
+
+        Raises:
+            OutputError: the folder cannot be listed.
+        """
+        with translate_write_errors(self.folder):
+            names = {entry.name for entry in self.folder.iterdir()}
+        return {shard for shard in range(shards) if self.path(shard).name in names}
 
     def is_done(self, shard: int) -> bool:
         """Return whether a part is there, and so whole."""
@@ -160,7 +167,8 @@ class PartFolder:
         path = self.path(shard)
         try:
             with path.open("rb") as file:
-                if path.stat().st_size:
+                if file.seek(0, os.SEEK_END):
+                    file.seek(0)
                     yield from iterate(StoredResults(file, str(path)))
         except OSError as error:
             raise OutputError(f"cannot read {path}: {error.strerror}", "check its permissions: ls -l") from error
@@ -177,11 +185,11 @@ class PartFolder:
             write_atomically(self.folder / "_summary.json", json.dumps(totals, indent=1).encode() + b"\n")
             write_atomically(self.folder / _SUCCESS, b"")
 
-    def _counts_path(self, shard: int) -> Path:
+    def _counts_path(self, shard: int) -> AnyPath:
         return self.folder / f"_part-{shard:05}.json"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: AnyPath) -> dict[str, Any]:
     """Return the object in a file; an empty one where it is missing or damaged."""
     try:
         found = json.loads(path.read_bytes())

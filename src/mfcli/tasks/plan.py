@@ -41,8 +41,9 @@ def get_status(plan: Plan, parts: PartFolder) -> PlanStatus:
         OutputError: a part without counts cannot be read.
     """
     shards = range(len(plan.sha256))
-    missing = [shard for shard in shards if not parts.is_done(shard)]
-    counts = [parts.read_counts(shard) for shard in shards if parts.is_done(shard)]
+    done = parts.list_done(len(shards))
+    missing = [shard for shard in shards if shard not in done]
+    counts = [parts.read_counts(shard) for shard in shards if shard in done]
     return PlanStatus(
         inputs=plan.inputs,
         shards=len(shards),

@@ -1,0 +1,93 @@
+"""Plans and parts in object stores."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import Ran
+
+pytest.importorskip("obstore")
+pytest.importorskip("botocore")
+pytest.importorskip("moto.server")
+
+from object_store import DENIED, ObjectStore
+
+PLAN, OUT = "s3://photos/plan", "s3://photos/out"
+
+
+@pytest.fixture
+def planned(store: ObjectStore, mf: Callable[..., Ran], coffee: Path) -> ObjectStore:
+    for name in ("a", "b#1", "c"):
+        store.put(f"s3://photos/in/{name}.jpg", coffee.read_bytes())
+    ran = mf("plan", "s3://photos/in/", "-o", PLAN, "--shard-size", "2")
+    assert ran.code == 0, ran.err
+    return store
+
+
+def status(mf: Callable[..., Ran], command: str = "status") -> dict[str, object]:
+    row: dict[str, object] = json.loads(mf("plan", command, PLAN, OUT, "--format", "jsonl").out)
+    return row
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_job_from_store_to_store(planned: ObjectStore, mf: Callable[..., Ran], format: str) -> None:
+    if format == "parquet":
+        pytest.importorskip("pyarrow")
+    assert [key for key in planned.list("photos") if key.startswith("plan/")] == [
+        "plan/plan.json",
+        "plan/shard-00000.jsonl",
+        "plan/shard-00001.jsonl",
+    ]
+    assert mf("predict", "--plan", PLAN, "-o", OUT, "--shard", "1/2", "--format", format).code == 0
+    assert (status(mf)["done"], status(mf)["missing"]) == (1, "0")
+    assert mf("plan", "finish", PLAN, OUT).code == 9
+    planned.requests.clear()
+    assert mf("predict", "--plan", PLAN, "-o", OUT, "--format", format).code == 0
+    assert ("GET", "/photos/in/c.jpg") not in planned.requests
+    assert (status(mf, "finish")["ok"], status(mf)["missing"]) == (3, "")
+    assert [key for key in planned.list("photos") if key.startswith("out/")] == [
+        "out/_SUCCESS",
+        "out/_job.json",
+        "out/_part-00000.json",
+        "out/_part-00001.json",
+        "out/_summary.json",
+        f"out/part-00000.{format}",
+        f"out/part-00001.{format}",
+    ]
+
+
+def test_status_lists_once(planned: ObjectStore, mf: Callable[..., Ran]) -> None:
+    mf("predict", "--plan", PLAN, "-o", OUT)
+    planned.requests.clear()
+    status(mf)
+    paths = [path for _, path in planned.requests]
+    assert len([path for path in paths if "list-type" in path]) == 1
+    assert not [path for path in paths if "part-0000" in path and not path.startswith("/photos/out/_part")]
+
+
+@pytest.mark.usefixtures("planned")
+def test_what_is_refused(mf: Callable[..., Ran]) -> None:
+    again = mf("plan", "s3://photos/in/", "-o", PLAN)
+    assert (again.code, again.err.splitlines()[0]) == (8, f"error: {PLAN} is a plan already")
+    missing = mf("predict", "--plan", "s3://photos/none", "-o", OUT)
+    assert (missing.code, missing.err.splitlines()[0]) == (3, "error: s3://photos/none is not a complete plan")
+    assert mf("predict", "--plan", PLAN, "-o", OUT, "--top-k", "3").code == 0
+    other = mf("predict", "--plan", PLAN, "-o", OUT)
+    assert (other.code, other.err.splitlines()[0]) == (8, f"error: {OUT} has parts of another run, with other settings")
+
+
+def test_an_output_that_may_not_be_written(planned: ObjectStore, mf: Callable[..., Ran]) -> None:
+    planned.requests.clear()
+    planned.fault = lambda path: DENIED if "/out/" in path else None
+    ran = mf("predict", "--plan", PLAN, "-o", OUT)
+    assert (ran.code, ran.err.splitlines()[0]) == (8, f"error: cannot write {OUT}: access is denied")
+    assert not [path for _, path in planned.requests if "/in/" in path]
+
+
+def test_a_shard_that_changed(planned: ObjectStore, mf: Callable[..., Ran]) -> None:
+    planned.put(f"{PLAN}/shard-00001.jsonl", b"{}")
+    ran = mf("predict", "--plan", PLAN, "-o", OUT)
+    assert ran.code == 3
+    assert f"{PLAN}/shard-00001.jsonl has changed since it was planned" in ran.err
