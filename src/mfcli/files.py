@@ -154,6 +154,11 @@ def sha256_of(path: Path) -> str:
         raise weights_read_error(path, error) from error
 
 
+def sha256_of_json(value: object) -> str:
+    """Return the SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def cached_sha256(path: Path, index_dir: Path) -> str:
     """Return the SHA-256 of a checkpoint, computed only if the file is new or has changed.
 

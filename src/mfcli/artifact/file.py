@@ -8,7 +8,6 @@ first one.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mfcli.artifact.metadata import read_metadata
 from mfcli.errors import ModelError, UsageError, first_line
-from mfcli.files import is_file, list_files, open_regular, read_json, sha256_of, write_atomically
+from mfcli.files import is_file, list_files, open_regular, read_json, sha256_of, sha256_of_json, write_atomically
 from mfcli.hub.bundled import REINSTALL, bundled_file, is_bundled
 from mfcli.models.own import MODEL_FILE
 from mfcli.models.preprocess import PreprocessPlan
@@ -102,7 +101,7 @@ def artifact_key(variant: Variant, weights_sha256: str, half_weights: bool = Fal
         "preprocess": [variant.input_size, variant.crop_pct, variant.interpolation, variant.mean, variant.std],
         "half_weights": half_weights,
     }
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(recipe)
 
 
 def find_artifact(variant: Variant, weights_sha256: str, checkpoint: Path | None, settings: Settings) -> Artifact:

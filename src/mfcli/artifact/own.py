@@ -4,7 +4,6 @@ What computes the features stays, bit for bit; the head's nodes and constants ar
 takes long to import: import this module inside functions only.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from onnx import GraphProto, TensorProto, helper
 
 from mfcli.artifact.file import METADATA_PREFIX, Artifact
 from mfcli.artifact.outputs import find_head
+from mfcli.files import sha256_of_json
 from mfcli.models.abstention import Familiarity
 from mfcli.results import Label
 
@@ -60,7 +60,7 @@ def replace_head(
     graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(weight)]))
     properties = {entry.key: entry.value for entry in proto.metadata_props}
     pairs = [(label.wnid, label.name) for label in labels]
-    key = hashlib.sha256(json.dumps([base.key, weights_sha256, pairs]).encode()).hexdigest()
+    key = sha256_of_json([base.key, weights_sha256, pairs])
     own = {
         "variant": name,
         "key": key,

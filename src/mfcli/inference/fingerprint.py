@@ -1,12 +1,12 @@
 """What tells one run's answers from another's: a digest, and every setting that shapes them."""
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from mfcli.artifact.file import FORMAT_VERSION, Artifact
+from mfcli.files import sha256_of_json
 from mfcli.inference.engines.base import EngineName, Precision
 from mfcli.inputs.codecs import DecodeMode
 from mfcli.results import PREDICT_SCHEMA, Abstain, Label, Query
@@ -35,12 +35,12 @@ class RunFingerprint:
     def run(self) -> str:
         """16 hex digits over all of it."""
         labels = [dataclasses.astuple(label) for label in self.labels]
-        return _digest(self._fields() | {"labels": labels})[:16]
+        return sha256_of_json(self._fields() | {"labels": labels})[:16]
 
     @property
     def settings(self) -> RunSettings:
         """The run with all of it by parameter, small enough to be kept beside the results; the labels as a digest."""
-        labels = _digest([dataclasses.astuple(label) for label in self.labels])[:16]
+        labels = sha256_of_json([dataclasses.astuple(label) for label in self.labels])[:16]
         values = self._fields() | {"labels": labels, "decode": self.decode}
         return RunSettings(self.run, json.loads(json.dumps(values)))  # as it is read back
 
@@ -64,7 +64,3 @@ class RunFingerprint:
             **({} if self.abstention is None else {"abstention": self.abstention}),
             **({"features": True} if self.features else {}),
         }
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

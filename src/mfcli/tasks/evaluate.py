@@ -1,8 +1,6 @@
 """Judge a model, or the results of an earlier run, by pictures whose classes are known."""
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from mfcli.artifact.ensure import load_labels
 from mfcli.errors import NoInputsError, OutputError, UsageError
+from mfcli.files import sha256_of_json
 from mfcli.inference.judging import (
     FAILED,
     Evaluation,
@@ -265,10 +264,11 @@ class _Run:
         self.images_per_s: float | None = None
         settings = predictor.settings
         values = settings.values | {
-            "mapping": _digest(sorted(truth.mapping.indices.items())),
-            "allowed": None if truth.allowed is None else _digest(np.flatnonzero(truth.allowed).tolist()),
+            "mapping": sha256_of_json(sorted(truth.mapping.indices.items()))[:16],
+            "allowed": None if truth.allowed is None else sha256_of_json(np.flatnonzero(truth.allowed).tolist())[:16],
         }
-        self._settings = RunSettings(_digest([settings.run, values["mapping"], values["allowed"]]), values)
+        run = sha256_of_json([settings.run, values["mapping"], values["allowed"]])[:16]
+        self._settings = RunSettings(run, values)
         self.info = replace(predictor.run_info, run=self._settings.run)
 
     def judge(self, pictures: Sequence[LabelledPicture]) -> list[Judgement]:
@@ -329,10 +329,6 @@ class _Run:
                     target = self._truth.mapping.indices[picture.label]
                     found[picture.source.raw] = judge_row(row.result, target, self._truth, row.judged)
         return found
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

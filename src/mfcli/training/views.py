@@ -6,7 +6,6 @@ one that was killed, computes only what is new.
 
 import contextlib
 import hashlib
-import json
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfcli.errors import OutputError, PictureError, UsageError
-from mfcli.files import is_file, lock
+from mfcli.files import is_file, lock, sha256_of_json
 from mfcli.inference.pipeline import Done, run_pipeline
 from mfcli.inference.predictor import Predictor
 from mfcli.inference.preparation import PreparedPicture
@@ -133,7 +132,7 @@ class _Store:
 
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
         shaping = {name: predictor.settings.values[name] for name in _SHAPING}
-        key = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+        key = sha256_of_json(shaping)
         self._path: Path | None = None
         with contextlib.suppress(UsageError):  # no cache directory
             self._path = settings.cache_dir / "features" / f"{predictor.artifact.variant}-{key[:16]}.bin"
