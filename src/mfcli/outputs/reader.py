@@ -83,7 +83,7 @@ class StoredResults:
         Raises:
             OutputError: a row is not one of mf predict.
         """
-        for row, _ in self._each(self._read, self._parse):
+        for row, _ in self.pairs():
             yield row
 
     def names(self) -> Iterator[dict[str, Any]]:
@@ -101,8 +101,16 @@ class StoredResults:
         Raises:
             OutputError: a row is not one of mf predict.
         """
-        for _, result in self._each(self._read, self._parse):
+        for _, result in self.pairs():
             yield result
+
+    def pairs(self) -> Iterator[tuple[dict[str, Any], PictureResult]]:
+        """Yield the rows, each with its result.
+
+        Raises:
+            OutputError: a row is not one of mf predict.
+        """
+        yield from self._each(self._read, self._parse)
 
     def _each(
         self, read: Callable[[], Iterator[dict[str, Any]]], parse: Callable[[dict[str, Any]], _Parsed]

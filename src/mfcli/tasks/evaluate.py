@@ -339,9 +339,7 @@ class _StoredRow:
 
 
 def _iter_rows(results: StoredResults) -> Iterator[_StoredRow]:
-    for row in results.rows():
-        run = RunInfo(row["model"], row["weights_sha256"], row["run"], None, None, 0)
-        result = PictureResult.from_dict(row, run)
+    for row, result in results.pairs():
         if result.error is None and not _has_answer(result):
             raise OutputError(
                 f"{results.name} has no classes with probabilities for {result.shown_name}",
