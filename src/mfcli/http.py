@@ -315,12 +315,10 @@ def describe_error(error: Exception) -> str:
             return "no secure connection can be made (REQUESTS_CA_BUNDLE has to name a PEM file)"
         case requests.exceptions.ProxyError():
             return "the proxy cannot be reached (HTTPS_PROXY, HTTP_PROXY)"
-        case requests.exceptions.Timeout():
+        case requests.exceptions.Timeout() | urllib3.exceptions.TimeoutError():
             return "the server does not answer in time"
         case requests.exceptions.ChunkedEncodingError() | urllib3.exceptions.ProtocolError():
             return "the connection ended early"
-        case urllib3.exceptions.TimeoutError():
-            return "the server does not answer in time"
         case requests.exceptions.ConnectionError() if re.search("LineTooLong|got more than [0-9]+ headers", str(error)):
             return "the server's headers do not end"
         case requests.exceptions.ConnectionError() if "BadStatusLine" in str(error):

@@ -233,11 +233,11 @@ def list_class_figures(answers: Answers, names: Sequence[str]) -> list[ClassFigu
             name,
             count,
             right,
-            right / answers if answers else None,
+            right / times if times else None,
             right / count if count else None,
-            2 * right / (count + answers) if count + answers else None,
+            2 * right / (count + times) if count + times else None,
         )
-        for name, count, answers, right in zip(names, counts, given, correct, strict=True)
+        for name, count, times, right in zip(names, counts, given, correct, strict=True)
     ]
 
 
