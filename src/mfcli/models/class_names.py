@@ -4,14 +4,13 @@ All names of a dataset are of one kind, so that none is taken for an index by ch
 model is refused: it would give wrong figures without a word.
 """
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from mfcli.errors import UsageError
 from mfcli.models.labels import load_all_imagenet_labels, load_imagenet_labels
-from mfcli.models.meanings import make_key
+from mfcli.models.meanings import find_similar, make_key
 from mfcli.results import Label
 
 _MAX_NAMED = 5
@@ -128,13 +127,7 @@ def _list_others(naming: Naming) -> frozenset[str]:
 
 def _unknown(names: Sequence[str], labels: Sequence[Label], message: str) -> UsageError:
     known = {make_key(name): name.strip() for label in labels for name in label.name.split(",")}
-    near = [f"{name}: did you mean {' or '.join(found)}?" for name in names if (found := _find_near(name, known))]
+    near = [f"{name}: did you mean {' or '.join(found)}?" for name in names if (found := find_similar(name, known, 2))]
     shown = ", ".join(repr(name) for name in names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
     hint = "classes are named by WordNet id, name or index: mf labels; or give class_map=FILE"
     return UsageError(f"{message} of the model: {shown}", "; ".join([*near[:_MAX_NAMED], hint]))
-
-
-def _find_near(name: str, known: Mapping[str, str]) -> list[str]:
-    key = make_key(name)
-    similar = [other for other in known if other[:1] == key[:1] and abs(len(other) - len(key)) <= 2]  # for speed
-    return [known[other] for other in difflib.get_close_matches(key, similar, n=2, cutoff=0.7)]

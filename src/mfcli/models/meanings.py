@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,21 @@ class AmbiguousWordError(UsageError):
 def make_key(text: str) -> str:
     """Return a name as it is compared: without case, spaces, hyphens and underscores."""
     return "".join(text.casefold().replace("-", " ").replace("_", " ").split())
+
+
+def find_similar(word: str, names: Mapping[str, str], count: int) -> list[str]:
+    """Return the names that a word may be a misspelling of, the nearest first.
+
+    Args:
+        word: in any form.
+        names: by key, see `make_key`.
+        count: names at most.
+    """
+    import difflib
+
+    key = make_key(word)
+    similar = [other for other in names if other[:1] == key[:1] and abs(len(other) - len(key)) <= 2]  # for speed
+    return [names[other] for other in difflib.get_close_matches(key, similar, n=count, cutoff=0.7)]
 
 
 def find_meanings(word: str) -> tuple[Meaning, ...]:
@@ -166,13 +181,8 @@ def _not_in_head(column: int, word: str) -> UsageError:
 
 
 def _unknown(word: str, labels: Sequence[Label]) -> UsageError:
-    import difflib
-
     all_names = [*_load_all_names(), *(label.name for label in labels)]
-    names = {make_key(name): name for synset in all_names for name in synset.split(", ")}
-    key = make_key(word)
-    similar = [other for other in names if other[:1] == key[:1] and abs(len(other) - len(key)) <= 2]  # for speed
-    near = [names[other] for other in difflib.get_close_matches(key, similar, n=3, cutoff=0.7)]
+    near = find_similar(word, {make_key(name): name for synset in all_names for name in synset.split(", ")}, 3)
     did_you_mean = f"did you mean {' or '.join(near)}? " if near else "concepts have English names. "
     return UsageError(f"no concept and no class is named {word!r}", f"{did_you_mean}The model's: mf labels")
 
