@@ -149,6 +149,12 @@ def test_findings_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in str(findings)
 
 
+def test_extras_for_developers_are_no_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    required = [f"package>=1; extra == '{extra}'" for extra in ("fuzz", "heif", "release", "test")]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: required)
+    assert [finding.name for finding in task._check_extras()] == ["heif"]
+
+
 def test_a_cache_that_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MF_CACHE_DIR", str(tmp_path / "file" / "cache"))

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
@@ -52,6 +52,8 @@ MAX_DIFFERENCE = 0.01
 
 _TIMEOUT_S = 180.0
 
+_DEVELOPERS = ("bench", "dev", "docs", "fuzz", "release", "test")
+"""Extras that only developers of mfcli need."""
 _TORCH_PACKAGES = ("torch", "timm")
 _TORCH_USES = "GPUs, create_model, comparisons with it, and checkpoints older than its zip format"
 
@@ -206,7 +208,7 @@ def _sum_file_sizes(folder: Path) -> int:
     return total
 
 
-def _check_network(settings: Settings, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+def _check_network(settings: Settings) -> Iterator[Finding]:
     yield Finding(Group.NETWORK, "offline", FindingStatus.FACT, settings.offline)
     endpoint = settings.endpoint and redact_credentials(settings.endpoint)
     yield Finding(Group.NETWORK, "endpoint", FindingStatus.FACT, endpoint or "https://huggingface.co")
@@ -214,7 +216,7 @@ def _check_network(settings: Settings, environ: Mapping[str, str] = os.environ) 
         shown = address if scheme == "no" else redact_credentials(address)
         yield Finding(Group.NETWORK, f"{scheme}_proxy", FindingStatus.FACT, shown)
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        if bundle := environ.get(name):
+        if bundle := os.environ.get(name):
             hint = f"unset {name}, or set it to an existing file"
             yield _check(Group.NETWORK, name.lower(), exists(Path(bundle)), bundle, hint)
 
@@ -279,7 +281,7 @@ def _list_extras() -> dict[str, list[str]]:
     extras: dict[str, list[str]] = {}
     for requirement in requirements:
         match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
-        if match and match[2] not in ("bench", "dev", "docs", "test"):
+        if match and match[2] not in _DEVELOPERS:
             extras.setdefault(match[2], []).append(match[1])
     return extras
 
@@ -295,9 +297,7 @@ def _check_engines() -> Iterator[Finding]:
     reference: list[float] | None = None
     names = [DEFAULT_ENGINE, *(name for name in EngineName if name not in (EngineName.AUTO, DEFAULT_ENGINE))]
     for name in names:
-        packages = (
-            _TORCH_PACKAGES if name is EngineName.TORCH else (name.value,)
-        )  # an engine is named after its package
+        packages = _TORCH_PACKAGES if name is EngineName.TORCH else (name.value,)  # named after its package
         if missing := [package for package in packages if find_spec(package) is None]:
             status, value = FindingStatus.ABSENT, None
             if name is EngineName.TORCH:
