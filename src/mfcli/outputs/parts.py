@@ -90,7 +90,8 @@ class PartFolder:
         path = self.folder / _JOB
         with translate_write_errors(self.folder):
             if not path.exists():
-                if any(not entry.name.startswith(("_", ".")) for entry in self.folder.iterdir()):
+                has_files = any(not entry.name.startswith(("_", ".")) for entry in self.folder.iterdir())
+                if has_files and not path.exists():  # another process may have claimed it and made a part meanwhile
                     raise OutputError(f"{self.folder} has other files", _ANOTHER)
                 create(path, json.dumps(job).encode())
         found = _read_json(path)
@@ -180,8 +181,9 @@ class PartFolder:
             OutputError: the folder cannot be written.
         """
         with translate_write_errors(self.folder):
-            for left in list_files(self.folder, ".part-*"):
-                left.unlink(missing_ok=True)
+            for pattern in (".part-*", "._part-*", f".{_JOB}.*"):
+                for left in list_files(self.folder, pattern):
+                    left.unlink(missing_ok=True)
             write_atomically(self.folder / "_summary.json", json.dumps(totals, indent=1).encode() + b"\n")
             write_atomically(self.folder / _SUCCESS, b"")
 
