@@ -122,14 +122,18 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def open_atomically(path: Path) -> Iterator[BinaryIO]:
+def open_atomically(path: Path, owner: str | None = None) -> Iterator[BinaryIO]:
     """Open a file beside its target for writing, which takes the target's place when the block ends without an error.
+
+    Args:
+        path: the target.
+        owner: is in the name of the file; None for the number of the process.
 
     Raises:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
+    partial = path.with_name(f".{path.name}.{owner or os.getpid()}-{os.urandom(4).hex()}")
     try:
         with partial.open("xb") as file:
             yield file

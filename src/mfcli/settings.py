@@ -32,6 +32,9 @@ DEFAULT_MAX_PIXELS = 178_956_970
 DEFAULT_DECODE_TIMEOUT_S = 20.0
 """Ten times what the slowest of ordinary pictures takes."""
 
+DEFAULT_RAY_TIMEOUT_S = 300.0
+"""Time for a cloud to start a machine."""
+
 _FALSE = frozenset({"", "0", "false", "no", "off"})
 
 

@@ -94,13 +94,13 @@ def list_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
 
 
 @contextlib.contextmanager
-def open_atomically(path: AnyPath) -> Iterator[BinaryIO]:
+def open_atomically(path: AnyPath, owner: str | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing, which appears as a whole; see `files.open_atomically`.
 
     An object is written into a temporary file first, and then uploaded.
     """
     if isinstance(path, Path):
-        with files.open_atomically(path) as opened:
+        with files.open_atomically(path, owner) as opened:
             yield opened
         return
     import tempfile

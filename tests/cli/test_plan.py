@@ -231,7 +231,16 @@ def test_an_interrupted_plan_goes_on(mf: Mf, folder: Path, monkeypatch: pytest.M
         (["--plan", "plan", "-o", "out", "--resume"], "a part of a plan that is there is done"),
         (["--plan", "plan"], "a plan has a folder of parts in jsonl or parquet"),
         (["--plan", "plan", "-o", "out", "--format", "csv"], "a plan has a folder of parts in jsonl or parquet"),
-        (["photos", "--shard", "0/2"], "--shard and --shards are about a plan"),
+        (["photos", "--shard", "0/2"], "--shard, --shards and --ray are about a plan"),
+        (["photos", "--ray", "local"], "--shard, --shards and --ray are about a plan"),
+        (
+            ["--plan", "plan", "-o", "out", "--ray", "ray://host:1"],
+            "--ray ray://host:1 is not the address of a cluster that this machine belongs to",
+        ),
+        (
+            ["--plan", "plan", "-o", "out", "--ray", "local", "--device", "cuda:1"],
+            "--device cuda:1: Ray chooses the GPU of each actor",
+        ),
         (["--plan", "plan", "-o", "out", "--shard", "2/2"], "--shard 2/2 chooses none of the shards 0 to 0"),
     ],
 )
@@ -240,6 +249,18 @@ def test_what_does_not_go_together(arguments: list[str], message: str, mf: Mf, f
     ran = mf("predict", *arguments)
     assert (ran.code, ran.err.splitlines()[0]) == (2, f"error: {message}")
     assert not (folder / "out").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_parts_that_went_elsewhere_are_missed(mf: Mf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfcli.tasks.distribute.Cluster.check", lambda _: None)
+    monkeypatch.setattr("mfcli.tasks.distribute.distribute", lambda *_: None)
+    assert mf("plan", "photos", "-o", "plan", "--shard-size", "2", "-q").code == 0
+    ran = mf("predict", "--plan", "plan", "-o", "out", "--ray", "local")
+    assert (ran.code, ran.err.splitlines()[0]) == (
+        8,
+        "error: 3 parts were made, but are not in out on this machine",
+    )
 
 
 @pytest.mark.parametrize(

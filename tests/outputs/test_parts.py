@@ -1,10 +1,13 @@
 """Folders of parts that several processes write, some of which are killed."""
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mfcli.errors import EngineError
+from mfcli.outputs.json import JsonLinesWriter
 from mfcli.outputs.parts import PartFolder
 from mfcli.runs import RunSettings
 
@@ -17,6 +20,28 @@ def parts(tmp_path: Path) -> PartFolder:
     folder.prepare()
     folder.claim(PLAN, RUN)
     return folder
+
+
+def test_what_a_killed_copy_has_left_is_deleted(parts: PartFolder) -> None:
+    copy, other = pickle.loads(pickle.dumps(parts)), PartFolder(parts.folder, "jsonl")
+    left = copy.open(3, JsonLinesWriter), other.open(3, JsonLinesWriter)
+    for opened in left:
+        opened.__enter__()
+    parts.drop_unfinished()
+    assert len(list(Path(parts.folder).glob(".part-*"))) == 1  # the other's
+    left[1].__exit__(None, None, None)
+    assert parts.is_done(3)
+
+
+def test_a_part_that_ends_each_process_is_given_up(parts: PartFolder) -> None:
+    opened = [parts.open(3, JsonLinesWriter) for _ in range(10)]
+    for number, attempt in enumerate(opened):
+        parts.check_attempts(3)
+        attempt.__enter__()
+        assert len(list(Path(parts.folder).glob(".part-*"))) == number + 1
+    parts.check_attempts(33)
+    with pytest.raises(EngineError, match=r"10 processes were killed while they made .*part-00003.jsonl"):
+        parts.check_attempts(3)
 
 
 def test_a_part_that_another_process_makes_meanwhile_is_no_other_file(

@@ -37,6 +37,8 @@ FLAGS = {
     "output": "--output",
     "plan": "--plan",
     "precision": "--precision",
+    "ray": "--ray",
+    "ray_timeout_s": "--ray-timeout",
     "rounds": "--rounds",
     "seconds": "--seconds",
     "shard": "--shard",

@@ -1,7 +1,5 @@
 """The commands of `mf plan`, and mf predict for the shards of a plan."""
 
-import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,19 +10,13 @@ from mfcli.cli import predict_options as option
 from mfcli.cli.help import add_command, list_examples
 from mfcli.cli.option_groups import DecodingOptions, InputOptions
 from mfcli.cli.options import Format, Offline, Quiet
-from mfcli.cli.predict_run import name_flags_of_error
-from mfcli.cli.requests import InputRequest, PredictRequest
+from mfcli.cli.requests import InputRequest
 from mfcli.cli.streams import note, standard_output
-from mfcli.errors import UsageError
 from mfcli.inputs.plan import DEFAULT_SHARD_SIZE
-from mfcli.outputs.writer import FormatName, MappingWriter, RecordFormat
-from mfcli.runs import Summary
+from mfcli.outputs.writer import RecordFormat
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
-    from mfcli.inference.predictor import Predictor
-    from mfcli.inputs.plan import Plan
-    from mfcli.outputs.parts import PartFolder
     from mfcli.tasks.plan import PlanStatus
 
 _CREATE = "create"
@@ -115,56 +107,3 @@ def _write(status: "PlanStatus", format: RecordFormat) -> None:
 add_command(app, create, "mf plan photos -o plan", "mf plan 'data/*.parquet' -o plan --shard-size 5000")
 add_command(app, status, "mf plan status plan out", "mf plan status plan out --format json")
 add_command(app, finish, "mf plan finish plan out")
-
-
-def predict_shards(request: PredictRequest, folder: Path, shard: str | None, shards: str | None) -> Summary:
-    """Classify the shards of a plan whose parts are not there, and return the counts of all that were chosen.
-
-    Raises:
-        MfError: of any kind.
-    """
-    from mfcli.cli.progress import StderrProgress
-    from mfcli.inputs.plan import Plan, select_shards
-    from mfcli.outputs.parts import PartFolder
-
-    plan = Plan.read(folder)
-    chosen = select_shards(len(plan.sha256), shard=shard, shards=shards)
-    out, format = request.destination.name, request.destination.layout.format
-    if out is None or format not in (FormatName.JSONL, FormatName.PARQUET):
-        raise UsageError("a plan has a folder of parts in jsonl or parquet", "-o OUT --format parquet")
-    parts = PartFolder(Path(out), str(format))
-    parts.prepare()
-    with StderrProgress(note, request.quiet) as progress:
-        predictor = request.model.load(request.settings, progress)
-    parts.claim(plan.digest, predictor.settings)
-    if not request.quiet and (limits := request.model.describe_limits(predictor)):
-        note(limits)
-    for number in chosen:
-        if not parts.is_done(number):
-            _predict_shard(request, predictor, plan, number, parts)
-    counts = [parts.read_counts(number) for number in chosen]
-    failed = sum(count.failed for count in counts)
-    inputs = sum(count.inputs for count in counts)
-    return Summary(inputs, inputs - failed, failed, complete=True)
-
-
-def _predict_shard(
-    request: PredictRequest, predictor: "Predictor", plan: "Plan", number: int, parts: "PartFolder"
-) -> None:
-    from mfcli.inputs.plan import Changes
-    from mfcli.tasks.predict import predict
-
-    selection, changes, started = request.inputs.selection, Changes(), time.monotonic()
-    with parts.open(number, partial(request.destination.layout.open_writer, compact=True)) as writer:
-        summary = predict(
-            predictor,
-            plan.sources(number, selection, changes),
-            MappingWriter(writer, name_flags_of_error),
-            batch_size=request.batch_size,
-            workers=request.workers,
-            max_failures=request.max_failures,
-        )
-        parts.write_counts(number, summary, time.monotonic() - started, changes.count)
-    if not request.quiet:
-        changed = f", {changes.count} changed since they were planned" if changes.count else ""
-        note(f"{summary.in_words()}{changed}; {parts.path(number)}")

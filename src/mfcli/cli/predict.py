@@ -21,7 +21,7 @@ from mfcli.errors import UsageError
 from mfcli.inputs.codecs import DecodeMode
 from mfcli.outputs.writer import FormatName
 from mfcli.results import Abstain
-from mfcli.settings import DEFAULT_CONFIDENCE, Settings
+from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_RAY_TIMEOUT_S, Settings
 
 
 def predict(
@@ -48,6 +48,8 @@ def predict(
     output: option.Output = None,
     existing: FileOptions,
     running: RunningOptions,
+    ray: option.Ray = None,
+    ray_timeout: option.RayTimeout = DEFAULT_RAY_TIMEOUT_S,
     allow_failures: option.AllowFailures = False,
     max_failures: option.MaxFailures = None,
     offline: Offline = False,
@@ -65,8 +67,8 @@ def predict(
     if plan is not None:
         _check_plan(inputs, existing, show=show)
         format = format or FormatName.JSONL
-    elif shard is not None or shards is not None:
-        raise UsageError("--shard and --shards are about a plan", "mf predict --plan PLAN -o OUT --shard 0/8")
+    elif any(option is not None for option in (shard, shards, ray)):
+        raise UsageError("--shard, --shards and --ray are about a plan", "mf predict --plan PLAN -o OUT --shard 0/8")
     layout = Layout.parse(path, format, template, header=not no_header, csv_safe=csv_safe, label_type=label_type)
     destination = Destination.parse(path, layout, existing)
     if show and (path is not None or layout.format is not FormatName.TABLE):
@@ -98,9 +100,9 @@ def predict(
     if plan is None:
         summary = run(request)
     else:
-        from mfcli.cli.plan import predict_shards
+        from mfcli.cli.predict_shards import predict_shards
 
-        summary = predict_shards(request, plan, shard, shards)
+        summary = predict_shards(request, plan, shard=shard, shards=shards, ray=ray, ray_timeout_s=ray_timeout)
     if destination.path is not None and not quiet:
         note(f"{summary.in_words()}; {destination.name}")
     raise typer.Exit(exit_code(summary, allow_failures=allow_failures))

@@ -86,6 +86,21 @@ Shards = Annotated[
     str | None,
     typer.Option(metavar="LIST", help="Shards such as 3,7-9.", show_default="all", rich_help_panel=_INPUTS),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS|local",
+        help="Classify the shards on a Ray cluster: HOST:PORT, auto, or local for this machine alone.",
+        show_default=False,
+        rich_help_panel=_RUNNING,
+    ),
+]
+RayTimeout = Annotated[
+    float,
+    typer.Option(
+        min=1, metavar="S", help="Time for the cluster to come and have room, in seconds.", rich_help_panel=_RUNNING
+    ),
+]
 NoExif = Annotated[
     bool, typer.Option("--no-exif", help="Do not turn pictures by their EXIF orientation.", rich_help_panel=_INPUTS)
 ]

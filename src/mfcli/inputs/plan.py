@@ -70,6 +70,10 @@ class Plan:
             raise NoInputsError(f"{folder} is not a complete plan", f"mf plan INPUT... output={folder}") from error
         return plan
 
+    def count(self, shards: Iterable[int]) -> int:
+        """Return how many names are in some shards."""
+        return sum(min(self.shard_size, self.inputs - shard * self.shard_size) for shard in shards)
+
     def names(self, shard: int) -> Iterator[Name]:
         """Yield the names in a shard, once its digest has been checked.
 

@@ -9,9 +9,10 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
-from mfcli.errors import OutputError
+from mfcli.errors import EngineError, OutputError
 from mfcli.outputs.files import open_text, translate_write_errors
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import Writer
@@ -19,6 +20,7 @@ from mfcli.runs import RunSettings, Summary
 from mfcli.store_paths import AnyPath, create, find_path, is_writable, list_files, open_atomically, write_atomically
 
 _JOB, _SUCCESS = "_job.json", "_SUCCESS"
+_MAX_ATTEMPTS = 10
 _ANOTHER = "name another folder: output=FOLDER"
 
 
@@ -52,6 +54,7 @@ class PartFolder:
             format: of the parts, which is their suffix.
         """
         self.folder, self._format = find_path(folder), format
+        self._owner = os.urandom(4).hex()  # copies in other processes have it too
 
     @classmethod
     def find(cls, folder: AnyPath, plan_digest: str) -> "PartFolder":
@@ -124,10 +127,32 @@ class PartFolder:
         Raises:
             OutputError: it cannot be written.
         """
-        with translate_write_errors(self.path(shard)), open_atomically(self.path(shard)) as file:
+        with translate_write_errors(self.path(shard)), open_atomically(self.path(shard), self._owner) as file:
             stream = open_text(file)
             yield open_writer(stream)
             stream.detach()
+
+    def check_attempts(self, shard: int) -> None:
+        """Check that a part has not ended one process after another that opened it with this object or a copy.
+
+        Raises:
+            EngineError: it has.
+        """
+        if len(self._list_unfinished(self.path(shard).name)) >= _MAX_ATTEMPTS:
+            raise EngineError(
+                f"{_MAX_ATTEMPTS} processes were killed while they made {self.path(shard)}",
+                "perhaps memory runs out: workers=1, or more memory for each process",
+            )
+
+    def drop_unfinished(self) -> None:
+        """Delete what processes that were killed have left of parts that they opened with this object or a copy."""
+        for left in self._list_unfinished("part-*"):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+    def _list_unfinished(self, pattern: str) -> list[AnyPath]:
+        """Return files that were opened with this object or a copy; stores have none."""
+        return list_files(self.folder, f".{pattern}.{self._owner}-*") if isinstance(self.folder, Path) else []
 
     def write_counts(self, shard: int, summary: Summary, seconds: float, changed: int = 0) -> None:
         """Leave the counts of a part; without them, `read_counts` counts its rows."""
