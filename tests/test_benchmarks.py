@@ -23,6 +23,11 @@ from conftest import CHECKOUT
         ("cold_start.py", [str(CHECKOUT / "examples" / "orange.jpg")], ["timm script", "mf predict (caformer_s18)"]),
         ("decode.py", [], ["Pillow, as in a notebook", "mf, scaled", "mf predict, exact", "mf predict, scaled"]),
         ("engine.py", [], ["plain export", "onnxruntime fp32"]),
+        (
+            "gpu.py",
+            ["--device", "cpu", "--precision", "fp32"],
+            ["decoding", "nvJPEG", "timm, DataLoader", "mf predict, scaled"],
+        ),
         ("memory.py", [], ["        20", "      2000"]),
         ("own_classes.py", [], ["generated"]),
         ("plan.py", [], ["mf plan", "writing parts", "mf plan status", "mf plan finish"]),
