@@ -43,10 +43,12 @@ class StoredObject:
     Attributes:
         key: its name in the bucket.
         size_bytes: its size.
+        etag: its version, as the store calls it.
     """
 
     key: str
     size_bytes: int
+    etag: str | None
 
 
 def is_store_url(name: str) -> bool:
@@ -89,12 +91,16 @@ def list_objects(url: str, timeout_s: float) -> Iterator[StoredObject]:
         store = _open_bucket(bucket, timeout_s)
         if offset is not None:
             with contextlib.suppress(FileNotFoundError):
-                yield StoredObject(prefix, int(_import_obstore().head(store, prefix)["size"]))
+                yield _describe(_import_obstore().head(store, prefix))
         for page in _import_obstore().list(store, folder or None, offset=offset, chunk_size=_PAGE):
             for found in page:
                 if not found["path"].startswith(prefix):
                     return
-                yield StoredObject(found["path"], int(found["size"]))
+                yield _describe(found)
+
+
+def _describe(found: Any) -> StoredObject:
+    return StoredObject(found["path"], int(found["size"]), found["e_tag"])
 
 
 def read_object(url: str, timeout_s: float, max_bytes: int) -> BinaryIO:

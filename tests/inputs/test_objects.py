@@ -233,3 +233,14 @@ def test_many_requests_are_under_way(store: ObjectStore, mf: Callable[..., Ran],
     assert [json.loads(line)["input"] for line in ran.out.splitlines()] == names
     assert ran.code == 0
     assert store.most_at_once >= 64
+
+
+@pytest.mark.parametrize("argument", ["s3://photos/a/", "s3://photos/a/*.jpg"])
+def test_a_plan_has_sizes_and_versions(
+    mf: Callable[..., Ran], store: ObjectStore, tmp_path: Path, argument: str
+) -> None:
+    store.put("s3://photos/a/1.jpg", b"123")
+    assert mf("plan", argument, "-o", tmp_path / "plan", "-q").code == 0
+    (row,) = map(json.loads, (tmp_path / "plan" / "shard-00000.jsonl").read_text().splitlines())
+    etag = '"202cb962ac59075b964b07152d234b70"'  # the MD5 of the object
+    assert row == {"input": "s3://photos/a/1.jpg", "input_b64": None, "member": None, "size_bytes": 3, "etag": etag}

@@ -14,7 +14,7 @@ from mfcli.errors import PictureError
 from mfcli.files import is_glob, is_url
 from mfcli.inputs.read_ahead import Download
 from mfcli.inputs.selection import OFFLINE, Selection
-from mfcli.inputs.walk import FoundPath, compile_member_glob, open_file
+from mfcli.inputs.walk import FileState, FoundPath, compile_member_glob, open_file
 from mfcli.results import Failure
 from mfcli.stores import StoredObject, download_object, identify_object, list_objects, read_object, split_store_url
 
@@ -47,7 +47,7 @@ def _find(bucket: str, prefix: str, takes: Callable[[str], bool], selection: Sel
     try:
         for found in list_objects(bucket + prefix, selection.timeout_s):
             if not _is_folder(found) and takes(found.key):
-                yield FoundPath(bucket + found.key)
+                yield FoundPath(bucket + found.key, state=FileState(found.size_bytes, etag=found.etag))
     except PictureError as error:
         yield FoundPath(bucket + prefix, Failure(error.code, error.message))
 

@@ -195,7 +195,7 @@ def _make_lines(sources: Iterable[Source], path: AnyPath) -> Iterator[bytes]:
             row = known
         else:
             left = iter(())
-            if state := read_state(source.argument):
+            if state := source.state or read_state(source.argument):
                 row |= {name: value for name, value in asdict(state).items() if value is not None}
         yield json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
 

@@ -25,6 +25,7 @@ from mfcli.inputs.objects import match_keys, open_ahead, walk_prefix
 from mfcli.inputs.read_ahead import Download
 from mfcli.inputs.selection import OFFLINE, MemberMatcher, Selection
 from mfcli.inputs.walk import (
+    FileState,
     FoundPath,
     compile_member_glob,
     failure_from_os_error,
@@ -69,6 +70,7 @@ class Source:
         decoded: the pixels, where they are in memory and nothing is opened.
         kept: what its row keeps, see `Selection.keep`.
         held_bytes: bytes of memory that it holds, where they are not the caller's.
+        state: of the file or archive, where its listing said it.
     """
 
     argument: str
@@ -79,6 +81,7 @@ class Source:
     decoded: "DecodedPicture | None" = None
     kept: dict[str, Any] | None = None
     held_bytes: int = 0
+    state: FileState | None = None
 
     @property
     def is_stdin(self) -> bool:
@@ -300,7 +303,7 @@ def _read_stdin(stdin: BinaryIO, max_bytes: int) -> bytes:
 
 def _make_found_source(found: FoundPath, selection: Selection) -> Source:
     if found.failure is None and is_url(found.path):
-        return make_url_source(found.path, selection)
+        return replace(make_url_source(found.path, selection), state=found.state)
     return Source(found.path, failure=found.failure)
 
 
@@ -317,7 +320,7 @@ def _expand_object(url: str, selection: Selection) -> Iterator[Source]:
 def _expand_glob(pattern: str, selection: Selection) -> Iterator[Source]:
     for found in match_keys(pattern, selection) if is_url(pattern) else walk_glob(pattern, selection):
         for source in _expand_match(found, selection):
-            yield replace(source, whole=(pattern, None))
+            yield replace(source, whole=(pattern, None), state=found.state)
 
 
 def _expand_match(found: FoundPath, selection: Selection) -> Iterator[Source]:

@@ -22,19 +22,6 @@ _WILDCARDS = frozenset("*?")
 
 
 @dataclass(frozen=True, slots=True)
-class FoundPath:
-    """A file that was found, or a folder that cannot be read.
-
-    Attributes:
-        path: begins with the folder as it was given.
-        failure: why the folder cannot be read; None for a file.
-    """
-
-    path: str
-    failure: Failure | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class FileState:
     """What tells a file from another one of its name, without reading it.
 
@@ -47,6 +34,21 @@ class FileState:
     size_bytes: int
     modified_ns: int | None = None
     etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPath:
+    """A file that was found, or a folder that cannot be read.
+
+    Attributes:
+        path: begins with the folder as it was given.
+        failure: why the folder cannot be read; None for a file.
+        state: of the file, where its listing says it.
+    """
+
+    path: str
+    failure: Failure | None = None
+    state: FileState | None = None
 
 
 def read_state(path: str) -> FileState | None:
