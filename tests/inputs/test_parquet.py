@@ -56,6 +56,7 @@ NULL = "not_found: the row has no picture, but null"
     [
         (BYTES, pyarrow.binary()),
         (BYTES, pyarrow.large_binary()),
+        (BYTES, pyarrow.dictionary(pyarrow.int32(), pyarrow.binary())),
         ([value if value is None else {"bytes": value, "path": "a.jpg"} for value in BYTES], IMAGE),
         ([{"bytes": value, "path": None} for value in BYTES], IMAGE),
     ],

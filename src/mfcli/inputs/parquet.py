@@ -147,6 +147,8 @@ def _holds_bytes(type: Any) -> bool:
     if types.is_struct(type):
         at = type.get_field_index("bytes")
         return at >= 0 and _holds_bytes(type.field(at).type)
+    if types.is_dictionary(type):
+        return _holds_bytes(type.value_type)
     return bool(types.is_binary(type) or types.is_large_binary(type) or types.is_binary_view(type))
 
 
