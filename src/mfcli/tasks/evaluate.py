@@ -5,14 +5,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.artifact.ensure import load_labels
-from mfcli.errors import NoInputsError, OutputError, UsageError
+from mfcli.errors import UsageError
 from mfcli.files import sha256_of_json
 from mfcli.inference.judging import (
     FAILED,
@@ -25,23 +24,21 @@ from mfcli.inference.judging import (
     summarize,
 )
 from mfcli.inference.predictor import Predictor
+from mfcli.inference.stored_rows import Survey, iter_rows
 from mfcli.inputs.dataset import LabelledPicture, join_names, read_judged, spread
 from mfcli.inputs.ground_truth import GroundTruth, read_real_labels
 from mfcli.models.class_names import map_classes
 from mfcli.models.label_files import read_labels
 from mfcli.models.labels import load_imagenet_labels
-from mfcli.models.registry import VARIANTS, find_variant
+from mfcli.models.registry import VARIANTS
 from mfcli.outputs.files import translate_write_errors
 from mfcli.outputs.json import format_line
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.result_file import ResultFile
 from mfcli.results import Label, PictureResult, Progress, Tally
-from mfcli.runs import RunInfo, RunSettings, Summary
+from mfcli.runs import RunSettings, Summary
 from mfcli.settings import Settings
 from mfcli.signals import defer_signals
-
-_MAX_CLASSES = 2**20
-"""No head in a row of an earlier run has more."""
 
 
 class Subset(StrEnum):
@@ -154,10 +151,10 @@ def evaluate_results(
         UsageError: the classes of the pictures are not known, or none is one of the model's.
     """
     ground_truth = None if request.ground_truth is None else GroundTruth.read(request.ground_truth)
-    survey = _Survey.of(results, ground_truth)
+    survey = Survey.of(results, ground_truth)
     if results.complete is False:
         progress(f"{results.name} is of an unfinished run: the figures are of its {len(survey.labels)} rows")
-    known = survey.check(labels) if labels else _find_labels(survey, model, settings)
+    known = survey.check(labels) if labels else survey.find_labels(model, settings)
     if known is None:
         progress(f"only the classes of {survey.run.model} that were given are known; model=NAME names all of them")
     labels = known or survey.list_given()
@@ -171,11 +168,11 @@ def evaluate_results(
         progress(mapping.in_words(labels))
     truth = Truth(labels, mapping)
     if request.real_labels is not None:
-        real = read_real_labels(request.real_labels, [row.result.shown_name for row in _iter_rows(results)])
+        real = read_real_labels(request.real_labels, [row.result.shown_name for row in iter_rows(results)])
         truth = replace(truth, real=_map_real_labels(real, labels))
     coverage = _describe_coverage(list(survey.labels), truth, progress)
     judgements = []
-    for row, label in zip(_iter_rows(results), survey.labels, strict=True):
+    for row, label in zip(iter_rows(results), survey.labels, strict=True):
         if row.result.error is not None:
             judgements.append(FAILED)
         elif (target := truth.find(label)) is not None:
@@ -323,99 +320,9 @@ class _Run:
         wanted = {(p.source.input, p.source.input_b64): p for p in pictures}
         found = {}
         with file.partial.open("rb") as stream:
-            for row in _iter_rows(StoredResults(stream, str(file.partial))):
+            for row in iter_rows(StoredResults(stream, str(file.partial))):
                 picture = wanted.get((row.result.input, row.result.input_b64))
                 if picture is not None:
                     target = self._truth.mapping.indices[picture.label]
                     found[picture.source.raw] = judge_row(row.result, target, self._truth, row.judged)
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class _StoredRow:
-    result: PictureResult
-    truth: object
-    judged: object
-
-
-def _iter_rows(results: StoredResults) -> Iterator[_StoredRow]:
-    for row, result in results.pairs():
-        if result.error is None and not _has_answer(result):
-            raise OutputError(
-                f"{results.name} has no classes with probabilities for {result.shown_name}",
-                "evaluate what mf predict wrote",
-            )
-        yield _StoredRow(result, row.get("truth"), row.get("judged"))
-
-
-def _has_answer(result: PictureResult) -> bool:
-    return bool(result.predictions) and all(
-        isinstance(p.class_index, int) and 0 <= p.class_index < _MAX_CLASSES and 0 <= p.prob <= 1
-        for p in result.predictions
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Survey:
-    """What is known of rows before they are judged.
-
-    Attributes:
-        run: theirs.
-        labels: the dataset's name of the class of each; empty for failed ones.
-        seen: the classes that were given.
-    """
-
-    run: RunInfo
-    labels: Sequence[str]
-    seen: Mapping[int, Label]
-
-    @property
-    def names(self) -> set[str]:
-        """The dataset's names of classes."""
-        return set(self.labels) - {""}
-
-    @classmethod
-    def of(cls, results: StoredResults, ground_truth: GroundTruth | None) -> "_Survey":
-        runs: set[RunInfo] = set()
-        labels: list[str] = []
-        names: list[str] = []
-        seen: dict[int, Label] = {}
-        for row in _iter_rows(results):
-            runs.add(row.result.run)
-            names.append(row.result.shown_name)
-            folder = PurePath(row.result.shown_name).parent.name
-            labels.append("" if row.result.error else row.truth if isinstance(row.truth, str) else folder)
-            seen |= {p.class_index: Label(p.wnid, p.label) for p in row.result.predictions}
-        if not runs:
-            raise NoInputsError(f"{results.name} holds no rows", "name a file that mf predict wrote")
-        if len(runs) > 1:
-            raise OutputError(f"{results.name} holds the results of {len(runs)} runs", "evaluate one run at a time")
-        if ground_truth is not None:
-            labels = [label and own for label, own in zip(labels, ground_truth.label(names), strict=True)]
-        return cls(runs.pop(), labels, seen)
-
-    def check(self, labels: Sequence[Label]) -> Sequence[Label]:
-        """Return labels that the caller gives; raise UsageError if they are too few."""
-        if (last := max(self.seen, default=0)) >= len(labels):
-            raise UsageError(f"{len(labels)} labels for rows with class {last}", "name every class of the head")
-        return labels
-
-    def list_given(self) -> Sequence[Label]:
-        """Return the classes that were given, in places of a head."""
-        return [self.seen.get(index, Label(None, f"class_{index}")) for index in range(max(self.seen, default=0) + 1)]
-
-    def is_of(self, labels: Sequence[Label]) -> bool:
-        """Return whether the classes that were given are those of a head."""
-        return all(index < len(labels) and labels[index] == label for index, label in self.seen.items())
-
-
-def _find_labels(survey: _Survey, model: str | None, settings: Settings) -> Sequence[Label] | None:
-    """Return the classes of a model, or of the one that rows name; None if it is unknown."""
-    if model is not None:
-        labels = load_labels(find_variant(model), settings)
-        if not survey.is_of(labels):
-            raise UsageError(f"the rows have other classes than {model}", "name the model that they are of, or none")
-        return labels
-    if survey.run.model in VARIANTS and survey.is_of(labels := load_labels(VARIANTS[survey.run.model], settings)):
-        return labels
-    return None
