@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mfcli.errors import MfError, OutputError
 from mfcli.outputs import files
 from mfcli.outputs.files import atomic_output, refuse_existing
-from mfcli.outputs.journal import Journal, RowStatus
+from mfcli.outputs.journal import Journal
+from mfcli.outputs.journal_rows import RowStatus
 from mfcli.results import PREDICT_SCHEMA
 from mfcli.runs import RunSettings
 

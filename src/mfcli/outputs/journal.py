@@ -4,7 +4,6 @@ Rows are appended and flushed one by one; the file is locked, checked and repair
 beside it, `.NAME.run`, holds the settings of its run, so that a run with different settings can name the differences.
 """
 
-import base64
 import contextlib
 import fcntl
 import json
@@ -12,12 +11,9 @@ import os
 import stat
 from array import array
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from enum import Enum
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
-
-import numpy as np
+from typing import BinaryIO, TextIO
 
 from mfcli.errors import OutputError
 from mfcli.files import write_atomically
@@ -29,52 +25,12 @@ from mfcli.outputs.files import (
     publish_file,
     translate_write_errors,
 )
+from mfcli.outputs.journal_rows import DigestCounter, RetriedRows, Row, RowStatus, digest_input, no_digests, parse_row
 from mfcli.outputs.json import format_line
 from mfcli.outputs.reader import StoredResults, is_torn, read_lines
-from mfcli.results import PREDICT_SCHEMA, PictureResult
+from mfcli.results import PictureResult
 from mfcli.runs import RunSettings
 from mfcli.signals import defer_signals
-
-
-class RowStatus(Enum):
-    """What a journal knows of an input."""
-
-    NEW = "new"
-    OK = "ok"
-    FAILED = "failed"
-
-
-class DigestCounter:
-    """A multiset of inputs in 12 bytes for each different one; 64-bit digests stand for names."""
-
-    def __init__(self, digests: "array[int]") -> None:
-        self._digests, counts = np.unique(np.frombuffer(digests, np.uint64), return_counts=True)
-        self._counts = counts.astype(np.int32)
-
-    def take(self, digest: int) -> bool:
-        """Remove one occurrence; return whether there was one."""
-        index = int(np.searchsorted(self._digests, np.uint64(digest)))
-        if index == len(self._digests) or self._digests[index] != digest or not self._counts[index]:
-            return False
-        self._counts[index] -= 1
-        return True
-
-
-def digest_input(name: bytes, member: str | None) -> int:
-    """Return 64 bits that stand for an input: the exact bytes of its name, and the member of an archive."""
-    import hashlib
-
-    text = name if member is None else name + b"\0" + member.encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What a journal needs of a row."""
-
-    fields: dict[str, Any]
-    digest: int
-    is_ok: bool
 
 
 class Journal:
@@ -124,7 +80,7 @@ class Journal:
                     self._take_over(origin)
                 if not overwrite and self._side.exists():
                     self._merge()
-                found = _no_digests() if overwrite else self._scan(self._file, path)
+                found = no_digests() if overwrite else self._scan(self._file, path)
                 self._has_rows = any(found.values())
                 self._left = {status: DigestCounter(digests) for status, digests in found.items()}
                 self._file.seek(0, os.SEEK_END)
@@ -258,11 +214,11 @@ class Journal:
 
         Nothing is changed before all rows have been checked. `path` is where they come from.
         """
-        found = _no_digests()
+        found = no_digests()
         good = 0
         file.seek(0)
         for number, line in enumerate(read_lines(file), start=1):
-            row = _parse_row(line)
+            row = parse_row(line)
             if row is None:
                 if is_torn(line) and not file.read(1):
                     file.truncate(good)
@@ -279,7 +235,7 @@ class Journal:
             good += len(line)
         return found
 
-    def _describe_difference(self, row: _Row, path: Path) -> str:
+    def _describe_difference(self, row: Row, path: Path) -> str:
         """Name the settings in which the run of a row differs from this one, as far as they are known."""
         theirs = {name: row.fields.get(name) for name in ("model", "weights_sha256")}
         kept = read_settings(path)
@@ -302,10 +258,10 @@ class Journal:
         """
         with self._side.open("r+b") as side, self._rewrite() as merged:
             self._scan(side, self._side)
-            retried = _RetriedRows(side)
+            retried = RetriedRows(side)
             self._file.seek(0)
             for line in read_lines(self._file):
-                row = _parse_row(line)
+                row = parse_row(line)
                 replacement = retried.take(row.digest) if row and not row.is_ok else None
                 if replacement is None and row and not row.is_ok and row.digest in self._obsolete:
                     replacement = b""
@@ -344,31 +300,6 @@ _COARSE_SETTINGS = {
 """Settings of which the first that differs explains the rest."""
 
 
-class _RetriedRows:
-    """The rows of a side file, by input; only their places are kept in memory."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._places: dict[int, list[tuple[int, int]]] = {}
-        start = 0
-        file.seek(0)
-        for line in read_lines(file):
-            if row := _parse_row(line):
-                self._places.setdefault(row.digest, []).append((start, len(line)))
-            start += len(line)
-        for places in self._places.values():
-            places.reverse()  # the first row of an input is taken first
-
-    def take(self, digest: int) -> bytes | None:
-        """Return the next row of an input, None where none is left."""
-        places = self._places.get(digest)
-        if not places:
-            return None
-        start, size = places.pop()
-        self._file.seek(start)
-        return self._file.read(size)
-
-
 def _settings_path(path: Path) -> Path:
     """Return the file that holds the settings of the results in `path`."""
     target = Path(os.path.realpath(path))
@@ -383,10 +314,6 @@ def read_settings(path: Path) -> RunSettings | None:
         return None
 
 
-def _no_digests() -> "dict[RowStatus, array[int]]":
-    return {RowStatus.OK: array("Q"), RowStatus.FAILED: array("Q")}
-
-
 def _lock(file: BinaryIO) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -394,20 +321,3 @@ def _lock(file: BinaryIO) -> None:
 def _duplicate(file: BinaryIO) -> BinaryIO:
     """Return a second handle of an open file, which keeps its lock when the first is closed."""
     return open(os.dup(file.fileno()), "r+b")  # noqa: PTH123
-
-
-def _parse_row(line: bytes) -> _Row | None:
-    """Return the row of a complete line, None for anything else."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        fields = json.loads(line)
-        name, exact, member = fields["input"], fields["input_b64"], fields["member"]
-        if fields["schema"] != PREDICT_SCHEMA or fields["status"] not in ("ok", "error"):
-            return None
-        if not isinstance(fields["run"], str) or not isinstance(member, str | None):
-            return None
-        raw = name.encode() if exact is None else base64.b64decode(exact, validate=True)
-        return _Row(fields, digest_input(raw, member), fields["status"] == "ok")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # UnicodeError is a ValueError
-        return None

@@ -10,7 +10,8 @@ from mfcli.files import is_url
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.sources import Source
-from mfcli.outputs.journal import Journal, RowStatus, digest_input
+from mfcli.outputs.journal import Journal
+from mfcli.outputs.journal_rows import RowStatus, digest_input
 from mfcli.outputs.writer import Writer
 from mfcli.results import PictureResult, Progress, Tally
 from mfcli.runs import RunInfo, Summary
