@@ -21,6 +21,7 @@ from conftest import CHECKOUT
             ["timm, a loop", "timm, DataLoader", "onnxruntime, a loop", "onnxruntime, DataLoader", "mf predict"],
         ),
         ("cold_start.py", [str(CHECKOUT / "examples" / "orange.jpg")], ["timm script", "mf predict (caformer_s18)"]),
+        ("cost.py", [], ["compute bundled", "all of it, 500x375, exact", "write a row of parquet"]),
         ("decode.py", [], ["Pillow, as in a notebook", "mf, scaled", "mf predict, exact", "mf predict, scaled"]),
         ("engine.py", [], ["plain export", "onnxruntime fp32"]),
         (
