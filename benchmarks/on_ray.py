@@ -109,17 +109,15 @@ def add_node(cluster: Any) -> Any:
     raise RuntimeError("a node cannot be started")
 
 
-def kill_one(nodes: list[Any], cluster: Any, *, node: bool, out: Path) -> str:
-    """Kill a worker, or a node with all its processes, and say what it was."""
+def kill_one(nodes: list[Any], cluster: Any, *, node: bool) -> None:
+    """Kill a worker, or a node with all its processes."""
     if node:
-        victim = nodes.pop(random.randrange(len(nodes)))
-        cluster.remove_node(victim, allow_graceful=False)
+        cluster.remove_node(nodes.pop(random.randrange(len(nodes))), allow_graceful=False)
         nodes.append(add_node(cluster))
-        return "node"
+        return
     while not (workers := find_workers(nodes)):
         time.sleep(0.05)
     os.kill(random.choice(workers), signal.SIGKILL)
-    return "worker" if list(out.glob(".part-*")) else "worker between parts"
 
 
 def kill_under_way(inputs: int, workers: int, node_kills: int) -> int:
@@ -141,8 +139,11 @@ def kill_under_way(inputs: int, workers: int, node_kills: int) -> int:
                 time.sleep(0.05)
             if run.poll() is not None:
                 break
-            what = kill_one(nodes, cluster, node=is_node, out=out)
-            print(f"{time.monotonic() - started:6.1f} s, {len(list_parts(out)):4} parts: killed {what}", flush=True)
+            kill_one(nodes, cluster, node=is_node)
+            counts = f"{len(list_parts(out)):4} parts, {len(list(out.glob('.part-*'))):3} unfinished"
+            print(
+                f"{time.monotonic() - started:6.1f} s, {counts}: killed a {'node' if is_node else 'worker'}", flush=True
+            )
         code = run.wait()
     print(f"mf predict --ray: exit code {code} after {time.monotonic() - started:.1f} s, {number + 1} kills")
     print("left behind:", [path.name for path in out.glob(".*")])

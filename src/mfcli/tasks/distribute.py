@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mfcli.errors import EngineError, MfError, UsageError, first_line
+from mfcli.errors import EngineError, UsageError, first_line
 from mfcli.settings import usable_cores
 from mfcli.version import __version__
 
@@ -101,7 +101,7 @@ def distribute(
     Raises:
         EngineError: the cluster does not come, has no room, or fails.
         UsageError: see `Cluster.check`.
-        MfError: whatever a worker raises.
+        Exception: whatever a worker raises.
     """
     ray = _import_ray()
     deadline = time.monotonic() + cluster.timeout_s
@@ -114,11 +114,9 @@ def distribute(
             actors = sum(_count_actors(node, threads, has_gpu=cluster.has_gpu) for node in nodes)
             rows = _map(ray, (make_worker, threads, Path.cwd()), shards, resources, actors)
             for row in _watch(rows, ray.get_runtime_context().gcs_address):
-                if isinstance(row["outcome"], MfError):
+                if isinstance(row["outcome"], Exception):
                     raise row["outcome"]
                 on_done(row["outcome"])
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause or error from error
         except ray.exceptions.RayError as error:
             raise EngineError(
                 f"Ray has failed: {first_line(error)}",
@@ -127,19 +125,14 @@ def distribute(
 
 
 class _Actor:
-    """What Ray Data calls with batches of shards; a worker's errors are outcomes, which Ray does not retry."""
+    """What Ray Data calls with batches of shards; exceptions are outcomes, which Ray does not retry."""
 
     def __init__(self, make_worker: Callable[[int], Callable[[int], object]], threads: int, folder: Path) -> None:
-        self._error: MfError | None = None
+        self._error: Exception | None = None
         try:
-            os.chdir(folder)
+            _enter(folder)
             self._work = make_worker(threads)
-        except OSError as error:
-            self._error = EngineError(
-                f"{folder}, where the command runs, cannot be used on {socket.gethostname()}: {error.strerror}",
-                "run it in a folder that all machines share, or in /",
-            )
-        except MfError as error:
+        except Exception as error:
             self._error = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -149,9 +142,19 @@ class _Actor:
         if self._error is None:
             try:
                 return self._work(shard)
-            except MfError as error:
+            except Exception as error:
                 self._error = error
         return self._error
+
+
+def _enter(folder: Path) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise EngineError(
+            f"{folder}, where the command runs, cannot be used on {socket.gethostname()}: {error.strerror}",
+            "run it in a folder that all machines share, or in /",
+        ) from error
 
 
 def _map(
