@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -254,7 +255,7 @@ def test_what_does_not_go_together(arguments: list[str], message: str, mf: Mf, f
 @pytest.mark.usefixtures("folder")
 def test_parts_that_went_elsewhere_are_missed(mf: Mf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mfcli.tasks.distribute.Cluster.check", lambda _: None)
-    monkeypatch.setattr("mfcli.tasks.distribute.distribute", lambda *_: None)
+    monkeypatch.setattr("mfcli.tasks.distribute.distribute", lambda make_worker, *_: pickle.dumps(make_worker))
     assert mf("plan", "photos", "-o", "plan", "--shard-size", "2", "-q").code == 0
     ran = mf("predict", "--plan", "plan", "-o", "out", "--ray", "local")
     assert (ran.code, ran.err.splitlines()[0]) == (
@@ -277,6 +278,8 @@ def test_parts_that_went_elsewhere_are_missed(mf: Mf, monkeypatch: pytest.Monkey
         ("1", None, None),
         (None, "5", None),
         (None, "3-1", None),
+        (None, "0-99999999999", None),
+        (None, "0,3-1", None),
         (None, "1-2-3", None),
         (None, "", None),
         (None, "x", None),

@@ -231,9 +231,8 @@ def select_shards(count: int, *, shard: str | None = None, shards: str | None = 
         if shards is None:
             return list(range(count))
         ends = [tuple(map(int, part.split("-"))) for part in shards.split(",")]
-        chosen = {number for end in ends for number in range(end[0], end[-1] + 1)}
-        if all(len(end) <= 2 for end in ends) and chosen and max(chosen) < count:
-            return sorted(chosen)
+        if all(len(end) <= 2 and end[0] <= end[-1] < count for end in ends):
+            return sorted({number for end in ends for number in range(end[0], end[-1] + 1)})
     given = f"shard={shard}" if shard is not None else f"shards={shards}"
     raise UsageError(f"{given} chooses none of the shards 0 to {count - 1}", "shard=0/8, or shards=3,7-9")
 
