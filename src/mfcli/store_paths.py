@@ -16,6 +16,8 @@ from mfcli import files, stores
 from mfcli.errors import FailureCode, PictureError
 
 _TIMEOUT_S = 30.0
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
+"""Errors of hard links on file systems without them, such as FAT, SMB and gcsfuse."""
 _MAX_BYTES = 2**28
 """The largest object that is read into memory."""
 
@@ -131,10 +133,18 @@ def create(path: AnyPath, data: bytes) -> None:
             stores.create_object(str(path), data, _TIMEOUT_S)
         return
     own = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    own.write_bytes(data)
-    with contextlib.suppress(FileExistsError):
+    try:
+        own.write_bytes(data)
         os.link(own, path)
-    own.unlink()
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with contextlib.suppress(FileExistsError), path.open("xb") as file:
+            file.write(data)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def is_writable(folder: AnyPath) -> bool:

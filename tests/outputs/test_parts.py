@@ -1,12 +1,14 @@
 """Folders of parts that several processes write, some of which are killed."""
 
+import errno
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mfcli.errors import EngineError
+from mfcli.errors import EngineError, OutputError
 from mfcli.outputs.json import JsonLinesWriter
 from mfcli.outputs.parts import PartFolder
 from mfcli.runs import RunSettings
@@ -58,6 +60,18 @@ def test_a_part_that_another_process_makes_meanwhile_is_no_other_file(
 
     monkeypatch.setattr(Path, "iterdir", list_late)
     PartFolder(tmp_path, "jsonl").claim(PLAN, RUN)
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", fail)
+    for _ in range(2):
+        PartFolder(tmp_path, "jsonl").claim(PLAN, RUN)
+    with pytest.raises(OutputError, match="parts of another plan"):
+        PartFolder(tmp_path, "jsonl").claim("cd" * 32, RUN)
+    assert [path.name for path in tmp_path.iterdir()] == ["_job.json"]
 
 
 def test_finishing_deletes_what_was_left(parts: PartFolder) -> None:
