@@ -9,11 +9,15 @@ negative. Pictures are float32 (N, 3, H, W) in 0..255, before mean and standard 
 import math
 
 import torch
+from pictures import constant
 from torch import Tensor
 from torch.nn import functional as F
 
 GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in brightness (ITU-R BT.601, as in Pillow and torchvision)."""
+
+BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+"""Blurs about as a Gaussian of one pixel."""
 
 
 def draw(pictures: Tensor, low: float, high: float) -> Tensor:
@@ -46,7 +50,7 @@ def crop(pictures: Tensor, size: int, scale: float, degrees: float = 0.0, shear:
 
 def grey_of(pictures: Tensor) -> Tensor:
     """Return brightness, (N, 1, H, W)."""
-    return (pictures * torch.tensor(GREY, device=pictures.device).view(3, 1, 1)).sum(1, keepdim=True)
+    return (pictures * constant(GREY, pictures.device)).sum(1, keepdim=True)
 
 
 def change_colours(pictures: Tensor, strength: float, solarize: float = 128.0) -> Tensor:
@@ -58,7 +62,7 @@ def change_colours(pictures: Tensor, strength: float, solarize: float = 128.0) -
         solarize: values from this one on are inverted.
     """
     kind = draw(pictures, 0, 4)
-    kernel = torch.tensor((1.0, 4.0, 6.0, 4.0, 1.0), device=pictures.device) / 16
+    kernel = constant(BINOMIAL, pictures.device).flatten()
     blurred = F.conv2d(F.pad(pictures, (2, 2, 2, 2), "reflect"), kernel.outer(kernel).expand(3, 1, 5, 5), groups=3)
     pictures = torch.where(kind < 1, grey_of(pictures), pictures)
     pictures = torch.where((kind >= 1) & (kind < 2) & (pictures >= solarize), 255 - pictures, pictures)

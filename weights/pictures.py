@@ -1,6 +1,7 @@
 """Training and held-out pictures, and the transforms that turn them into the model's input."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -76,8 +77,14 @@ def split(folder: Path, holdout: int) -> tuple[Samples, Samples, list[str]]:
     return kept, held, listed.classes
 
 
+@cache
+def constant(values: tuple[float, ...], device: torch.device | str) -> Tensor:
+    """Return one value per channel, (C, 1, 1); making it anew each time would wait for the device."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
 def normalise(pictures: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Return uint8 (N, 3, H, W) as the model's float32 input, on the device, in channels-last memory."""
     pictures = pictures.to(device, non_blocking=True).float()
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (constant(values, device) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -30,7 +30,6 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +166,7 @@ class Run:
         minutes: float,
         data: PackedPictures,
         options: argparse.Namespace,
-        teacher: Callable[[Tensor], Tensor] | None,
+        teacher: nn.Module | None,
     ) -> None:
         self.recipe, self.options, self.data, self.teacher = recipe, options, data, teacher
         self.folder = options.output / recipe.name
@@ -189,8 +188,9 @@ class Run:
             options.mixup, options.cutmix, label_smoothing=options.smoothing, num_classes=len(data.classes)
         )
         self.load_state()
-        if options.compile:
-            compile_blocks(self.model)
+        for network in (self.model, self.teacher):
+            if options.compile and network is not None:
+                compile_blocks(network)
 
     @property
     def progress(self) -> float:
@@ -298,7 +298,6 @@ class Run:
         inputs, soft = self.draw_batch()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        self.model.train()
         with self.autocast():
             logits = self.model(inputs)
         loss = -(soft * logits.float().log_softmax(1)).sum(1).mean()
@@ -353,8 +352,6 @@ def train(options: argparse.Namespace, data: PackedPictures, stop_at: float) -> 
             return None
         model = prepare_network(recipe.architecture, len(data.classes), 0.0, torch.device(options.device))
         load_weights(model.eval().requires_grad_(False), weights)
-        if options.compile:
-            compile_blocks(model)
     return model
 
 
