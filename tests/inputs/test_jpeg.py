@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import CHECKOUT
 from deterministic import picture
 from encoding import encoded, failure_of, pixels_of
 from mfcli.errors import FailureCode
 from mfcli.inputs.decode import decode
+
+CORPUS = CHECKOUT / "fuzz" / "corpus" / "decode"
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -106,6 +109,36 @@ def test_zeros_after_a_complete_jpeg_are_not_a_truncation(corner: str) -> None:
 )
 def test_a_complete_jpeg_with_arithmetic_coding_is_decoded(data: str) -> None:
     assert decode(io.BytesIO(base64.b64decode(data))).width == 24
+
+
+@pytest.mark.parametrize("kind", ["arithmetic", "arithmetic-progressive", "arithmetic-restart", "scans"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_cut_jpeg_of_a_rare_kind_is_refused(kind: str, share: float) -> None:
+    data = (CORPUS / f"{kind}.jpg").read_bytes()
+    cut = int(len(data) * share)
+    assert decode(io.BytesIO(data)).width == 150
+    assert failure_of(data[:cut] + b"\xff\xd9").code is FailureCode.TRUNCATED
+    assert failure_of(data[:cut] + bytes(len(data) - cut)).code in (FailureCode.TRUNCATED, FailureCode.DECODE)
+
+
+def test_a_flat_end_that_arithmetic_coding_leaves_out_is_not_a_truncation() -> None:
+    assert decode(io.BytesIO((CORPUS / "arithmetic-flat.jpg").read_bytes())).width == 1600
+
+
+def test_an_arithmetic_jpeg_is_decoded_across_the_blocks_in_which_pillow_reads() -> None:
+    data = (CORPUS / "arithmetic.jpg").read_bytes()
+    length = 2**16 - 4 - len(data) // 2  # the first block ends in the scan
+    comment = b"\xff\xfe" + length.to_bytes(2, "big") + bytes(length - 2)
+    whole = pixels_of(decode(io.BytesIO(data)))
+    assert np.array_equal(pixels_of(decode(io.BytesIO(data[:2] + comment + data[2:]))), whole)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+@pytest.mark.parametrize("offset", [0, 1, 2])
+def test_a_jpeg_that_is_cut_between_restarts_is_refused(share: float, offset: int) -> None:
+    data = encoded(picture(300, 200), "JPEG", quality=80, restart_marker_blocks=1).getvalue()
+    cut = data.index(b"\xff\xd0", int(len(data) * share)) + offset
+    assert failure_of(data[:cut] + b"\xff\xd9").code is FailureCode.TRUNCATED
 
 
 def phone_photo(width: int = 1603, height: int = 1201, mode: str = "RGB", **options: Any) -> bytes:

@@ -11,8 +11,9 @@ from PIL import Image
 
 from mfcli.errors import FailureCode, PictureError
 from mfcli.inputs.codecs import DEFAULT_FORMATS
-from mfcli.inputs.jpeg import JPEG_FORMATS, is_cut_jpeg, scale_down
+from mfcli.inputs.jpeg import JPEG_FORMATS, is_cut_jpeg, prepare_jpeg, read_coding
 from mfcli.inputs.pillow import guard_globals, open_picture, translate_errors
+from mfcli.inputs.probing import is_filled_up
 from mfcli.inputs.rgb import is_misread, scale_transparent_level, to_rgb
 from mfcli.settings import DEFAULT_MAX_PIXELS
 
@@ -159,13 +160,15 @@ def _decode(
         if picture.format == "PNG":
             _check_png(file)
         full_size = picture.size
-        is_jpeg = picture.format in JPEG_FORMATS
-        if is_jpeg and least_side is not None:
-            scale_down(picture, least_side)
+        coding = read_coding(file) if picture.format in JPEG_FORMATS else None
+        if coding is not None:
+            prepare_jpeg(picture, file, coding, least_side)
         orientation = _load(picture)
-        if is_jpeg and is_cut_jpeg(file, picture, full_size):
+        if coding is not None and is_cut_jpeg(file, picture, full_size, coding):
             raise PictureError(FailureCode.TRUNCATED, "is truncated: its data ends before its last row")
-        return _finish(picture, orientation, exif, full_size if is_jpeg else None)
+        if is_filled_up(file, picture):
+            raise PictureError(FailureCode.TRUNCATED, "is truncated: it ends in zeros in place of data")
+        return _finish(picture, orientation, exif, None if coding is None else full_size)
 
 
 def _check_size(picture: Image.Image, max_pixels: int) -> None:
