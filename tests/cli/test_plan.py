@@ -188,6 +188,18 @@ def test_finish_finds_a_damaged_part(
     assert not (folder / "out/_SUCCESS").exists()
 
 
+def test_finish_finds_a_truncated_part_of_parquet(mf: Mf, folder: Path) -> None:
+    pytest.importorskip("pyarrow")
+    assert mf("plan", "photos", "-o", "plan", "-q").code == 0
+    assert mf("predict", "--plan", "plan", "-o", "out", "--format", "parquet", "-q").code == 5
+    part = folder / "out" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-100])
+    ran = mf("plan", "finish", "plan", "out")
+    error, hint = ran.err.splitlines()
+    assert (ran.code, hint) == (9, "hint: delete it, and predict it again: --shards 0")
+    assert error.startswith("error: cannot read out/part-00000.parquet: ")
+
+
 def test_a_damaged_plan_is_refused(mf: Mf, folder: Path) -> None:
     ran = mf("predict", "--plan", "photos", "-o", "out")
     assert (ran.code, ran.err.splitlines()[0]) == (3, "error: photos is not a complete plan")

@@ -87,12 +87,15 @@ def finish(plan: _Plan, out: _Out, format: Format = RecordFormat.TABLE) -> None:
 
     Exit code 9: parts are missing, or have other rows.
     """
+    from mfcli.cli.progress import StderrProgress
     from mfcli.inputs.plan import Plan
     from mfcli.outputs.parts import PartFolder
     from mfcli.tasks import plan as task
 
     planned = Plan.read(plan)
-    _write(task.finish(planned, PartFolder.find(out, planned.digest)), format)
+    with StderrProgress(note, with_bar=True) as progress:
+        status = task.finish(planned, PartFolder.find(out, planned.digest), progress)
+    _write(status, format)
 
 
 def _write(status: "PlanStatus", format: RecordFormat) -> None:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from mfcli.errors import CheckError
+from mfcli.errors import CheckError, OutputError
 from mfcli.inputs.plan import Plan, format_shards, parse_name
 from mfcli.outputs.parts import PartCounts, PartFolder
-from mfcli.results import join_member
+from mfcli.results import Progress, Tally, join_member
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,18 @@ def _rate(counts: list[PartCounts]) -> float | None:
     return round(sum(count.inputs for count in timed) / seconds, 1) if seconds else None
 
 
-def finish(plan: Plan, parts: PartFolder) -> PlanStatus:
+def finish(plan: Plan, parts: PartFolder, progress: Progress = lambda _: None) -> PlanStatus:
     """Check that every name of a plan has exactly one row, in its place, and mark the folder as complete.
 
+    Args:
+        plan: the plan.
+        parts: its results.
+        progress: told the rows that have been checked, after each part.
+
     Raises:
-        CheckError: parts are missing, or a part has other rows.
+        CheckError: parts are missing, or a part has other rows or is damaged.
         NoInputsError: the plan has changed.
-        OutputError: a part cannot be read, or the folder not be written.
+        OutputError: the folder cannot be written.
     """
     status = get_status(plan, parts)
     if status.missing:
@@ -78,17 +83,19 @@ def finish(plan: Plan, parts: PartFolder) -> PlanStatus:
         )
     for shard in range(status.shards):
         _check_part(plan, parts, shard)
+        progress(Tally(min(plan.inputs, (shard + 1) * plan.shard_size), 0, 0, plan.inputs))
     counts = {"inputs": plan.inputs, "ok": status.ok, "failed": status.failed, "changed": status.changed}
     parts.finish({"plan": plan.digest} | counts)
     return status
 
 
 def _check_part(plan: Plan, parts: PartFolder, shard: int) -> None:
-    names = plan.names(shard)
-    for number, (name, row) in enumerate(zip_longest(names, map(parse_name, parts.names(shard))), start=1):
-        if name != row:
-            planned, found = (join_member(*either) if either else "nothing" for either in (name, row))
-            raise CheckError(
-                f"row {number} of {parts.path(shard)} is {found}, and the plan has {planned}",
-                f"delete it, and predict it again: shards={shard}",
-            )
+    again = f"delete it, and predict it again: shards={shard}"
+    rows = map(parse_name, parts.names(shard))
+    try:
+        for number, (name, row) in enumerate(zip_longest(plan.names(shard), rows), start=1):
+            if name != row:
+                planned, found = (join_member(*either) if either else "nothing" for either in (name, row))
+                raise CheckError(f"row {number} of {parts.path(shard)} is {found}, and the plan has {planned}", again)
+    except OutputError as error:
+        raise CheckError(error.message, error.hint or again) from error
