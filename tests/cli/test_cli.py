@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from conftest import AFTER_CTRL_C, CHECKOUT, Ran
 from deterministic import picture
@@ -43,19 +44,42 @@ def bad(tmp_path: Path, coffee: Path) -> dict[str, Path]:
     return files
 
 
-def test_a_table_and_a_note(mf: Mf, coffee: Path) -> None:
+@pytest.fixture
+def doubtful(tmp_path: Path) -> Path:
+    """A grey picture."""
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "grey.png")
+    return tmp_path / "grey.png"
+
+
+def test_a_table(mf: Mf, coffee: Path) -> None:
     ran = mf("predict", coffee)
-    assert ran.code == 0
+    assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith(f"{coffee}  600x400\n╭")
     assert "│ 1 │ espresso " in ran.out
-    assert ran.err.startswith(NOTE)
+
+
+def test_the_note_is_about_doubtful_answers(mf: Mf, coffee: Path, doubtful: Path, tmp_path: Path) -> None:
+    assert NOTE not in mf("predict", tmp_path / "none.jpg", coffee).err
+    ran = mf("predict", tmp_path / "none.jpg", coffee, doubtful, doubtful, "--format", "csv")
+    assert ran.err.count(NOTE) == 1
     assert "--model caformer_s18" in ran.err
 
 
-def test_the_note_is_about_answers(mf: Mf, coffee: Path, tmp_path: Path) -> None:
-    assert NOTE not in mf("predict", tmp_path / "none.jpg").err
-    assert NOTE not in mf("predict", tmp_path).err
-    assert mf("predict", tmp_path / "none.jpg", coffee, coffee, "--format", "csv").err.count(NOTE) == 1
+def test_the_bundled_model_abstains_if_asked(mf: Mf, coffee: Path, doubtful: Path) -> None:
+    """By default it marks nothing: of pictures of its classes, more than half would be marked."""
+    marks = {}
+    for options in ((), ("--max-error", "10%"), ("--abstain", "both"), ("--abstain", "off", "--max-error", "10%")):
+        ran = mf("predict", coffee, doubtful, *options, "--format", "jsonl")
+        marks[options] = [json.loads(line)["abstained"] for line in ran.out.splitlines()]
+    nothing, unsure = [None, None], [None, "unsure"]
+    assert list(marks.values()) == [nothing, unsure, unsure, nothing]
+    ran = mf("predict", coffee, "--abstain", "unfamiliar")
+    assert (ran.code, "does not know which pictures are unfamiliar" in ran.err) == (2, True)
+
+
+def test_a_model_that_knows_no_limits_cannot_abstain(mf: Mf, coffee: Path, small_weights: Path) -> None:
+    ran = mf("predict", coffee, "-m", "bundled", "--weights", small_weights, "--max-error", "5%")
+    assert (ran.code, "error: convformer_t8_64 does not know when it is wrong" in ran.err) == (2, True)
 
 
 def test_a_dash_is_standard_output(mf: Mf, coffee: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,10 +90,10 @@ def test_a_dash_is_standard_output(mf: Mf, coffee: Path, tmp_path: Path, monkeyp
     assert mf("predict", coffee, "--format", "csv", "-o", "-", "--overwrite").code == 2
 
 
-def test_retried_pictures_have_the_note_too(mf: Mf, coffee: Path, tmp_path: Path) -> None:
+def test_retried_pictures_have_the_note_too(mf: Mf, doubtful: Path, tmp_path: Path) -> None:
     command = ("predict", tmp_path / "late.jpg", "-o", tmp_path / "rows.jsonl")
     assert NOTE not in mf(*command).err
-    (tmp_path / "late.jpg").write_bytes(coffee.read_bytes())
+    (tmp_path / "late.jpg").write_bytes(doubtful.read_bytes())
     assert mf(*command, "--retry-failed").err.count(NOTE) == 1
 
 

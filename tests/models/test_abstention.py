@@ -34,6 +34,8 @@ def test_answers_above_the_threshold_keep_the_error() -> None:
         assert prob > previous
         previous = prob
     assert thresholds.find_prob(1e-6) == math.inf
+    bounds = [bound for _, bound in thresholds.errors]
+    assert bounds == sorted(set(bounds))
     assert Thresholds((), None).find_prob(0.1) == math.inf
 
 

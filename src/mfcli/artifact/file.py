@@ -48,7 +48,7 @@ class Artifact:
         versions: of the packages that built it.
         graph_sha256: digest of the graph, weights included; None if it was built by an older version.
         check: the largest difference from torch at each batch size, in units of the logits' standard deviation.
-        thresholds: when a model of the user's own classes abstains; None for others.
+        thresholds: when the bundled model, or one of the user's own classes, abstains; None for others.
         size_bytes: the file's size.
         mtime_ns: the file's modification time when it was checked.
     """
@@ -204,7 +204,7 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
             versions=fields["versions"],
             graph_sha256=sidecar.get("graph_sha256"),
             check=fields["check"],
-            thresholds=_read_thresholds(metadata.get(f"{METADATA_PREFIX}thresholds")),
+            thresholds=_read_thresholds(metadata, sidecar),
             size_bytes=size_bytes,
             mtime_ns=status.st_mtime_ns,
         )
@@ -214,12 +214,15 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
         raise ModelError(f"{path} is damaged, or not an artifact of mfcli", REINSTALL) from error
 
 
-def _read_thresholds(text: str | None) -> "Thresholds | None":
-    if text is None:
+def _read_thresholds(metadata: dict[str, str], sidecar: dict[str, Any]) -> "Thresholds | None":
+    """Return those in the file, as mf train writes them, or beside it, as weights/thresholds.py does."""
+    text = metadata.get(f"{METADATA_PREFIX}thresholds")
+    fields = sidecar.get("thresholds") if text is None else json.loads(text)
+    if fields is None:
         return None
     from mfcli.models.abstention import Thresholds
 
-    return Thresholds.from_json(json.loads(text))
+    return Thresholds.from_json(fields)
 
 
 _FIELDS = ("format_version", "variant", "key", "weights_sha256", "source_url", "labels", "versions", "check")

@@ -16,7 +16,6 @@ from mfcli.cli.streams import note, require_standard_output, standard_output
 from mfcli.errors import CheckError, OutputError, UsageError
 from mfcli.inputs.codecs import DecodeMode
 from mfcli.outputs.writer import RecordFormat
-from mfcli.results import Abstain
 from mfcli.settings import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_PIXELS, Settings
 
 if TYPE_CHECKING:
@@ -133,8 +132,8 @@ def evaluate(
     max_pixels: option.MaxPixels = DEFAULT_MAX_PIXELS,
     decode: option.Decode = DecodeMode.EXACT,
     decode_timeout: option.DecodeTimeout = DEFAULT_DECODE_TIMEOUT_S,
-    abstain: option.ShownAbstentions = Abstain.BOTH,
-    max_error: option.MaxError = "10%",
+    abstain: option.ShownAbstentions = None,
+    max_error: option.MaxError = None,
     ground_truth: GroundTruth = None,
     class_map: ClassMap = None,
     valid_labels: ValidLabels = None,
@@ -201,7 +200,7 @@ def evaluate(
                 overrides=overrides,
                 decode=decode,
                 abstain=abstain,
-                max_error=parse_share(max_error, "--max-error"),
+                max_error=None if max_error is None else parse_share(max_error, "--max-error"),
                 logits=True,
             ).load(settings, progress)
             with _announce_unfinished(predictions, quiet):

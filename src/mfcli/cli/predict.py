@@ -20,7 +20,6 @@ from mfcli.cli.streams import note
 from mfcli.errors import UsageError
 from mfcli.inputs.codecs import DecodeMode
 from mfcli.outputs.writer import FormatName
-from mfcli.results import Abstain
 from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_RAY_TIMEOUT_S, Settings
 
 
@@ -35,8 +34,8 @@ def predict(
     model: ModelOptions,
     top_k: option.TopK = None,
     confidence: option.Confidence = DEFAULT_CONFIDENCE,
-    abstain: option.ShownAbstentions = Abstain.BOTH,
-    max_error: option.MaxError = "10%",
+    abstain: option.ShownAbstentions = None,
+    max_error: option.MaxError = None,
     overrides: OverrideOptions,
     decode: option.Decode = DecodeMode.EXACT,
     format: option.Format = None,
@@ -87,7 +86,7 @@ def predict(
             top_k=None if top_k is None else parse_top_k(top_k),
             confidence=confidence,
             abstain=abstain,
-            max_error=parse_share(max_error, "--max-error"),
+            max_error=None if max_error is None else parse_share(max_error, "--max-error"),
         ),
         destination=destination,
         batch_size=parse_batch_size(running.batch_size),

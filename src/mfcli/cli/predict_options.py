@@ -166,16 +166,22 @@ Confidence = Annotated[
     ),
 ]
 ShownAbstentions = Annotated[
-    Abstain,
+    Abstain | None,
     typer.Option(
         metavar="WHICH",
-        help=f"Mark answers of models of mf train that are not to be trusted: {list_choices(Abstain)}.",
+        help=f"Mark answers that are not to be trusted: {list_choices(Abstain)}.",
+        show_default="both for models of mf train, else off",
         rich_help_panel=_MODEL,
     ),
 ]
 MaxError = Annotated[
-    str,
-    typer.Option(metavar="P%", help="Mark as unsure until at most this share is wrong.", rich_help_panel=_MODEL),
+    str | None,
+    typer.Option(
+        metavar="P%",
+        help="Mark as unsure until at most this share of the others is wrong.",
+        show_default="10%",
+        rich_help_panel=_MODEL,
+    ),
 ]
 Labels = Annotated[
     Path | None,

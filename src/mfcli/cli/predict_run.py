@@ -70,7 +70,7 @@ def run(request: PredictRequest) -> Summary:
         if request.wrap is not None:
             sink = _wrap(sink, request.wrap)
         if not quiet and (limits := request.model.describe_limits(predictor)):
-            sink = _notify_before_first_answer(sink, partial(progress, limits))
+            sink = _notify_before_first_doubt(sink, partial(progress, limits[0]), limits[1])
         is_few = not many and (len(arguments) == 1 or all(a.kind is ArgumentKind.FILE for a in arguments))
         started_s = time.perf_counter()
         summary = _classify(request, predictor, sources, sink, left_out, progress, is_few=is_few)
@@ -128,11 +128,11 @@ def _classify(
     )
 
 
-def _notify_before_first_answer(sink: Sink, say: Callable[[], None]) -> Sink:
-    once = cache(say)  # whichever writer writes the first answer
+def _notify_before_first_doubt(sink: Sink, say: Callable[[], None], below: float) -> Sink:
+    once = cache(say)  # whichever writer writes the first answer of less than this probability
 
     def notify(result: PictureResult) -> PictureResult:
-        if result.error is None:
+        if result.prob is not None and result.prob < below:
             once()
         return result
 

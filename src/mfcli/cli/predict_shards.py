@@ -115,7 +115,8 @@ class _ShardPredictor:
         with StderrProgress(note, request.quiet) as progress:
             self._predictor = request.model.load(request.settings, progress)
         parts.claim(plan.digest, self._predictor.settings)
-        self._limits = request.model.describe_limits(self._predictor)
+        limits = request.model.describe_limits(self._predictor)
+        self._limits = None if limits is None else limits[0]
 
     def __call__(self, number: int) -> _Made:
         from mfcli.inputs.plan import Changes

@@ -21,7 +21,7 @@ from mfcli.models.registry import find_variant
 from mfcli.outputs.writer import Writer
 from mfcli.results import Abstain, Query
 from mfcli.runs import Summary
-from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_ERROR, Settings
+from mfcli.settings import DEFAULT_CONFIDENCE, Settings
 
 if TYPE_CHECKING:
     from mfcli.inference.predictor import Predictor
@@ -104,8 +104,8 @@ class ModelRequest:
     keep: list[str] | None = None
     top_k: int | Literal["all"] | None = None
     confidence: float | None = DEFAULT_CONFIDENCE
-    abstain: Abstain = Abstain.OFF
-    max_error: float = DEFAULT_MAX_ERROR
+    abstain: Abstain | None = Abstain.OFF
+    max_error: float | None = None
     query: Query | None = None
     features: bool = False
     logits: bool = False
@@ -147,21 +147,23 @@ class ModelRequest:
             progress=progress,
         )
 
-    def describe_limits(self, predictor: "Predictor") -> str | None:
-        """What the reader of the answers has to know about the model, if anything."""
+    def describe_limits(self, predictor: "Predictor") -> tuple[str, float] | None:
+        """Return what the reader of answers below a probability has to know about the model, if anything."""
         classes = len(predictor.labels)
         if is_bundled(predictor.artifact.path):
-            return (
+            words = (
                 f"answered by the small bundled model, which knows {classes} classes and can name nothing else; "
                 "one that knows 1000: --model caformer_s18"
             )
+            return words, predictor.doubtful_below
         if self.model.weights is None:
             return None
         if (
             classes != find_variant(predictor.artifact.variant).num_classes
             and predictor.labels == predictor.artifact.labels
         ):
-            return f"the head of {self.model.weights} has {classes} classes without names; name them: --labels FILE"
+            words = f"the head of {self.model.weights} has {classes} classes without names; name them: --labels FILE"
+            return words, math.inf
         return None
 
 

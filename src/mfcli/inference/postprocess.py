@@ -1,5 +1,6 @@
 """From logits to what a result says: the top-k with labels, the concept over them, the match, and the abstention."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from mfcli.artifact.file import Artifact
 from mfcli.errors import UsageError
+from mfcli.hub.bundled import is_bundled
 from mfcli.results import Abstain, Abstention, Concept, Label, Match, Prediction, Query
 from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_ERROR, DEFAULT_TOP_K, MIN_CONFIDENCE
 
@@ -27,8 +29,9 @@ class PostprocessOptions:
         top_k: predictions per picture, or `all`; None for five, or for all where there are fewer classes.
         confidence: probability that a concept holds to be named, 0.5 to 1; None to name none.
         query: what is searched for; results then have a match.
-        abstain: which abstentions are shown; unfamiliar pictures need an engine that computes distances.
-        max_error: the share of wrong answers among those that are not unsure.
+        abstain: which abstentions are shown; None for both of a model of mf train, and of the bundled one if there is a
+            `max_error`.
+        max_error: the share of wrong answers among those that are not unsure; None for 0.1.
         logits: whether results have the logits of all classes.
 
     Raises:
@@ -38,8 +41,8 @@ class PostprocessOptions:
     top_k: TopK = None
     confidence: float | None = DEFAULT_CONFIDENCE
     query: Query | None = None
-    abstain: Abstain = Abstain.BOTH
-    max_error: float = DEFAULT_MAX_ERROR
+    abstain: Abstain | None = None
+    max_error: float | None = None
     logits: bool = False
 
     def __post_init__(self) -> None:
@@ -50,10 +53,29 @@ class PostprocessOptions:
                 f"confidence={self.confidence:g} is not between {MIN_CONFIDENCE} and 1",
                 f"confidence={DEFAULT_CONFIDENCE}",
             )
-        if not 0 < self.max_error < 1:
+        if self.max_error is not None and not 0 < self.max_error < 1:
             raise UsageError(f"max_error={self.max_error:g} is not between 0 and 1", f"max_error={DEFAULT_MAX_ERROR:g}")
         if self.query is not None and not 0 < self.query.min_prob <= 1:
             raise UsageError(f"min_prob={self.query.min_prob:g} is not more than 0 and at most 1", "min_prob=0.5")
+
+    def choose_abstentions(self, artifact: Artifact) -> tuple[Abstain, float]:
+        """Return which abstentions of a model are shown, and its max_error.
+
+        Raises:
+            UsageError: some are asked for that the model does not know.
+        """
+        thresholds, abstain = artifact.thresholds, self.abstain
+        if abstain is None:
+            is_wanted = self.max_error is not None or (thresholds is not None and not is_bundled(artifact.path))
+            abstain = Abstain.BOTH if is_wanted else Abstain.OFF
+        if abstain is not Abstain.OFF and thresholds is None:
+            raise UsageError(
+                f"{artifact.variant} does not know when it is wrong",
+                "abstain=off; only the bundled model and those of mf train know",
+            )
+        if abstain is Abstain.UNFAMILIAR and (thresholds is None or thresholds.distance is None):
+            raise UsageError(f"{artifact.variant} does not know which pictures are unfamiliar", "abstain=unsure")
+        return abstain, self.max_error or DEFAULT_MAX_ERROR
 
     def count_predictions(self, artifact: Artifact) -> int:
         """Return how many predictions a picture gets from a model.
@@ -82,6 +104,8 @@ class Postprocessor:
         top_k: predictions per picture.
         options: what it was made with.
         targets: what the query's words mean to this model.
+        abstentions: which are shown, and max_error; None if none is.
+        doubtful_below: the probability below which an answer is unsure at the default max_error, shown or not.
     """
 
     def __init__(self, artifact: Artifact, labels: tuple[Label, ...] | None, options: PostprocessOptions) -> None:
@@ -94,7 +118,7 @@ class Postprocessor:
 
         Raises:
             AmbiguousWordError: a word of the query has several meanings.
-            UsageError: the query, top_k, or the number of labels, does not fit the head.
+            UsageError: the query, top_k, or the number of labels, does not fit the head, or the model cannot abstain.
         """
         self.top_k = options.count_predictions(artifact)
         classes = len(artifact.labels)
@@ -106,12 +130,14 @@ class Postprocessor:
         self.labels = artifact.labels if labels is None else labels
         self.options = options
         self.targets = () if options.query is None else self._resolve(options.query)
-        thresholds, abstain = artifact.thresholds, options.abstain
+        thresholds, (abstain, max_error) = artifact.thresholds, options.choose_abstentions(artifact)
+        self.abstentions = None if abstain is Abstain.OFF else (abstain, max_error)
+        self.doubtful_below = math.inf if thresholds is None else thresholds.find_prob(DEFAULT_MAX_ERROR)
         self._max_distance, self._min_prob = None, 0.0
         if thresholds is not None and abstain.covers(Abstention.UNFAMILIAR):
             self._max_distance = thresholds.distance
         if thresholds is not None and abstain.covers(Abstention.UNSURE):
-            self._min_prob = thresholds.find_prob(options.max_error)
+            self._min_prob = thresholds.find_prob(max_error)
 
     def judge(self, prob: float, distance: float | None) -> Abstention | None:
         """Return why an answer should not be trusted, as far as the model knows and the caller asked.

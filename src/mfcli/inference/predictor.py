@@ -38,7 +38,6 @@ from mfcli.runs import RunInfo
 from mfcli.settings import (
     DEFAULT_CONFIDENCE,
     DEFAULT_DECODE_TIMEOUT_S,
-    DEFAULT_MAX_ERROR,
     DEFAULT_MAX_PIXELS,
     Settings,
     usable_cores,
@@ -58,6 +57,7 @@ class Predictor:
         labels: the names in use, one per class in head order.
         engine: what computes.
         targets: what the query's words mean to this model.
+        doubtful_below: see `Postprocessor`.
         run_info: what the rows say of the run.
         settings: everything that shapes the answers.
     """
@@ -92,7 +92,7 @@ class Predictor:
         self._max_batch_size: int | None = None
         self._preparer = Preparer(artifact.plan, pictures)
         self._postprocessor = post = Postprocessor(artifact, labels, answers)
-        self.labels, self.targets = post.labels, post.targets
+        self.labels, self.targets, self.doubtful_below = post.labels, post.targets, post.doubtful_below
         fingerprint = RunFingerprint(
             artifact,
             self.labels,
@@ -105,7 +105,7 @@ class Predictor:
             pictures.keep,
             answers.confidence,
             answers.query,
-            None if artifact.thresholds is None else (answers.abstain, answers.max_error),
+            post.abstentions,
             features=Output.FEATURES in options.extra,
         )
         self.settings = fingerprint.settings
@@ -389,8 +389,8 @@ def load_predictor(
     thumbnail_side: int | None = None,
     confidence: float | None = DEFAULT_CONFIDENCE,
     query: Query | None = None,
-    abstain: Abstain | str = Abstain.BOTH,
-    max_error: float = DEFAULT_MAX_ERROR,
+    abstain: Abstain | str | None = None,
+    max_error: float | None = None,
     isolate: bool = True,
     decode_timeout_s: float = DEFAULT_DECODE_TIMEOUT_S,
     column: str | None = None,
@@ -427,7 +427,8 @@ def load_predictor(
         thumbnail_side: see `PictureOptions`.
         confidence: see `PostprocessOptions`.
         query: see `PostprocessOptions`.
-        abstain: which abstentions are shown: off, unsure, unfamiliar or both; only models of `mf train` abstain.
+        abstain: which abstentions are shown: off, unsure, unfamiliar or both, of the bundled model and of those of
+            `mf train`; None for both of the latter, and of the former if there is a `max_error`.
         max_error: see `PostprocessOptions`.
         isolate: see `PictureOptions`.
         decode_timeout_s: see `PictureOptions`.
@@ -447,8 +448,9 @@ def load_predictor(
     overrides = PreprocessOverrides.parse(
         mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation, input_size=input_size
     )
+    shown = None if abstain is None else _parse_choice(Abstain, abstain, "abstain")
     answers = PostprocessOptions(
-        top_k, confidence, query, _parse_choice(Abstain, abstain, "abstain"), max_error, logits
+        top_k, confidence, query, shown, max_error, logits
     )  # checked, as all of these, before anything is downloaded or prepared
     pictures = PictureOptions(
         exif=exif,
@@ -481,7 +483,8 @@ def load_predictor(
                 f"{variant.name} is a model of mf train, which torch cannot run", "engine=onnxruntime device=cpu"
             )
         artifact = _ensure_preprocessing(variant, Path(weights) if weights else None, settings, progress)
-    if artifact.thresholds is not None and answers.abstain.covers(Abstention.UNFAMILIAR):
+    shown, _ = answers.choose_abstentions(artifact)
+    if artifact.thresholds and artifact.thresholds.distance is not None and shown.covers(Abstention.UNFAMILIAR):
         options = replace(options, extra=(*options.extra, Output.DISTANCE))
     loaded = load_engine(engine, artifact, options)
     return Predictor(artifact, loaded, labels=names, pictures=pictures, answers=answers, options=options)

@@ -1,4 +1,4 @@
-"""When a model of the user's own classes should say "I don't know": thresholds that training leaves in the artifact.
+"""When a model should say "I don't know": thresholds that mf train leaves in the artifact.
 
 A picture is unsure if its probability is below the one above which few answers were wrong, and unfamiliar if its
 features are farther from every class than those of nearly all pictures that were learned. Both are taken from pictures
@@ -80,6 +80,8 @@ def bound_error(wrong: int, count: int) -> float:
 def list_error_bounds(probs: Floats, is_right: NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
     """Return probabilities, falling, each with the bound on the error of the answers that are at least as sure.
 
+    Those after which a lower bound follows are left out: nobody needs them.
+
     Args:
         probs: the largest probability of each picture, (N,).
         is_right: whether its class is right, (N,).
@@ -87,7 +89,12 @@ def list_error_bounds(probs: Floats, is_right: NDArray[np.bool_]) -> tuple[tuple
     order = np.argsort(-probs, kind="stable")
     wrong = np.cumsum(~is_right[order])
     counts = sorted(set(np.linspace(1, len(order), _MAX_POINTS).astype(int).tolist())) if len(order) else []
-    return tuple((float(probs[order[count - 1]]), bound_error(int(wrong[count - 1]), count)) for count in counts)
+    points: list[tuple[float, float]] = []
+    for count in reversed(counts):
+        bound = bound_error(int(wrong[count - 1]), count)
+        if not points or bound < points[-1][1]:
+            points.append((float(probs[order[count - 1]]), bound))
+    return tuple(reversed(points))
 
 
 @dataclass(frozen=True, slots=True)
