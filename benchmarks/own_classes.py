@@ -69,7 +69,7 @@ def compare_with_sklearn(data: Path, cache: Path) -> dict[str, float]:
     views = compute_views(load_predictor(features=True), [own.source for own in dataset.pictures], settings)
     pictures = assign_pictures(dataset, views, 0)
     classes = list_classes(pictures)
-    training = make_training_set(pictures, classes, ClassWeight.NONE)
+    training = make_training_set(pictures, classes, ClassWeight.NONE, 0)
     judged = [own for own in pictures if own.split is Split.VAL and isinstance(own.views, Views)]
     features = np.stack([own.known_views.features[0] for own in judged])
     targets = np.array([classes.index(own.label) for own in judged])

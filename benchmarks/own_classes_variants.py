@@ -78,7 +78,12 @@ class Pictures:
         """Return them as mf train learns from them."""
         folds = divide(self.digests, self.groups, self.targets, 5, f"folds {seed} ")
         count = len(self.targets)
-        return TrainingSet(self.features[:, 0], self.features.mean(1), self.targets, folds, np.full(count, 1 / count))
+        others = tuple(
+            divide(self.digests, self.groups, self.targets, 5, f"folds {seed} {number} ")
+            for number in range(1, head.count_divisions(count, len(self.classes)))
+        )
+        weights = np.full(count, 1 / count)
+        return TrainingSet(self.features[:, 0], self.features.mean(1), self.targets, folds, weights, others)
 
 
 def read_folder(folder: Path, predictor: Predictor, settings: Settings) -> Pictures:
@@ -125,7 +130,9 @@ def fit_variants(data: TrainingSet) -> Iterator[tuple[str, Callable[[Features], 
     fits = [head._fit_all(data, own) / own.temperature for own in chosen]
     logits = np.mean([own.logits / own.temperature for own in chosen], axis=0)
     mean = head._Candidate(data, head.Method.REGRESSION, math.nan, logits)
+    once = min(head._try_regressions(replace(data, other_folds=()), lambda: False), key=lambda own: own.loss)
     weights = {
+        "regression, folds once": head._fit_all(data, once) / once.temperature,
         "regression": fits[0],
         "discriminant": fits[1],
         "the better one": fits[int(np.argmin([own.loss for own in chosen]))],

@@ -1,5 +1,7 @@
 """The head: the optimum of its loss, the choice in folds, and calibrated probabilities."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -73,6 +75,17 @@ def test_the_same_pictures_give_the_same_bits() -> None:
     first, second = fit_head(make_set(20)), fit_head(make_set(20))
     assert np.array_equal(first.head.weight, second.head.weight)
     assert np.array_equal(first.head.bias, second.head.bias)
+
+
+def test_other_divisions_judge_as_well() -> None:
+    train = make_set(12)
+    once = fit_head(train)
+    twice = fit_head(replace(train, other_folds=(train.folds,)))
+    assert [loss for *_, loss in twice.losses] == pytest.approx([loss for *_, loss in once.losses])
+    assert twice.out_of_fold == pytest.approx(once.out_of_fold)
+    other = fit_head(replace(train, other_folds=(np.random.default_rng(0).permutation(train.folds),)))
+    assert [loss for *_, loss in other.losses] != pytest.approx([loss for *_, loss in once.losses])
+    assert other.out_of_fold.shape == once.out_of_fold.shape
 
 
 def test_constant_features_and_few_directions() -> None:

@@ -3,15 +3,17 @@
 It is multinomial logistic regression on standardised features. The strength is that of the least log loss in folds; the
 temperature that suits the logits in the folds is folded into the head. Where a class has fewer pictures than there are
 folds, linear discriminant analysis over a grid of shrinkages, which is nearest mean at shrinkage 1, competes in the
-same folds; it stands alone where regression would take too long. benchmarks/own_classes_variants.py compares both, and
-their mean.
+same folds; it stands alone where regression would take too long. Of few pictures, the best strength in five folds is
+mostly chance, and cheap to find; the folds are then drawn several times. benchmarks/own_classes_variants.py compares
+these choices.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,8 @@ SHRINKAGES = (1.0, 0.6, 0.3, 0.1, 0.02)
 """Of the covariance within the classes towards a multiple of the identity; the first where nothing can be judged."""
 FEW = 5
 """Pictures below which a class is reported, and discriminants compete."""
+_DIVISIONS, _SMALL = 5, 10_000
+"""How often folds are drawn, if pictures x classes are at most so many."""
 _PATIENCE, _CLEARLY_WORSE = 2, 1.01
 """Strengths in a row that make the loss worse before the path ends, and the factor for which one is enough."""
 _MAX_PRODUCTS = 2e11
@@ -92,6 +96,7 @@ class TrainingSet:
         targets: class of each picture, (N,).
         folds: fold of each picture, (N,); -1 for one that every fold is fitted to.
         weights: of each picture, float64 (N,), adding up to 1.
+        other_folds: other divisions, in which a head is judged as well, with -1 for the same pictures.
     """
 
     features: Features
@@ -99,6 +104,7 @@ class TrainingSet:
     targets: Targets
     folds: NDArray[np.intp]
     weights: Floats
+    other_folds: tuple[NDArray[np.intp], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -114,6 +120,11 @@ class TrainingSet:
     def has_folds(self) -> bool:
         """Whether anything can be judged."""
         return bool(self.seen.any())
+
+
+def count_divisions(pictures: int, classes: int) -> int:
+    """Return how often folds should be drawn."""
+    return _DIVISIONS if pictures * classes <= _SMALL else 1
 
 
 def fit_head(data: TrainingSet, is_over: Callable[[], bool] = lambda: False) -> FittedHead:
@@ -141,7 +152,7 @@ def fit_head(data: TrainingSet, is_over: Callable[[], bool] = lambda: False) -> 
         strength=best.strength,
         temperature=best.temperature,
         losses=[(candidate.method, candidate.strength, candidate.loss) for candidate in candidates],
-        out_of_fold=best.logits / best.temperature,
+        out_of_fold=best.logits[0] / best.temperature,
     )
 
 
@@ -184,7 +195,7 @@ class _Candidate:
         data: the training pictures.
         method: the kind.
         strength: of the regression, or the shrinkage.
-        logits: of each picture, from the fold in which it was judged.
+        logits: of each picture, from the fold in which it was judged, (divisions, N, classes).
         weights: where the fit to all pictures begins.
     """
 
@@ -198,27 +209,47 @@ class _Candidate:
     ) -> None:
         self.method, self.strength, self.logits, self.weights = method, strength, logits, weights
         targets, picture_weights = data.targets[data.seen], data.weights[data.seen]
-        self.temperature = fit_temperature(logits[data.seen], targets, picture_weights)
+        judged = logits[:, data.seen]
+        temperatures = [fit_temperature(own, targets, picture_weights) for own in judged]
+        self.temperature = math.exp(math.fsum(map(math.log, temperatures)) / len(temperatures))
         self.loss = math.inf
         if len(targets):
-            self.loss = log_loss(logits[data.seen] / self.temperature, targets, picture_weights)
+            losses = [log_loss(own / self.temperature, targets, picture_weights) for own in judged]
+            self.loss = math.fsum(losses) / len(losses)
 
 
-def _list_folds(data: TrainingSet) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Return, for each fold, the pictures to fit to and those to judge by."""
-    numbers = range(int(data.folds.max()) + 1)
-    return [(np.flatnonzero(data.folds != number), np.flatnonzero(data.folds == number)) for number in numbers]
+class _Fold(NamedTuple):
+    """A fold of a division: the pictures to fit to, and those to judge by."""
+
+    division: int
+    fitted: NDArray[np.intp]
+    judged: NDArray[np.intp]
+
+
+def _list_folds(data: TrainingSet) -> list[_Fold]:
+    return [
+        _Fold(division, np.flatnonzero(folds != number), np.flatnonzero(folds == number))
+        for division, folds in enumerate((data.folds, *data.other_folds))
+        for number in range(int(folds.max()) + 1)
+    ]
+
+
+def _judge(data: TrainingSet, folds: Sequence[_Fold], weights: Sequence[Floats]) -> Floats:
+    """Return the logits, (divisions, N, classes), from the weights of each fold, (dim, classes)."""
+    logits = np.full((1 + len(data.other_folds), len(data.targets), data.num_classes), np.nan)
+    for fold, own in zip(folds, weights, strict=True):
+        logits[fold.division, fold.judged] = data.features[fold.judged] @ own
+    return logits
 
 
 def _try_discriminants(data: TrainingSet) -> Iterator[_Candidate]:
-    folds = [
-        (judged, Discriminant(data.fitted[fitted], data.targets[fitted], data.weights[fitted], data.num_classes))
-        for fitted, judged in _list_folds(data)
+    folds = _list_folds(data)
+    discriminants = [
+        Discriminant(data.fitted[fold.fitted], data.targets[fold.fitted], data.weights[fold.fitted], data.num_classes)
+        for fold in folds
     ]
     for shrinkage in SHRINKAGES:
-        logits = np.full((len(data.targets), data.num_classes), np.nan)
-        for judged, discriminant in folds:
-            logits[judged] = data.features[judged] @ discriminant.fit(shrinkage)
+        logits = _judge(data, folds, [discriminant.fit(shrinkage) for discriminant in discriminants])
         yield _Candidate(data, Method.DISCRIMINANT, shrinkage, logits)
 
 
@@ -226,8 +257,8 @@ def _try_regressions(data: TrainingSet, is_over: Callable[[], bool]) -> list[_Ca
     """Follow the path of strengths from the strongest penalty on, each fold from its previous weights."""
     folds = _list_folds(data)
     problems = [
-        Regression(data.fitted[fitted], data.targets[fitted], data.weights[fitted], data.num_classes)
-        for fitted, _ in folds
+        Regression(data.fitted[fold.fitted], data.targets[fold.fitted], data.weights[fold.fitted], data.num_classes)
+        for fold in folds
     ]
     weights = [problem.start() for problem in problems]
     candidates: list[_Candidate] = []
@@ -236,9 +267,7 @@ def _try_regressions(data: TrainingSet, is_over: Callable[[], bool]) -> list[_Ca
             if is_over() or _has_passed_best(candidates):
                 break
             weights = list(pool.map(lambda p, w: p.fit(strength, w, _TOLERANCE), problems, weights))  # noqa: B023
-            logits = np.full((len(data.targets), data.num_classes), np.nan)
-            for (_, judged), fold_weights in zip(folds, weights, strict=True):
-                logits[judged] = data.features[judged] @ fold_weights
+            logits = _judge(data, folds, weights)
             candidates.append(_Candidate(data, Method.REGRESSION, strength, logits, np.mean(weights, axis=0)))
     return candidates
 

@@ -66,7 +66,7 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
             )
         for note in list_notes(dataset, pictures):
             progress(note)
-        training = make_training_set(pictures, classes, request.class_weight)
+        training = make_training_set(pictures, classes, request.class_weight, request.seed)
         fitted = fit_head(training, is_over)
         limits = fit_limits(training, fitted)
         with folder.write() as path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mfcli.inputs.dataset import Dataset, LabelledPicture, Split, join_names
-from mfcli.models.head import TrainingSet
+from mfcli.models.head import TrainingSet, count_divisions
 from mfcli.models.splits import divide, group_duplicates
 from mfcli.results import Failure
 from mfcli.training.request import ClassWeight
@@ -145,7 +145,7 @@ def list_classes(pictures: Sequence[AssignedPicture]) -> tuple[str, ...]:
 
 
 def make_training_set(
-    pictures: Sequence[AssignedPicture], classes: tuple[str, ...], class_weight: ClassWeight
+    pictures: Sequence[AssignedPicture], classes: tuple[str, ...], class_weight: ClassWeight, seed: int
 ) -> TrainingSet:
     """Return what the head is fitted to: the means of a picture and its mirror image."""
     learned = [own for own in pictures if own.split is Split.TRAIN]
@@ -156,4 +156,10 @@ def make_training_set(
     if class_weight is ClassWeight.BALANCED:
         weights /= np.bincount(targets)[targets]
     folds = np.array([own.fold for own in learned], np.intp)
-    return TrainingSet(features[:, 0], features.mean(1), targets, folds, weights / weights.sum())
+    digests = [own.known_views.digest for own in learned]
+    groups = np.array([own.group for own in learned], np.intp)
+    others = tuple(
+        np.where(folds < 0, -1, divide(digests, groups, targets, FOLDS, f"folds {seed} {number} "))
+        for number in range(1, count_divisions(len(learned), len(classes)))
+    )
+    return TrainingSet(features[:, 0], features.mean(1), targets, folds, weights / weights.sum(), others)
