@@ -4,7 +4,7 @@ For each model and each size of photo, in turns:
 
     decoding            one process per core decodes and preprocesses as mf does, and computes nothing: the limit
     nvJPEG              torchvision.io.decode_jpeg on the device, in batches, then resizing there
-    timm, DataLoader    create_loader with a worker per core and its prefetcher, autocast, as in timm's inference.py
+    timm, DataLoader    create_loader with a worker per core and its prefetcher, as in timm's inference.py
     mf predict          a whole process: python -m mfcli predict FILES --device cuda --precision bf16
     mf predict, scaled  the same with --decode scaled, for large photos
 
@@ -124,15 +124,16 @@ def measure_timm(model: Any, arguments: argparse.Namespace) -> Measure:
 
     device = torch.device(arguments.device)
     config = timm.data.resolve_model_data_config(model)
-    model = model.to(device).to(memory_format=torch.channels_last)
+    dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+    model = model.to(device, dtype).to(memory_format=torch.channels_last)
     loaders: dict[int, Any] = {}
 
     def run(files: Sequence[str]) -> NDArray[Any]:
         found = []
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, arguments.precision == "bf16"):
+        with torch.inference_mode():
             for pixels, _ in loaders[len(files)]:
                 logits = model(pixels.contiguous(memory_format=torch.channels_last))
-                found.append(logits.softmax(-1).topk(5).indices[:, 0].cpu().numpy())
+                found.append(logits.float().softmax(-1).topk(5).indices[:, 0].cpu().numpy())
         return np.concatenate(found)
 
     def measure(files: Sequence[str]) -> tuple[float, NDArray[Any]]:
@@ -142,6 +143,7 @@ def measure_timm(model: Any, arguments: argparse.Namespace) -> Measure:
                 batch_size=arguments.batch_size,
                 num_workers=arguments.workers,
                 device=device,
+                img_dtype=dtype,
                 pin_memory=device.type == "cuda",
                 **config,
             )
