@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from mfcli.models.parameters import parameter_shapes
-from mfcli.models.registry import HUB, WeightsSource, find_variant
+from mfcli.models.registry import WeightsSource, find_variant
+from mfcli.settings import HUB
 
 NAME = "poolformerv2_s12"
 PAPER, TIMM = f"/sail/dl/resolve/main/poolformerv2/{NAME}.pth", f"/timm/{NAME}/resolve/main/model.safetensors"

@@ -16,6 +16,9 @@ from mfcli.errors import UsageError
 BUNDLED_ALIAS = "bundled"
 """The name that always stands for the model that ships with the package."""
 
+HUB = "https://huggingface.co"
+"""What `Settings.endpoint` replaces."""
+
 DEFAULT_CONFIDENCE = 0.8
 """Probability that a concept holds to be named."""
 
@@ -139,6 +142,17 @@ def _find_hub_cache(environ: Mapping[str, str]) -> Path:
     if named := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
         return _expand_home(Path(named))
     return _expand_home(Path(environ.get("HF_HOME") or _find_user_cache(environ) / "huggingface") / "hub")
+
+
+def find_hub_token(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the token that Hugging Face's own tools would send; None where there is none."""
+    if token := environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return token.strip()
+    folder = Path(environ.get("HF_HOME") or _find_user_cache(environ) / "huggingface")
+    try:
+        return _expand_home(Path(environ.get("HF_TOKEN_PATH") or folder / "token")).read_text().strip() or None
+    except (OSError, UnicodeError):
+        return None
 
 
 def _find_torch_hub(environ: Mapping[str, str]) -> Path:

@@ -20,6 +20,8 @@ from mfcli.errors import EngineError, FailureCode, PictureError, package_error
 from mfcli.files import url_scheme
 
 SCHEMES = ("s3", "gs", "az")
+HUB_SCHEME = "hf"
+"""Data sets of the Hugging Face hub, which are read alone; see inputs/hub_datasets.py."""
 _CREDENTIALS_TTL = timedelta(minutes=10)
 """How long the client uses credentials before it asks for them again; botocore refreshes its own in time."""
 _CHUNK_BYTES = 2**23
@@ -48,12 +50,12 @@ class StoredObject:
 
     key: str
     size_bytes: int
-    etag: str | None
+    etag: str | None = None
 
 
 def is_store_url(name: str) -> bool:
-    """Return whether a name is that of an object, or of all whose keys begin with it."""
-    return url_scheme(name) in SCHEMES
+    """Return whether a name is that of an object, or of all whose keys begin with it, in a store or on the hub."""
+    return url_scheme(name) in (*SCHEMES, HUB_SCHEME)
 
 
 def find_store_url(path: str | Path) -> str | None:
@@ -63,10 +65,11 @@ def find_store_url(path: str | Path) -> str | None:
 
 
 def split_store_url(url: str) -> tuple[str, str]:
-    """Return scheme and bucket as `s3://bucket/`, and the key."""
+    """Return scheme and bucket as `s3://bucket/`, and the key; the bucket of the hub is `hf://datasets/OWNER/NAME/`."""
     scheme, _, rest = url.partition("://")
-    bucket, _, key = rest.partition("/")
-    return f"{scheme.lower()}://{bucket}/", key
+    depth = 3 if scheme.lower() == HUB_SCHEME else 1
+    parts = rest.split("/")
+    return f"{scheme.lower()}://{'/'.join(parts[:depth])}/", "/".join(parts[depth:])
 
 
 # --------------------------------------------------------------------------------------------------------- operations

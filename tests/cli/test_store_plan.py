@@ -1,6 +1,7 @@
 """Plans and parts in object stores."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def test_a_job_from_store_to_store(planned: ObjectStore, mf: Callable[..., Ran],
         f"out/part-00000.{format}",
         f"out/part-00001.{format}",
     ]
+
+
+def test_a_plan_has_what_the_listing_says(planned: ObjectStore, coffee: Path) -> None:
+    row = json.loads(planned.get(f"{PLAN}/shard-00001.jsonl"))
+    assert (row["input"], row["size_bytes"]) == ("s3://photos/in/c.jpg", coffee.stat().st_size)
+    assert re.fullmatch('"[0-9a-f]{32}"', row["etag"])
 
 
 def test_status_lists_once(planned: ObjectStore, mf: Callable[..., Ran]) -> None:

@@ -22,8 +22,8 @@ from mfcli.hub import acquire
 from mfcli.hub.acquire import DEFAULT_FETCH, Copy, Fetch, FetchOptions, Missing, Use, carry_out, resolve
 from mfcli.hub.bundled import bundled_file
 from mfcli.hub.cache import CheckpointStatus, ModelCache, check_stored_weights, read_sidecar, record_identity
-from mfcli.models.registry import HUB, Variant, WeightsSource
-from mfcli.settings import Settings
+from mfcli.models.registry import Variant, WeightsSource
+from mfcli.settings import HUB, Settings
 
 ONE, OTHER = make_pth(1), make_safetensors(2)
 WEB_PAGE = b"<html>not found</html>"

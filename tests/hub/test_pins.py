@@ -14,8 +14,7 @@ from mfcli.errors import ModelError, UsageError
 from mfcli.hub.acquire import FetchOptions, carry_out, resolve, resolve_sources
 from mfcli.hub.cache import StoredWeights
 from mfcli.hub.pins import Pin, read_pins, write_pin
-from mfcli.models.registry import HUB
-from mfcli.settings import Settings
+from mfcli.settings import HUB, Settings
 
 ONE, OTHER = make_pth(1), make_pth(2)
 COMMIT_PATH = PAPER.replace("/main/", "/c0ffee/")

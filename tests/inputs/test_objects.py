@@ -145,7 +145,7 @@ def test_retries(store: ObjectStore, fault: "tuple[str, bytes] | int") -> None:
         ("s3://nobody/a.jpg", "not_found: there is no bucket s3://nobody/"),
         ("s3://photos/gone.jpg", "not_found: no such object"),
         ("s3://photos/a//b.jpg", "unsupported: its key has an empty part, or one that is . or ..: not read"),
-        ("ftp://host/a.jpg", "unsupported: ftp:// is not supported; http, https, file, s3, gs, az are"),
+        ("ftp://host/a.jpg", "unsupported: ftp:// is not supported; http, https, file, s3, gs, az and hf are"),
     ],
 )
 def test_what_is_not_there(store: ObjectStore, url: str, message: str) -> None:
@@ -176,10 +176,9 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_offline(store: ObjectStore) -> None:
-    found = read(
-        "s3://photos/a.jpg", "s3://photos/", "s3://photos/*.jpg", "s3://photos/a.zip", selection=Selection(offline=True)
-    )
-    assert len(found) == 3
+    names = ["s3://photos/a.jpg", "s3://photos/", "s3://photos/*.jpg", "s3://photos/a.zip"]
+    found = read(*names, selection=Selection(offline=True))
+    assert list(found) == names
     assert all(str(text).startswith("network: not fetched while offline") for text in found.values())
     assert not store.requests
 

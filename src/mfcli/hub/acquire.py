@@ -28,9 +28,9 @@ from mfcli.hub.cache import (
     sidecar_path,
 )
 from mfcli.hub.pins import Pin, read_pins
-from mfcli.models.registry import HUB, Variant, WeightsSource
+from mfcli.models.registry import Variant, WeightsSource
 from mfcli.results import Progress
-from mfcli.settings import Settings
+from mfcli.settings import HUB, Settings
 
 if TYPE_CHECKING:
     from mfcli.http import RemoteFileInfo

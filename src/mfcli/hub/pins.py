@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from mfcli.errors import OutputError, UsageError
 from mfcli.files import read_json, write_atomically
-from mfcli.models.registry import HUB
-from mfcli.settings import Settings
+from mfcli.settings import HUB, Settings
 
 if TYPE_CHECKING:
     from mfcli.hub.cache import StoredWeights

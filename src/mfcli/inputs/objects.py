@@ -1,4 +1,4 @@
-"""Pictures in object stores: listed and matched by their keys, and fetched ahead of decoding.
+"""Pictures in object stores and in data sets of the Hugging Face hub: listed by keys, and fetched ahead of decoding.
 
 A prefix that ends with a slash is a folder. Objects come in the order of their keys, as stores list them: a natural
 order would need all names first. Archives are copied to a temporary file, which is kept for the next member.
@@ -6,50 +6,66 @@ order would need all names first. Archives are copied to a temporary file, which
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import IO, BinaryIO
 
+from mfcli import stores
 from mfcli.errors import PictureError
-from mfcli.files import is_glob, is_url
+from mfcli.files import is_glob, is_url, url_scheme
 from mfcli.inputs.read_ahead import Download
 from mfcli.inputs.selection import OFFLINE, Selection
 from mfcli.inputs.walk import FileState, FoundPath, compile_member_glob, open_file
 from mfcli.results import Failure
-from mfcli.stores import StoredObject, download_object, identify_object, list_objects, read_object, split_store_url
+from mfcli.stores import HUB_SCHEME, StoredObject, split_store_url
+
+
+def _get_client(url: str) -> ModuleType:
+    """Return the module whose functions list and read what a URL names."""
+    if url_scheme(url) != HUB_SCHEME:
+        return stores
+    from mfcli.inputs import hub_datasets  # requests takes 100 ms to import
+
+    return hub_datasets
 
 
 def open_ahead(url: str, selection: Selection) -> Download:
     """Return what opens an object, and can begin before."""
-    return Download(partial(read_object, url, selection.timeout_s), selection.max_bytes)
+
+    def read(max_bytes: int) -> BinaryIO:
+        file: BinaryIO = _get_client(url).read_object(url, selection.timeout_s, max_bytes)
+        return file
+
+    return Download(read, selection.max_bytes)
 
 
 def walk_prefix(url: str, selection: Selection) -> Iterator[FoundPath]:
     """Yield the pictures below a prefix, by the rules of `walk_folder`, in the order of their keys."""
-    bucket, prefix = split_store_url(url)
+    _, prefix = split_store_url(url)
     folder = f"{prefix.rstrip('/')}/" if prefix else ""
-    yield from _find(bucket, folder, lambda key: selection.takes_member(key[len(folder) :]), selection)
+    yield from _find(url, folder, lambda key: selection.takes_member(key[len(folder) :]), selection)
 
 
 def match_keys(url: str, selection: Selection) -> Iterator[FoundPath]:
     """Yield what a glob matches, by the rules of `walk_glob`, and the object of exactly this name."""
-    bucket, pattern = split_store_url(url)
+    _, pattern = split_store_url(url)
     matches = compile_member_glob(pattern, selection)
     start = next(at for at, character in enumerate(pattern) if is_glob(character))
-    yield from _find(bucket, pattern[:start], lambda key: key == pattern or matches(key), selection)
+    yield from _find(url, pattern[:start], lambda key: key == pattern or matches(key), selection)
 
 
-def _find(bucket: str, prefix: str, takes: Callable[[str], bool], selection: Selection) -> Iterator[FoundPath]:
-    """Yield the wanted objects whose keys begin with `prefix`, and a failure where the listing ends early."""
+def _find(url: str, prefix: str, takes: Callable[[str], bool], selection: Selection) -> Iterator[FoundPath]:
+    """Yield the wanted objects whose keys begin with `prefix`, and a failure of `url` where the listing ends early."""
     if selection.offline:
-        yield FoundPath(bucket + prefix, OFFLINE)
+        yield FoundPath(url, OFFLINE)
         return
+    bucket, _ = split_store_url(url)
     try:
-        for found in list_objects(bucket + prefix, selection.timeout_s):
+        for found in _get_client(bucket).list_objects(bucket + prefix, selection.timeout_s):
             if not _is_folder(found) and takes(found.key):
                 yield FoundPath(bucket + found.key, state=FileState(found.size_bytes, etag=found.etag))
     except PictureError as error:
-        yield FoundPath(bucket + prefix, Failure(error.code, error.message))
+        yield FoundPath(url, Failure(error.code, error.message))
 
 
 def _is_folder(found: StoredObject) -> bool:
@@ -74,11 +90,12 @@ def open_archive(name: str, selection: Selection) -> BinaryIO:
         raise PictureError(OFFLINE.code, OFFLINE.message)
     import tempfile  # takes a few milliseconds
 
-    version = identify_object(name, selection.timeout_s)
+    client = _get_client(name)
+    version = client.identify_object(name, selection.timeout_s)
     with _lock:
         if version not in _copies:
             _copies.clear()
             file = tempfile.NamedTemporaryFile(prefix="mf-")  # noqa: SIM115 - it stays
-            download_object(name, file, selection.timeout_s)
+            client.download_object(name, file, selection.timeout_s)
             _copies[version] = file
         return Path(_copies[version].name).open("rb")

@@ -35,7 +35,7 @@ from mfcli.inputs.walk import (
     walk_glob,
 )
 from mfcli.results import Failure, join_member
-from mfcli.stores import SCHEMES, check_stores, is_store_url
+from mfcli.stores import HUB_SCHEME, SCHEMES, check_stores, is_store_url
 
 if TYPE_CHECKING:
     from mfcli.inputs.archives import LastArchive
@@ -162,7 +162,7 @@ def iter_sources(
         from mfcli.outputs.parquet import import_parquet
 
         import_parquet()
-    if any(map(is_store_url, arguments)):
+    if any(url_scheme(name) in SCHEMES for name in arguments):
         check_stores()
     expansions: _Expansions = (_expand(classify(name), stdin, selection) for name in arguments)
     if files_from is not None:
@@ -424,12 +424,12 @@ def make_url_source(url: str, selection: Selection) -> Source:
     scheme = url_scheme(url)
     if scheme == "file":
         return _make_file_url_source(url)
-    if scheme not in ("http", "https", *SCHEMES):
-        message = f"{scheme}:// is not supported; http, https, file, {', '.join(SCHEMES)} are"
+    if scheme not in ("http", "https") and not is_store_url(url):
+        message = f"{scheme}:// is not supported; http, https, file, {', '.join(SCHEMES)} and {HUB_SCHEME} are"
         return Source(url, failure=Failure(FailureCode.UNSUPPORTED, message))
     if selection.offline:
         return Source(url, failure=OFFLINE)
-    if scheme in SCHEMES:
+    if is_store_url(url):
         return Source(url, opener=open_ahead(url, selection))
     return Source(url, opener=partial(_fetch, url, selection.timeout_s, selection.max_bytes))
 

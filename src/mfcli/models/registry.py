@@ -17,7 +17,7 @@ from typing import Any
 
 from mfcli.errors import ModelError
 from mfcli.files import is_file
-from mfcli.settings import BUNDLED_ALIAS, Settings
+from mfcli.settings import BUNDLED_ALIAS, HUB, Settings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -57,9 +57,6 @@ class Interpolation(StrEnum):
     HAMMING = "hamming"
     BOX = "box"
     NEAREST = "nearest"
-
-
-HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True, slots=True)
