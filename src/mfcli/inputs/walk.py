@@ -27,12 +27,12 @@ class FileState:
 
     Attributes:
         size_bytes: its size.
-        modified_ns: when it was modified, in nanoseconds since 1970; None where a listing does not say.
+        modified_s: when it was modified, in whole seconds since 1970, which copies in archives keep; None for objects.
         etag: the version of an object in a store; None for files.
     """
 
     size_bytes: int
-    modified_ns: int | None = None
+    modified_s: int | None = None
     etag: str | None = None
 
 
@@ -57,7 +57,7 @@ def read_state(path: str) -> FileState | None:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return FileState(status.st_size, status.st_mtime_ns)
+    return FileState(status.st_size, int(status.st_mtime))
 
 
 def failure_from_os_error(error: OSError | ValueError, action: str) -> Failure:
