@@ -20,6 +20,7 @@ from conftest import AFTER_CTRL_C, CHECKOUT, Ran
 from mfcli.errors import UsageError
 from mfcli.inputs.plan import Plan, format_shards, select_shards
 from mfcli.inputs.walk import FileState, read_state
+from mfcli.results import Tally
 
 Mf = Callable[..., Ran]
 PICTURES = sorted((CHECKOUT / "examples").glob("*.jpg"))
@@ -186,6 +187,16 @@ def test_finish_finds_a_damaged_part(
     assert ran.code == 9
     assert ran.err.startswith(f"error: {message}")
     assert not (folder / "out/_SUCCESS").exists()
+
+
+def test_the_progress_is_that_of_all_shards(mf: Mf, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mf("plan", "photos", "-o", folder / "plan", "--shard-size", "4", "-q").code == 0
+    events: list[Any] = []
+    monkeypatch.setattr("mfcli.cli.progress.StderrProgress.__call__", lambda _, event: events.append(event))
+    assert mf("predict", "--plan", "plan", "-o", "out").code == 5
+    assert mf("plan", "finish", "plan", "out").code == 0
+    tallies = [(event.done, event.failed) for event in events if isinstance(event, Tally)]
+    assert list(dict.fromkeys(tallies)) == [(1, 0), (2, 0), (3, 0), (4, 0), (5, 1), (6, 1), (6, 0)]
 
 
 def test_finish_finds_a_truncated_part_of_parquet(mf: Mf, folder: Path) -> None:

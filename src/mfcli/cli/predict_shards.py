@@ -13,7 +13,7 @@ from mfcli.cli.requests import ModelRequest, PredictRequest
 from mfcli.cli.streams import mute_libraries, note
 from mfcli.errors import OutputError, UsageError
 from mfcli.outputs.writer import FormatName, MappingWriter
-from mfcli.results import Tally
+from mfcli.results import Progress, Step, Tally, Transfer
 from mfcli.runs import Summary
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def predict_shards(
             progress.total = plan.count(missing)
             report = _Report(progress)
             if cluster is None:
-                predict_shard = _ShardPredictor(request, plan, parts)
+                predict_shard = _ShardPredictor(request, plan, parts, report.advance)
                 for number in missing:
                     report(predict_shard(number))
             else:
@@ -108,12 +108,18 @@ class _Made:
 class _ShardPredictor:
     """A loaded model that makes the parts of a plan."""
 
-    def __init__(self, request: PredictRequest, plan: "Plan", parts: "PartFolder") -> None:
+    def __init__(
+        self,
+        request: PredictRequest,
+        plan: "Plan",
+        parts: "PartFolder",
+        progress: Progress = lambda _: None,
+    ) -> None:
         from mfcli.cli.progress import StderrProgress
 
-        self._request, self._plan, self._parts = request, plan, parts
-        with StderrProgress(note, request.quiet) as progress:
-            self._predictor = request.model.load(request.settings, progress)
+        self._request, self._plan, self._parts, self._progress = request, plan, parts, progress
+        with StderrProgress(note, request.quiet) as loading:
+            self._predictor = request.model.load(request.settings, loading)
         parts.claim(plan.digest, self._predictor.settings)
         limits = request.model.describe_limits(self._predictor)
         self._limits = None if limits is None else limits[0]
@@ -135,6 +141,7 @@ class _ShardPredictor:
                 batch_size=request.batch_size,
                 workers=request.workers,
                 max_failures=request.max_failures,
+                progress=self._progress,
             )
             parts.write_counts(number, summary, time.monotonic() - started, changes.count)
         changed = f", {changes.count} changed since they were planned" if changes.count else ""
@@ -154,6 +161,12 @@ class _Report:
         self._progress = progress
         self._limits: str | None = None
         self._inputs = self._failed = 0
+
+    def advance(self, event: str | Transfer | Tally | Step) -> None:
+        """Show the progress of a shard that is not whole yet."""
+        if isinstance(event, Tally):
+            event = Tally(self._inputs + event.done, self._failed + event.failed, 0)
+        self._progress(event)
 
     def __call__(self, made: _Made) -> None:
         if made.limits != self._limits and made.limits is not None:
