@@ -1,15 +1,18 @@
 """Groups of options."""
 
-from dataclasses import dataclass
 from inspect import signature
+from typing import NamedTuple
 
 from mfcli.cli.signatures import expand_groups
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     width: int
     height: int = 3
+
+
+class Depth(Size):
+    height: float  # type: ignore[assignment]
 
 
 def measure(*, name: str = "", size: Size, unit: str = "px") -> tuple[str, Size, str]:
@@ -17,8 +20,12 @@ def measure(*, name: str = "", size: Size, unit: str = "px") -> tuple[str, Size,
     return name, size, unit
 
 
+def dive(*, size: Depth) -> None: ...
+
+
 def test_the_fields_of_a_group_are_parameters() -> None:
     expanded = expand_groups(measure)
     assert str(signature(expanded)) == "(*, name: str = '', width: int, height: int = 3, unit: str = 'px')"
+    assert signature(expand_groups(dive)).parameters["height"].annotation is float
     assert expanded.__doc__ == "Measure."
     assert expanded(name="a", width=2, height=3, unit="cm") == ("a", Size(2), "cm")

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -177,7 +176,7 @@ def evaluate(
         predictions=predictions,
         overwrite=overwrite,
         resume=resume,
-        is_published=model.weights is None and replace(overrides, labels=None) == OverrideOptions(),
+        is_published=model.weights is None and overrides._replace(labels=None) == OverrideOptions(),
         batch_size=parse_batch_size(running.batch_size),
         workers=running.workers,
     )

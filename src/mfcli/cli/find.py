@@ -63,9 +63,8 @@ Format = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
 class _InputOptions(InputOptions):
-    null: NullList = False
+    null: NullList
 
 
 def find(

@@ -150,7 +150,7 @@ class _ShardPredictor:
 
 def _make_actor(request: PredictRequest, plan: "Plan", parts: "PartFolder", threads: int) -> _ShardPredictor:
     """Load the model in a process that has these threads."""
-    model = replace(request.model, running=replace(request.model.running, threads=threads))
+    model = replace(request.model, running=request.model.running._replace(threads=threads))
     return _ShardPredictor(replace(request, model=model, workers=request.workers or threads, quiet=True), plan, parts)
 
 
