@@ -77,20 +77,19 @@ class Dataset:
         return any(picture.split is split for picture in self.pictures)
 
 
-def read_dataset(path: Path, selection: Selection = Selection()) -> Dataset:  # noqa: B008 - frozen
+def read_dataset(path: Path) -> Dataset:
     """Find the pictures of a dataset and their classes.
 
     Args:
         path: a folder with a folder for each class, or with folders `train` and `val` (or `valid`, `validation`) and
             perhaps `test` of these; or a CSV file with the columns `path`, from its folder on, and `label`.
-        selection: which files are taken from folders.
 
     Raises:
         NoInputsError: there are no pictures.
         UsageError: it is none of these, has a single class, a class to judge by that cannot be learned, or names that
             differ only in case or Unicode form, or cannot be the name of a folder.
     """
-    found = _find_classes(path, selection)
+    found = _find_classes(path)
     _check_names(sorted({label for label, _, _ in found}))
     pictures = _list_labelled(path, found)
     classes = sorted({picture.label for picture in pictures if picture.split is Split.TRAIN})
@@ -105,11 +104,7 @@ def read_dataset(path: Path, selection: Selection = Selection()) -> Dataset:  # 
     return Dataset(pictures, tuple(classes), tuple(empty))
 
 
-def read_judged(
-    path: Path,
-    ground_truth: Path | None = None,
-    selection: Selection = Selection(),  # noqa: B008 - frozen
-) -> tuple[LabelledPicture, ...]:
+def read_judged(path: Path, ground_truth: Path | None = None) -> tuple[LabelledPicture, ...]:
     """Find the pictures of a dataset that a model is judged by.
 
     Args:
@@ -117,7 +112,6 @@ def read_judged(
             folder of pictures, if there is a ground truth; or a CSV file with the columns `path` and `label`.
         ground_truth: a file with the classes of all pictures in the folder, see `GroundTruth`; None for
             `val_annotations.txt` in the folder, as Tiny ImageNet has it, if it is there.
-        selection: which files are taken from folders.
 
     Raises:
         NoInputsError: there are no pictures.
@@ -127,7 +121,7 @@ def read_judged(
         path = next((folder for folder in (path, path / "val") if (folder / _ANNOTATIONS).is_file()), path)
         ground_truth = path / _ANNOTATIONS if (path / _ANNOTATIONS).is_file() else None
     if ground_truth is None:
-        pictures = _list_labelled(path, _find_classes(path, selection))
+        pictures = _list_labelled(path, _find_classes(path))
         counts = Counter(picture.source.argument for picture in pictures)
         if twice := [name for name, count in counts.items() if count > 1]:
             raise UsageError(f"{path} has {len(twice)} pictures twice: {join_names(twice)}", "keep one row of each")
@@ -136,7 +130,7 @@ def read_judged(
         return tuple(picture for picture in pictures if picture.split is chosen)
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder", "ground_truth=FILE gives the classes of the pictures in a folder")
-    sources = _list_pictures(path, selection)
+    sources = _list_pictures(path)
     if not sources:
         raise NoInputsError(f"no pictures in {path}", _LAYOUTS)
     labels = GroundTruth.read(ground_truth).label([source.input for source in sources])
@@ -164,10 +158,10 @@ def _space_evenly(values: Sequence[Value], count: int) -> list[Value]:
     return [values[step * len(values) // count] for step in range(count)]
 
 
-def _find_classes(path: Path, selection: Selection) -> list[tuple[str, Split, list[Source]]]:
+def _find_classes(path: Path) -> list[tuple[str, Split, list[Source]]]:
     """Return the classes of a dataset, each with its pictures."""
     if path.is_dir():
-        found = list(_read_folders(path, selection))
+        found = list(_read_folders(path))
     elif path.is_file():
         found = [(label, split, [source]) for label, split, source in _read_csv(path)]
     else:
@@ -184,13 +178,13 @@ def _list_labelled(path: Path, found: list[tuple[str, Split, list[Source]]]) -> 
     return pictures
 
 
-def _read_folders(path: Path, selection: Selection) -> Iterator[tuple[str, Split, list[Source]]]:
+def _read_folders(path: Path) -> Iterator[tuple[str, Split, list[Source]]]:
     """Yield each class with its pictures."""
     folders = _list_folders(path)
     splits = {name: _FOLDERS[name] for name in folders if name in _FOLDERS and _list_folders(path / name)}
     if "train" not in splits and len(splits) < len(folders):
         for name in folders:
-            yield name, Split.TRAIN, _list_pictures(path / name, selection)
+            yield name, Split.TRAIN, _list_pictures(path / name)
         return
     if len(set(splits.values())) < len(splits):
         raise UsageError(f"{path} has {join_names(sorted(splits))}", "keep one folder to judge by")
@@ -198,7 +192,7 @@ def _read_folders(path: Path, selection: Selection) -> Iterator[tuple[str, Split
         raise UsageError(f"{path} has {join_names(others)} beside train", _LAYOUTS)
     for folder, split in splits.items():
         for name in _list_folders(path / folder):
-            yield name, split, _list_pictures(path / folder / name, selection)
+            yield name, split, _list_pictures(path / folder / name)
 
 
 def _list_folders(path: Path) -> list[str]:
@@ -208,8 +202,8 @@ def _list_folders(path: Path) -> list[str]:
         raise UsageError(f"cannot list {path}: {error.strerror}", f"check its permissions: ls -ld {path}") from error
 
 
-def _list_pictures(folder: Path, selection: Selection) -> list[Source]:
-    return [Source(found.path, failure=found.failure) for found in walk_folder(str(folder), selection)]
+def _list_pictures(folder: Path) -> list[Source]:
+    return [Source(found.path, failure=found.failure) for found in walk_folder(str(folder), Selection())]
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Split, Source]]:
