@@ -182,6 +182,28 @@ def test_the_queue_before_the_workers_is_bounded() -> None:
     results.close()  # type: ignore[attr-defined]
 
 
+def test_items_that_were_started_wait_besides_the_others() -> None:
+    started: list[int] = []
+    is_full, goes_on = threading.Event(), threading.Event()
+    config = PipelineConfig(workers=2, streams=1, batch_size=1, max_started=10)
+
+    def start(item: int) -> bool:
+        started.append(item)
+        if len(started) == 12:  # two are with the workers
+            is_full.set()
+        return True
+
+    def prepare(item: int) -> int:
+        assert goes_on.wait(10)
+        return item
+
+    results = run_pipeline(range(30), prepare, lambda batch: batch, config, start=start)
+    threading.Timer(0.3, goes_on.set).start()
+    first = next(results)
+    assert is_full.is_set()
+    assert [first, *results] == list(range(30)) == started
+
+
 def test_an_item_that_runs_out_of_memory_is_prepared_again_alone() -> None:
     lock, active, most = threading.Lock(), 0, 0
 
