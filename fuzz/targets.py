@@ -5,7 +5,9 @@
 
 import contextlib
 import gzip
+import hashlib
 import io
+import json
 import tarfile
 import tempfile
 import zipfile
@@ -16,12 +18,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mfcli.artifact.file import open_artifact
 from mfcli.errors import MfError
 from mfcli.hub.pins import read_pins
 from mfcli.inputs.archives import iter_members
 from mfcli.inputs.codecs import DEFAULT_FORMATS
 from mfcli.inputs.decode import decode
+from mfcli.inputs.plan import Changes, Plan
 from mfcli.inputs.selection import Selection
+from mfcli.models.own import read_own_variant
 from mfcli.models.pth import CodeInPthError, DamagedPthError, StoredTensor, UnsupportedPthError, read_pth
 from mfcli.models.safetensors import read_safetensors
 from mfcli.outputs.reader import StoredResults
@@ -29,7 +34,7 @@ from mfcli.settings import Settings
 
 CORPUS = Path(__file__).parent / "corpus"
 _EXPECTED = (MfError, CodeInPthError, DamagedPthError, UnsupportedPthError)
-_LIMITS = Selection(max_bytes=2**22)
+_LIMITS = Selection(max_bytes=2**22, offline=True)
 _MAX_MEMBERS = 1000
 _scratch = tempfile.TemporaryDirectory(prefix="mf-fuzz-")
 
@@ -75,6 +80,29 @@ def fuzz_lock_file(data: bytes) -> None:
     read_pins(Settings("bundled", None, False, named_lock_file=_write("mf.lock", data)))
 
 
+def fuzz_plan(data: bytes) -> None:
+    """Read the manifest of a plan."""
+    plan = Plan.read(_write("plan.json", data).parent)
+    plan.count(range(len(plan.sha256)))
+
+
+def fuzz_shard(data: bytes) -> None:
+    """Find the pictures in a shard that a manifest has the digest of."""
+    folder = _write("shard-00000.jsonl", data).parent
+    plan = Plan(folder, 1, 1, (hashlib.sha256(data).hexdigest(),))
+    for _ in islice(plan.sources(0, _LIMITS, Changes()), _MAX_MEMBERS):
+        pass
+
+
+def fuzz_own_model(data: bytes) -> None:
+    """Open a folder of mf train: its arguments, a NUL, and its artifact, which its sidecar fits."""
+    arguments, _, artifact = data.partition(b"\0")
+    sidecar = {"size_bytes": len(artifact), "sha256": hashlib.sha256(artifact).hexdigest()}
+    _write("model.json", json.dumps(sidecar).encode())
+    path = _write("model.onnx", artifact)
+    open_artifact(path, read_own_variant(_write("args.json", arguments).parent), None, None)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "decode": fuzz_decode,
     "zip": fuzz_zip,
@@ -83,6 +111,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "safetensors": fuzz_safetensors,
     "journal": fuzz_journal,
     "lock_file": fuzz_lock_file,
+    "plan": fuzz_plan,
+    "shard": fuzz_shard,
+    "own_model": fuzz_own_model,
 }
 
 

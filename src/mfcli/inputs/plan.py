@@ -28,6 +28,8 @@ _UNFINISHED = ".unfinished"
 _STEP = 1000
 """Names between two calls of the progress."""
 
+_BAD_ROW = (ValueError, TypeError, KeyError, RecursionError)  # UnicodeError is a ValueError
+
 Name = tuple[str, str | None]
 """Argument and member of a picture; undecodable bytes are surrogate escapes."""
 
@@ -66,7 +68,9 @@ class Plan:
             if fields["schema"] != PLAN_SCHEMA:
                 raise ValueError(fields["schema"])
             plan = cls(folder, int(fields["inputs"]), int(fields["shard_size"]), tuple(map(str, fields["sha256"])))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            if plan.shard_size < 1 or len(plan.sha256) != -(-plan.inputs // plan.shard_size):
+                raise ValueError(plan.inputs)
+        except (OSError, OverflowError, *_BAD_ROW) as error:
             raise NoInputsError(f"{folder} is not a complete plan", f"mf plan INPUT... output={folder}") from error
         return plan
 
@@ -89,9 +93,11 @@ class Plan:
                 if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256[shard]:
                     raise NoInputsError(f"{path} has changed since it was planned", "plan again, into another folder")
                 file.seek(0)
-                yield from map(json.loads, file)
+                yield from map(_parse_row, file)
         except OSError as error:
             raise NoInputsError(f"cannot read {path}: {error.strerror}", "plan again, into another folder") from error
+        except _BAD_ROW as error:
+            raise NoInputsError(f"{path} is damaged", "plan again, into another folder") from error
 
     def sources(self, shard: int, selection: Selection, changes: "Changes | None" = None) -> Iterator[Source]:
         """Yield the pictures in a shard, one for each name, whatever has become of its file; see `names`.
@@ -118,6 +124,19 @@ class Changes:
         state = read_state(name[0]) if "size_bytes" in row else None
         self.count += state is not None and any(row.get(key) != value for key, value in asdict(state).items())
         return name
+
+
+def _parse_row(line: bytes) -> dict[str, Any]:
+    """Return a row with a name that `parse_name` returns.
+
+    Raises:
+        ValueError, TypeError, KeyError or RecursionError: it is damaged.
+    """
+    row: dict[str, Any] = json.loads(line)
+    name, member = parse_name(row)
+    if not isinstance(name, str) or not isinstance(member, str | None):
+        raise TypeError(name)
+    return row
 
 
 def parse_name(row: dict[str, Any]) -> Name:

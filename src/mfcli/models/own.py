@@ -1,14 +1,12 @@
 """Models of the user's own classes: folders that `mf train` writes, as rows like those of the registry."""
 
 import contextlib
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mfcli.errors import ModelError
-from mfcli.files import is_file, is_folder, list_files
+from mfcli.files import is_file, is_folder, list_files, read_json
 from mfcli.models.parameters import parameter_shapes
 from mfcli.models.registry import VARIANTS, Pretraining, Variant
 from mfcli.settings import Settings
@@ -25,12 +23,14 @@ def read_own_variant(folder: Path) -> Variant:
     """
     path = folder / ARGS_FILE
     try:
-        args: dict[str, Any] = json.loads(path.read_bytes())
+        args = read_json(path)
         name, base, num_classes = str(args["name"]), str(args["base"]), int(args["num_classes"])
+        if num_classes < 1:
+            raise ValueError(num_classes)
     except OSError as error:
         hint = f"to use its weights: weights={folder}" if is_file(folder / "config.json") else _HINT
         raise ModelError(f"{folder} is not a model of mf train: {path.name}: {error.strerror}", hint) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(f"{folder} is not a model of mf train: {path.name} is damaged", _HINT) from error
     if base not in VARIANTS:
         raise ModelError(f"{folder} is of an unknown base model {base!r}", "it may be of another version of mfcli")
