@@ -102,6 +102,15 @@ def test_no_picture_is_damaged_where_memory_is_short(coffee: Path, monkeypatch: 
         list(predictor.stream([coffee], workers=2))
 
 
+@pytest.mark.parametrize("start", [b"abcd", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_picture_needs_no_memory(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfcli.inference.loading.is_memory_limited", lambda: True)
+    monkeypatch.setattr("mfcli.inference.loading.has_free_memory", lambda size_bytes: size_bytes < 2**20)
+    result = mfcli.load_predictor(isolate=False).predict(start)
+    assert result.error is not None
+    assert result.error.code in (FailureCode.UNSUPPORTED, FailureCode.DECODE, FailureCode.TRUNCATED)
+
+
 @pytest.mark.parametrize(
     ("precision", "message", "hint"),
     [

@@ -127,11 +127,19 @@ class PictureLoader:
         return min(picture.width, picture.height) >= 2 * self._least_side
 
     def count_pixels(self, file: BinaryIO) -> int | None:
-        """Return the pixels of a picture by its header, as `count_resized` does; None if that cannot be read."""
+        """Return the pixels of a picture by its header, as `count_resized` does.
+
+        Returns:
+            None if memory may be too short to read it, 0 if it cannot be read at all.
+        """
         try:
             file.seek(0)
             return self.count_resized(*read_size(file, self.formats))
-        except (MemoryError, PictureError, ZeroDivisionError):
+        except PictureError:
+            file.seek(0)
+            start = file.read(8)
+            return None if start[:4] == b"RIFF" or start[4:] == b"ftyp" else 0  # others are not decoded to be opened
+        except (MemoryError, ZeroDivisionError):
             return None
 
     def count_resized(self, width: int, height: int) -> int:
