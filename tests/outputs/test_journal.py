@@ -79,8 +79,9 @@ def test_the_longest_names_are_written(name: str, tmp_path: Path) -> None:
 
 
 def test_a_name_that_cannot_be_is_told_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot write .*: File name too long"):
-        refuse_existing(tmp_path / ("a" * 252 + ".csv"))
+    with pytest.raises(OutputError, match="cannot write .*: File name too long") as caught:
+        refuse_existing(tmp_path / ("a" * 245 + ".csv"), resumable=True)
+    assert str(caught.value.hint).startswith("choose a shorter name: output=FILE")
 
 
 def test_a_device_is_written_directly() -> None:

@@ -108,6 +108,8 @@ def translate_write_errors(path: AnyPath) -> Iterator[None]:
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = f"{'free some space, or ' if is_full else ''}name another file: output=FILE"
+        if error.errno == errno.ENAMETOOLONG:
+            hint = f"choose a shorter name: output=FILE; until a run is complete, its rows are in FILE{_PARTIAL_SUFFIX}"
         with contextlib.suppress(OSError):
             if isinstance(path, Path) and has_content(path if is_partial(path) else partial_path(path)):
                 hint = f"{'free some space; ' if is_full else ''}resume=True goes on with what was done"
