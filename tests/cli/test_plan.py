@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -173,6 +174,10 @@ def test_another_run_plan_or_format_is_refused(mf: Mf, folder: Path) -> None:
         (lambda lines: lines[:-1], "row 6 of out/part-00000.jsonl is nothing, and the plan has "),
         (lambda lines: [*lines, lines[0]], "row 7 of out/part-00000.jsonl is photos/0 a.jpg, and the plan has nothing"),
         (lambda lines: [lines[1], lines[0], *lines[2:]], "row 1 of out/part-00000.jsonl is photos/1 a.jpg, and"),
+        (
+            lambda lines: [lines[0], re.sub('"run":"[0-9a-f]+"', '"run":"0"', lines[1]), *lines[2:]],
+            "row 2 of out/part-00000.jsonl belongs to another run",
+        ),
         (lambda _: [], "row 1 of out/part-00000.jsonl is nothing, and the plan has photos/0 a.jpg"),
     ],
 )

@@ -44,16 +44,22 @@ class PartCounts:
 
 
 class PartFolder:
-    """The folder of the parts of one plan and one run."""
+    """The folder of the parts of one plan and one run.
 
-    def __init__(self, folder: AnyPath, format: str) -> None:
+    Attributes:
+        folder: the folder.
+        run: whose rows it holds; None where it was not asked.
+    """
+
+    def __init__(self, folder: AnyPath, format: str, run: str | None = None) -> None:
         """Name a folder.
 
         Args:
             folder: is created by `claim`.
             format: of the parts, which is their suffix.
+            run: whose rows it holds.
         """
-        self.folder, self._format = find_path(folder), format
+        self.folder, self._format, self.run = find_path(folder), format, run
         self._owner = os.urandom(4).hex()  # copies in other processes have it too
 
     @classmethod
@@ -69,7 +75,7 @@ class PartFolder:
             raise OutputError(f"{folder} has no parts", f"mf predict plan=PLAN output={folder}")
         if job.get("plan") != plan_digest:
             raise OutputError(f"{folder} has parts of another plan", _ANOTHER)
-        return cls(folder, str(job["format"]))
+        return cls(folder, str(job["format"]), str(job["run"]))
 
     def prepare(self) -> None:
         """Create the folder, before any work.
@@ -180,7 +186,7 @@ class PartFolder:
         return self._read(shard, StoredResults.rows)
 
     def names(self, shard: int) -> Iterator[dict[str, Any]]:
-        """Yield `input`, `input_b64` and `member` of the rows of a part, which takes a fraction of the time of `rows`.
+        """Yield `input`, `input_b64`, `member` and `run` of the rows of a part, in a fraction of the time of `rows`.
 
         Raises:
             OutputError: it cannot be read, or has anything but rows.

@@ -17,8 +17,8 @@ from mfcli.runs import RunInfo, RunSettings
 MAX_ROW_BYTES = 2**26
 """No row is longer: one with all of 21,841 classes has 3 MB."""
 
-NAME_FIELDS = ("input", "input_b64", "member")
-"""What names the picture of a row."""
+NAME_FIELDS = ("input", "input_b64", "member", "run")
+"""What names the picture of a row, and the run that it belongs to."""
 _Parsed = TypeVar("_Parsed")
 _ROW_PREFIX = json.dumps({"schema": PREDICT_SCHEMA}, separators=(",", ":")).encode()[:-1]
 _DOCUMENT_HEAD_END = b'"results":[\n'
@@ -87,7 +87,7 @@ class StoredResults:
             yield row
 
     def names(self) -> Iterator[dict[str, Any]]:
-        """Yield `input`, `input_b64` and `member` of each row; of Parquet, nothing else is read.
+        """Yield `input`, `input_b64`, `member` and `run` of each row; of Parquet, nothing else is read.
 
         Raises:
             OutputError: a row has no name.

@@ -71,7 +71,7 @@ def finish(plan: Plan, parts: PartFolder, progress: Progress = lambda _: None) -
         progress: told the rows that have been checked, after each part.
 
     Raises:
-        CheckError: parts are missing, or a part has other rows or is damaged.
+        CheckError: parts are missing, or a part has other rows, is of another run, or is damaged.
         NoInputsError: the plan has changed.
         OutputError: the folder cannot be written.
     """
@@ -91,11 +91,13 @@ def finish(plan: Plan, parts: PartFolder, progress: Progress = lambda _: None) -
 
 def _check_part(plan: Plan, parts: PartFolder, shard: int) -> None:
     again = f"delete it, and predict it again: shards={shard}"
-    rows = map(parse_name, parts.names(shard))
     try:
-        for number, (name, row) in enumerate(zip_longest(plan.names(shard), rows), start=1):
-            if name != row:
-                planned, found = (join_member(*either) if either else "nothing" for either in (name, row))
-                raise CheckError(f"row {number} of {parts.path(shard)} is {found}, and the plan has {planned}", again)
+        for number, (name, row) in enumerate(zip_longest(plan.names(shard), parts.names(shard)), start=1):
+            found = parse_name(row) if row else None
+            if name != found:
+                planned, stored = (join_member(*either) if either else "nothing" for either in (name, found))
+                raise CheckError(f"row {number} of {parts.path(shard)} is {stored}, and the plan has {planned}", again)
+            if row and row["run"] != parts.run:
+                raise CheckError(f"row {number} of {parts.path(shard)} belongs to another run", again)
     except OutputError as error:
         raise CheckError(error.message, error.hint or again) from error
