@@ -317,7 +317,7 @@ def test_the_table_and_the_csv(mf: Mf, folder: Path, tmp_path: Path) -> None:
         (["val", "--predictions", "x.csv"], 2, "is not .jsonl"),
         (["val", "--ground-truth", "nothing.txt"], 2, "cannot read nothing.txt"),
         (["val", "--valid-labels", "nothing.txt"], 2, "cannot read nothing.txt"),
-        (["val", "--real-labels", "real.json"], 2, "is no picture of real.json"),
+        (["val", "--real-labels", "real.json"], 2, "is not a picture of real.json"),
         (["val", "-m", "caformer_s19"], 4, "unknown model"),
     ],
 )

@@ -48,7 +48,7 @@ def read(source: Source) -> bytes | str:
         return f"{error.code}: {error.message}"
 
 
-NULL = "not_found: the row has no picture, but null"
+NULL = "not_found: the picture of the row is null"
 
 
 @pytest.mark.parametrize(

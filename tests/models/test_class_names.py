@@ -34,10 +34,10 @@ def test_names_of_one_kind(names: list[str], labels: tuple[Label, ...], expected
 @pytest.mark.parametrize(
     ("names", "message", "hint"),
     [
-        (["n01440764", "fish"], "1 of 2 names are no classes of the model: 'fish'", "class_map=FILE"),
-        (["tensh", "cassette player"], "1 of 2 names are no classes of the model: 'tensh'", "did you mean tench?"),
-        (["tench", "0"], "1 of 2 names are no classes of the model: '0'", "mf labels"),
-        (["0", "1000"], "1 of 2 names are no classes of the model: '1000'", "mf labels"),
+        (["n01440764", "fish"], "1 of 2 names are not classes of the model: 'fish'", "class_map=FILE"),
+        (["tensh", "cassette player"], "1 of 2 names are not classes of the model: 'tensh'", "did you mean tench?"),
+        (["tench", "0"], "1 of 2 names are not classes of the model: '0'", "mf labels"),
+        (["0", "1000"], "1 of 2 names are not classes of the model: '1000'", "mf labels"),
         (["cracked", "fine"], "no name is a class of the model: 'cracked', 'fine'", "mf labels"),
         (["maillot"], "'maillot' is the name of 2 classes", "n03710637 or n03710721"),
     ],

@@ -88,7 +88,7 @@ def _make_member(name: str, value: Any, kept: dict[str, Any] | None, max_bytes: 
     if isinstance(value, dict):
         value = value.get("path") if value["bytes"] is None else value["bytes"]
     if value is None:
-        return Member(name, Failure(FailureCode.NOT_FOUND, "the row has no picture, but null"), kept=kept)
+        return Member(name, Failure(FailureCode.NOT_FOUND, "the picture of the row is null"), kept=kept)
     if isinstance(value, str):
         return Member(name, target=value, kept=kept)
     failure = check_size(len(value), max_bytes)

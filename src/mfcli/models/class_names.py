@@ -77,7 +77,7 @@ def map_classes(
         others = _list_others(naming)
         outside = tuple(name for name in names if name not in found and _key_of(name, naming) in others)
         if unknown := [name for name in names if name not in found and name not in outside]:
-            raise _unknown(unknown, labels, f"{len(unknown)} of {len(names)} names are no classes")
+            raise _unknown(unknown, labels, f"{len(unknown)} of {len(names)} names are not classes")
         return ClassMapping(naming, {name: classes[0] for name, classes in found.items()}, outside)
     if set(names) <= _list_others(Naming.WNID):
         raise UsageError(
