@@ -86,6 +86,20 @@ def test_answers_that_are_not_to_be_trusted_are_marked(mf: Mf, tmp_path: Path) -
     assert json.loads(mf("convert", tmp_path / "back.csv", "--format", "jsonl").out)["abstained"] == "unfamiliar"
 
 
+def test_a_promise_that_cannot_be_kept_marks_nothing_unless_it_is_asked_for(mf: Mf, tmp_path: Path) -> None:
+    photos, folder = write_classes(tmp_path / "photos", 6), tmp_path / "m"
+    assert mf("train", photos, "-o", folder, "-q").code == 0
+    marks = {}
+    for options in ((), ("--max-error", "5%"), ("--abstain", "unsure")):
+        ran = mf("predict", photos / "red", "-m", folder, *options, "--format", "jsonl")
+        marks[options] = {json.loads(line)["abstained"] for line in ran.out.splitlines()} - {"unfamiliar"}
+        assert (
+            f"so {'every one' if options else 'none'} is marked as unsure; what it can promise: --max-error " in ran.err
+        )
+    assert marks == {(): {None}, ("--max-error", "5%"): {"unsure"}, ("--abstain", "unsure"): {"unsure"}}
+    assert mf("predict", photos / "red", "-m", folder, "--abstain", "off").err == ""
+
+
 @pytest.mark.parametrize("share", ["0", "100%", "x", "-5%", "nan"])
 def test_shares_that_are_refused(share: str, mf: Mf) -> None:
     ran = mf("predict", CHECKOUT / "examples" / "orange.jpg", f"--max-error={share}")

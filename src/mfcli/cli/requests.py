@@ -21,7 +21,7 @@ from mfcli.models.registry import find_variant
 from mfcli.outputs.writer import Writer
 from mfcli.results import Abstain, Query
 from mfcli.runs import Summary
-from mfcli.settings import DEFAULT_CONFIDENCE, Settings
+from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_ERROR, Settings
 
 if TYPE_CHECKING:
     from mfcli.inference.predictor import Predictor
@@ -156,6 +156,8 @@ class ModelRequest:
                 "one that knows 1000: --model caformer_s18"
             )
             return words, predictor.doubtful_below
+        if words := self._describe_promise(predictor):
+            return words, math.inf
         if self.model.weights is None:
             return None
         if (
@@ -165,6 +167,18 @@ class ModelRequest:
             words = f"the head of {self.model.weights} has {classes} classes without names; name them: --labels FILE"
             return words, math.inf
         return None
+
+    def _describe_promise(self, predictor: "Predictor") -> str:
+        """Say that the model knows too little of its errors to promise how many there are; else an empty text."""
+        thresholds, max_error = predictor.artifact.thresholds, self.max_error or DEFAULT_MAX_ERROR
+        if thresholds is None or self.abstain is Abstain.OFF or thresholds.least_error <= max_error:
+            return ""
+        least = math.ceil(100 * thresholds.least_error) / 100
+        marked = "none" if self.max_error is None and self.abstain is None else "every one"
+        return (
+            f"too little was learned to promise that at most {max_error:.4g} of the answers are wrong, so {marked} is "
+            f"marked as unsure; what it can promise: max_error={least:g}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

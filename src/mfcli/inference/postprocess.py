@@ -15,6 +15,7 @@ from mfcli.results import Abstain, Abstention, Concept, Label, Match, Prediction
 from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_ERROR, DEFAULT_TOP_K, MIN_CONFIDENCE
 
 if TYPE_CHECKING:
+    from mfcli.models.abstention import Thresholds
     from mfcli.models.concepts import HeadConcepts
     from mfcli.models.meanings import Target
 
@@ -31,7 +32,8 @@ class PostprocessOptions:
         query: what is searched for; results then have a match.
         abstain: which abstentions are shown; None for both of a model of mf train, and of the bundled one if there is a
             `max_error`.
-        max_error: the share of wrong answers among those that are not unsure; None for 0.1.
+        max_error: the share of wrong answers among those that are not unsure, all of which are unsure if the model
+            cannot promise it; None for 0.1, or for none that is unsure.
         logits: whether results have the logits of all classes.
 
     Raises:
@@ -68,6 +70,8 @@ class PostprocessOptions:
         if abstain is None:
             is_wanted = self.max_error is not None or (thresholds is not None and not is_bundled(artifact.path))
             abstain = Abstain.BOTH if is_wanted else Abstain.OFF
+            if abstain is Abstain.BOTH and thresholds is not None and not self._can_promise(thresholds):
+                abstain = Abstain.UNFAMILIAR if thresholds.distance is not None else Abstain.OFF
         if abstain is not Abstain.OFF and thresholds is None:
             raise UsageError(
                 f"{artifact.variant} does not know when it is wrong",
@@ -76,6 +80,9 @@ class PostprocessOptions:
         if abstain is Abstain.UNFAMILIAR and (thresholds is None or thresholds.distance is None):
             raise UsageError(f"{artifact.variant} does not know which pictures are unfamiliar", "abstain=unsure")
         return abstain, self.max_error or DEFAULT_MAX_ERROR
+
+    def _can_promise(self, thresholds: "Thresholds") -> bool:
+        return self.max_error is not None or thresholds.least_error <= DEFAULT_MAX_ERROR
 
     def count_predictions(self, artifact: Artifact) -> int:
         """Return how many predictions a picture gets from a model.

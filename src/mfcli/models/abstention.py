@@ -64,6 +64,11 @@ class Thresholds:
         """Return the least probability whose answers keep their error under a limit; above 1 where none does."""
         return min((prob for prob, bound in self.errors if bound <= max_error), default=math.inf)
 
+    @property
+    def least_error(self) -> float:
+        """The least limit that any answers keep; 1 if there are none."""
+        return min((bound for _, bound in self.errors), default=1.0)
+
 
 def bound_error(wrong: int, count: int) -> float:
     """Return an upper bound of the share of wrong answers, after Chernoff and Hoeffding (1963)."""
