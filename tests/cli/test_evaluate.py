@@ -132,6 +132,11 @@ def test_failures_are_left_out_and_counted_as_wrong(mf: Mf, folder: Path) -> Non
 
 
 def test_answers_are_restricted_to_valid_labels(mf: Mf, folder: Path, tmp_path: Path) -> None:
+    (folder / BASSET).mkdir()
+    (tmp_path / "valid.txt").write_text("cracked\n")
+    ran = mf("evaluate", folder, "--valid-labels", tmp_path / "valid.txt")
+    assert (ran.code, f"{tmp_path / 'valid.txt'}: no name is a class of the model: 'cracked'" in ran.err) == (2, True)
+    assert f"note: 1 classes have no pictures and are left out: {BASSET}" in ran.err
     (tmp_path / "valid.txt").write_text(f"{LEMON}\n{BEACON}\n")
     rows = tmp_path / "rows.jsonl"
     ran = mf("evaluate", folder, "--valid-labels", tmp_path / "valid.txt", "--predictions", rows, "--format", "json")

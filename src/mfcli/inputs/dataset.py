@@ -18,6 +18,7 @@ from mfcli.inputs.ground_truth import GroundTruth
 from mfcli.inputs.selection import Selection, is_hidden
 from mfcli.inputs.sources import Source
 from mfcli.inputs.walk import walk_folder
+from mfcli.results import Progress
 
 _LAYOUTS = "DIR/CLASS/*.jpg, DIR/{train,val}/CLASS/*.jpg, or a CSV file with the columns path,label"
 Value = TypeVar("Value")
@@ -104,7 +105,9 @@ def read_dataset(path: Path) -> Dataset:
     return Dataset(pictures, tuple(classes), tuple(empty))
 
 
-def read_judged(path: Path, ground_truth: Path | None = None) -> tuple[LabelledPicture, ...]:
+def read_judged(
+    path: Path, ground_truth: Path | None = None, progress: Progress = lambda _: None
+) -> tuple[LabelledPicture, ...]:
     """Find the pictures of a dataset that a model is judged by.
 
     Args:
@@ -112,6 +115,7 @@ def read_judged(path: Path, ground_truth: Path | None = None) -> tuple[LabelledP
             folder of pictures, if there is a ground truth; or a CSV file with the columns `path` and `label`.
         ground_truth: a file with the classes of all pictures in the folder, see `GroundTruth`; None for
             `val_annotations.txt` in the folder, as Tiny ImageNet has it, if it is there.
+        progress: told which classes have no pictures.
 
     Raises:
         NoInputsError: there are no pictures.
@@ -121,12 +125,15 @@ def read_judged(path: Path, ground_truth: Path | None = None) -> tuple[LabelledP
         path = next((folder for folder in (path, path / "val") if (folder / _ANNOTATIONS).is_file()), path)
         ground_truth = path / _ANNOTATIONS if (path / _ANNOTATIONS).is_file() else None
     if ground_truth is None:
-        pictures = _list_labelled(path, _find_classes(path))
+        found = _find_classes(path)
+        pictures = _list_labelled(path, found)
         counts = Counter(picture.source.argument for picture in pictures)
         if twice := [name for name, count in counts.items() if count > 1]:
             raise UsageError(f"{path} has {len(twice)} pictures twice: {join_names(twice)}", "keep one row of each")
         splits = {picture.split for picture in pictures}
         chosen = next(split for split in (Split.VAL, Split.TEST, Split.TRAIN) if split in splits)
+        if empty := [label for label, split, sources in found if split is chosen and not sources]:
+            progress(f"{len(empty)} classes have no pictures and are left out: {join_names(empty)}")
         return tuple(picture for picture in pictures if picture.split is chosen)
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder", "ground_truth=FILE gives the classes of the pictures in a folder")

@@ -97,7 +97,7 @@ def evaluate(predictor: Predictor, request: EvaluateRequest, progress: Progress 
         UsageError: the classes of the pictures are not known, or none is one of the model's.
     """
     labels = predictor.labels
-    pictures = read_judged(request.data, request.ground_truth)
+    pictures = read_judged(request.data, request.ground_truth, progress=progress)
     class_map = None if request.class_map is None else read_labels(request.class_map)
     mapping = map_classes((picture.label for picture in pictures), labels, class_map)
     progress(mapping.in_words(labels))
@@ -210,7 +210,10 @@ def _select_allowed(request: EvaluateRequest, labels: Sequence[Label]) -> NDArra
             names = request.valid_labels.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read {request.valid_labels}", "a class a line") from error
-        mapping = map_classes(filter(None, map(str.strip, names)), labels)
+        try:
+            mapping = map_classes(filter(None, map(str.strip, names)), labels)
+        except UsageError as error:
+            raise UsageError(f"{request.valid_labels}: {error.message}", error.hint) from error
         allowed &= np.isin(np.arange(len(labels)), list(mapping.indices.values()))
     if not allowed.any():
         raise UsageError("the model has none of these classes", "mf labels lists its classes")
