@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfcli.inference.predictor import Predictor, load_predictor
-from mfcli.inputs.sources import Source
+from mfcli.inputs.source import Source
 from mfcli.models import abstention, head
 from mfcli.models.abstention import Familiarity, Thresholds
 from mfcli.models.calibration import log_loss

@@ -10,7 +10,7 @@ import pytest
 
 import mfcli
 from mfcli import signals
-from mfcli.inputs.sources import Source
+from mfcli.inputs.source import Source
 from mfcli.results import PictureResult
 from mfcli.runs import RunInfo, Summary
 from mfcli.signals import ForcedInterrupt, defer_signals

@@ -24,7 +24,7 @@ from mfcli.inference.engines.torch import TorchEngine
 from mfcli.inference.predictor import Predictor
 from mfcli.inference.preparation import PreparedPicture
 from mfcli.inputs.pictures import Picture
-from mfcli.inputs.sources import Source
+from mfcli.inputs.source import Source
 from mfcli.models.concepts import HeadConcepts
 from mfcli.results import Failure
 

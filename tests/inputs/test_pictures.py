@@ -16,7 +16,7 @@ from mfcli.errors import FailureCode, PictureError
 from mfcli.inputs.decode import decode
 from mfcli.inputs.pictures import check_picture, is_many, make_source
 from mfcli.inputs.selection import Selection
-from mfcli.inputs.sources import Source
+from mfcli.inputs.source import Source
 
 
 def rgb_of(source: Source) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ from mfcli.settings import usable_cores
 if TYPE_CHECKING:
     from mfcli.cli.progress import StderrProgress
     from mfcli.inference.predictor import Predictor
-    from mfcli.inputs.sources import Source
+    from mfcli.inputs.source import Source
     from mfcli.outputs.pictures import PictureRenderer
 
 MANY = 4

@@ -25,7 +25,7 @@ from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_ERROR, Settings
 
 if TYPE_CHECKING:
     from mfcli.inference.predictor import Predictor
-    from mfcli.inputs.sources import Source
+    from mfcli.inputs.source import Source
     from mfcli.results import Progress
     from mfcli.tasks.predict import MaxFailures
 

@@ -30,7 +30,7 @@ from mfcli.inference.postprocess import PostprocessOptions, Postprocessor, TopK
 from mfcli.inference.preparation import PictureOptions, PreparedPicture, Preparer
 from mfcli.inputs.codecs import DecodeMode, formats_with
 from mfcli.inputs.pictures import Picture, check_picture, is_many
-from mfcli.inputs.sources import Source
+from mfcli.inputs.source import Source
 from mfcli.models.preprocess import PreprocessOverrides, make_preprocess_plan
 from mfcli.models.registry import Variant, default_variant, find_variant
 from mfcli.results import Abstain, Abstention, Concept, Label, Output, PictureResult, Prediction, Progress, Query

@@ -18,7 +18,7 @@ from mfcli.inference.loading import IsolationError, LoadedPicture, OutOfMemoryEr
 from mfcli.inputs.codecs import DecodeMode, formats_with
 from mfcli.inputs.pictures import Picture, make_source
 from mfcli.inputs.selection import Selection
-from mfcli.inputs.sources import Source
+from mfcli.inputs.source import Source
 from mfcli.models.preprocess import PreprocessPlan
 from mfcli.results import Failure
 from mfcli.settings import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_PIXELS

@@ -16,7 +16,7 @@ from typing import TypeVar
 from mfcli.errors import NoInputsError, UsageError, escape_control_characters
 from mfcli.inputs.ground_truth import GroundTruth
 from mfcli.inputs.selection import Selection, is_hidden
-from mfcli.inputs.sources import Source
+from mfcli.inputs.source import Source
 from mfcli.inputs.walk import walk_folder
 from mfcli.results import Progress
 

@@ -17,7 +17,7 @@ from mfcli.errors import PictureError
 from mfcli.files import is_url
 from mfcli.inputs.decode import decode_image
 from mfcli.inputs.selection import Selection
-from mfcli.inputs.sources import Source, make_url_source
+from mfcli.inputs.source import Source, make_url_source
 from mfcli.results import Failure
 from mfcli.settings import DEFAULT_MAX_PIXELS
 

@@ -15,8 +15,9 @@ from itertools import chain, islice
 from typing import Any
 
 from mfcli.errors import NoInputsError, OutputError, UsageError
+from mfcli.inputs.archive_sources import iter_named_sources
 from mfcli.inputs.selection import Selection
-from mfcli.inputs.sources import Source, iter_named_sources
+from mfcli.inputs.source import Source
 from mfcli.inputs.walk import read_state
 from mfcli.results import Progress, Tally
 from mfcli.store_paths import AnyPath, find_path, list_files, open_atomically, write_atomically

@@ -1,10 +1,8 @@
-"""From arguments to a lazy, ordered stream of pictures: which ones, under which names, and how to open them.
+"""From arguments to a lazy, ordered stream of pictures: which ones, and under which names.
 
-An input that cannot be read becomes a source that fails when it is opened, so that every failure is a row of the
-results. What the bytes mean is decided in decode.py.
+How one is opened is said in source.py, how those of archives are found in archive_sources.py.
 """
 
-import base64
 import contextlib
 import functools
 import io
@@ -12,35 +10,29 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import unquote_to_bytes, urlsplit
+from typing import TYPE_CHECKING, BinaryIO
 
 from mfcli.errors import FailureCode, NoInputsError, PictureError, UsageError
-from mfcli.files import is_glob, is_url, url_scheme
+from mfcli.files import is_url, url_scheme
+from mfcli.inputs.archive_sources import expand_archive, expand_listed_member, expand_member
 from mfcli.inputs.arguments import STDIN, Argument, ArgumentKind, classify, is_parquet_name, split_member
 from mfcli.inputs.lists import MAX_LINE_BYTES, open_list, read_names
-from mfcli.inputs.objects import match_keys, open_ahead, walk_prefix
-from mfcli.inputs.read_ahead import Download
-from mfcli.inputs.selection import OFFLINE, MemberMatcher, Selection
+from mfcli.inputs.objects import match_keys, walk_prefix
+from mfcli.inputs.selection import Selection
+from mfcli.inputs.source import Source, make_url_source
 from mfcli.inputs.walk import (
-    FileState,
     FoundPath,
-    compile_member_glob,
     failure_from_os_error,
-    open_file,
-    translate_os_errors,
     walk_folder,
     walk_glob,
 )
-from mfcli.results import Failure, join_member
-from mfcli.stores import HUB_SCHEME, SCHEMES, check_stores, is_store_url
+from mfcli.results import Failure
+from mfcli.stores import SCHEMES, check_stores, is_store_url
 
 if TYPE_CHECKING:
     from mfcli.inputs.archives import LastArchive
-    from mfcli.inputs.decode import DecodedPicture
-    from mfcli.inputs.members import Member
 
     _GetLastArchive = Callable[[], LastArchive]
 
@@ -53,78 +45,6 @@ _MAX_NAMED = 10
 """Names in the error message about empty arguments."""
 _MAX_HELD = 1000
 """Empty arguments that are held back until it is known whether any argument has pictures; more are rows in any case."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One picture to classify.
-
-    Attributes:
-        argument: as given by the user, undecodable bytes as surrogate escapes; for a file found in a folder, a path
-            that begins with the folder as it was given.
-        member: the path inside the archive `argument`; None for a picture that is not in an archive.
-        failure: why it cannot be read, where that is known before it is opened.
-        opener: returns the bytes; None where `argument` is the path of a file.
-        whole: argument and member of the glob, the archive or the part of an archive that was searched for it; None
-            for a picture that was named itself or found in a folder.
-        decoded: the pixels, where they are in memory and nothing is opened.
-        kept: what its row keeps, see `Selection.keep`.
-        held_bytes: bytes of memory that it holds, where they are not the caller's.
-        state: of the file or archive, where its listing said it.
-    """
-
-    argument: str
-    member: str | None = None
-    failure: Failure | None = None
-    opener: Callable[[], BinaryIO] | None = None
-    whole: tuple[str, str | None] | None = None
-    decoded: "DecodedPicture | None" = None
-    kept: dict[str, Any] | None = None
-    held_bytes: int = 0
-    state: FileState | None = None
-
-    @property
-    def is_stdin(self) -> bool:
-        """Whether it is standard input, whose name does not identify the picture."""
-        return self.argument == STDIN and self.opener is not None
-
-    @property
-    def raw(self) -> bytes:
-        """The exact bytes of the argument."""
-        return os.fsencode(self.argument)
-
-    @property
-    def input(self) -> str:
-        """The argument as text; bytes that are not UTF-8 are U+FFFD."""
-        return self.raw.decode("utf-8", errors="replace")
-
-    @property
-    def input_b64(self) -> str | None:
-        """The argument's exact bytes in base64 where it is not UTF-8, else None."""
-        return None if self.raw == self.input.encode() else base64.b64encode(self.raw).decode()
-
-    @property
-    def shown_name(self) -> str:
-        """The name for people, as in `PictureResult`."""
-        return join_member(self.input, self.member)
-
-    def start(self) -> bool:
-        """Begin to fetch it, if it is one that can be fetched before it is opened; return whether it is."""
-        if not isinstance(self.opener, Download):
-            return False
-        self.opener.start()
-        return True
-
-    def open(self) -> BinaryIO:
-        """Open the bytes for reading, seekable; several threads may open different sources at once.
-
-        Raises:
-            PictureError: any code; a file is not_found, permission, or unsupported when it is not a regular one.
-        """
-        if self.failure is not None:
-            raise PictureError(self.failure.code, self.failure.message)
-        with translate_os_errors():
-            return open_file(self.argument) if self.opener is None else self.opener()
 
 
 def iter_sources(
@@ -271,13 +191,13 @@ def _expand(
             return None, _expand_object(name, selection)
         case ArgumentKind.ARCHIVE:
             takes = selection.passes if is_parquet_name(argument.archive) else selection.takes_member  # rows: numbers
-            sources = _expand_archive(argument.archive, takes, selection)
+            sources = expand_archive(argument.archive, takes, selection)
             return _make_empty(argument.archive, None, selection), sources
         case ArgumentKind.MEMBER:
             if get_last_archive is None:
                 empty = _make_empty(argument.archive, argument.member, selection)
-                return empty, _expand_member(argument.archive, argument.member, selection)
-            return None, _expand_listed_member(argument.archive, argument.member, selection, get_last_archive())
+                return empty, expand_member(argument.archive, argument.member, selection)
+            return None, expand_listed_member(argument.archive, argument.member, selection, get_last_archive())
         case ArgumentKind.GLOB:
             message = "no such file, and as a glob it matches no picture"
             return Source(name, failure=Failure(FailureCode.NOT_FOUND, message)), _expand_glob(name, selection)
@@ -328,131 +248,6 @@ def _expand_match(found: FoundPath, selection: Selection) -> Iterator[Source]:
     if found.failure is not None:
         return iter([_make_found_source(found, selection)])
     return _expand(classify(found.path, is_listed=True), None, selection)[1]
-
-
-# ---------------------------------------------------------------------------------------------------------- archives
-
-
-def _make_member_source(
-    path: str, member: "Member", selection: Selection, whole: tuple[str, str | None] | None = None
-) -> Source:
-    failure, opener = member.failure, member.opener
-    if member.target is not None:
-        if is_url(member.target):
-            found = make_url_source(member.target, selection)
-            failure, opener = found.failure, found.opener
-        else:
-            opener = partial(open_file, member.target)
-    return Source(path, member.name, failure, opener, whole, kept=member.kept, held_bytes=member.held_bytes)
-
-
-def _expand_archive(path: str, takes: Callable[[str], bool], selection: Selection) -> Iterator[Source]:
-    from mfcli.inputs.archives import iter_members
-
-    for member in iter_members(path, takes, selection):
-        yield _make_member_source(path, member, selection, (path, None))
-
-
-def _expand_member(path: str, wanted: str, selection: Selection) -> Iterator[Source]:
-    """Yield the member of this name, whatever its suffix, or what a folder or a glob of this name holds."""
-    from mfcli.inputs.members import relative_name
-
-    wanted = relative_name(wanted)
-    glob = compile_member_glob(wanted, selection) if _is_member_glob(path, wanted, selection) else None
-    return _search_member(path, MemberMatcher(wanted, selection, glob), selection)
-
-
-def _expand_listed_member(path: str, wanted: str, selection: Selection, last: "LastArchive") -> Iterator[Source]:
-    """Yield the member or folder that a line of a list names; unlike an argument, it is filtered and never a glob."""
-    from mfcli.inputs.members import relative_name
-
-    wanted = relative_name(wanted)
-    is_filtered = not selection.passes(f"{path}/{wanted}")
-    if found := last.find(path, wanted):
-        if not is_filtered:
-            yield from (_make_member_source(path, member, selection) for member in found)
-        return
-    yield from _search_member(path, MemberMatcher(wanted, selection, None, is_filtered=is_filtered), selection)
-
-
-def _is_member_glob(path: str, wanted: str, selection: Selection) -> bool:
-    """Whether a name with wildcards is a glob, and not the name of a member that has them.
-
-    Looking for that member reads a tar once more, so in a tar it is done only for `[`, which occurs in real names.
-    """
-    from mfcli.inputs.archives import iter_members
-
-    if not is_glob(wanted):
-        return False
-    if not path.lower().endswith(".zip") and "[" not in wanted:
-        return True
-    return all(member.name is None for member in iter_members(path, wanted.__eq__, selection))
-
-
-def _search_member(path: str, matcher: MemberMatcher, selection: Selection) -> Iterator[Source]:
-    is_empty = True
-    for source in _expand_archive(path, matcher.takes, selection):
-        is_empty = False
-        yield source if source.member is None else replace(source, whole=(path, matcher.wanted))
-    if is_empty and not matcher.exists and not matcher.is_filtered:
-        name = os.fsencode(matcher.wanted).decode("utf-8", "replace")
-        yield Source(path, name, Failure(FailureCode.NOT_FOUND, "no such member in the archive"))
-
-
-def iter_named_sources(names: Iterable[tuple[str, str | None]], selection: Selection) -> Iterator[Source]:
-    """Yield exactly one source for each argument and member that a `Source` had; what has gone since fails.
-
-    Neighbours in one archive should follow one another, as `LastArchive` says.
-    """
-    from mfcli.inputs.archives import LastArchive
-
-    last = LastArchive(selection)
-    for argument, member in names:
-        if member is None:
-            yield make_url_source(argument, selection) if is_url(argument) else Source(argument)
-        else:
-            found = _expand_listed_member(argument, member, replace(selection, include=(), exclude=()), last)
-            gone = Source(argument, failure=Failure(FailureCode.NOT_FOUND, "no such member in the archive"))
-            yield replace(next(found, gone), argument=argument, member=member)
-
-
-# -------------------------------------------------------------------------------------------------------------- URLs
-
-
-def make_url_source(url: str, selection: Selection) -> Source:
-    """Return the picture of a URL, with the selection's limits; nothing is requested yet."""
-    scheme = url_scheme(url)
-    if scheme == "file":
-        return _make_file_url_source(url)
-    if scheme not in ("http", "https") and not is_store_url(url):
-        message = f"{scheme}:// is not supported; http, https, file, {', '.join(SCHEMES)} and {HUB_SCHEME} are"
-        return Source(url, failure=Failure(FailureCode.UNSUPPORTED, message))
-    if selection.offline:
-        return Source(url, failure=OFFLINE)
-    if is_store_url(url):
-        return Source(url, opener=open_ahead(url, selection))
-    return Source(url, opener=partial(_fetch, url, selection.timeout_s, selection.max_bytes))
-
-
-def _make_file_url_source(url: str) -> Source:
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-    except ValueError:
-        return Source(url, failure=Failure(FailureCode.UNSUPPORTED, "is not a valid file URL"))
-    if host not in (None, "localhost"):
-        return Source(url, failure=Failure(FailureCode.UNSUPPORTED, "is a file on another host"))
-    path = os.fsdecode(unquote_to_bytes(os.fsencode(parts.path)))
-    return Source(url, opener=partial(open_file, path))
-
-
-def _fetch(url: str, timeout_s: float, max_bytes: int) -> BinaryIO:
-    from mfcli.inputs.web import open_url  # requests takes 100 ms to import
-
-    return open_url(url, timeout_s, max_bytes)
-
-
-# ------------------------------------------------------------------------------------------------------------- lists
 
 
 def _expand_list(file: BinaryIO, nul: bool, files_from: str, selection: Selection) -> _Expansions:

@@ -9,7 +9,7 @@ from mfcli.errors import MfError, TooManyFailuresError, UsageError
 from mfcli.files import is_url
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.left_out import LeftOut
-from mfcli.inputs.sources import Source
+from mfcli.inputs.source import Source
 from mfcli.outputs.journal import Journal
 from mfcli.outputs.journal_rows import RowStatus, digest_input
 from mfcli.outputs.writer import Writer

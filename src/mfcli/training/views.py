@@ -23,7 +23,7 @@ from mfcli.files import is_file, lock, sha256_of_json
 from mfcli.inference.pipeline import Done, run_pipeline
 from mfcli.inference.predictor import Predictor
 from mfcli.inference.preparation import PreparedPicture
-from mfcli.inputs.sources import Source
+from mfcli.inputs.source import Source
 from mfcli.models.splits import hash_pictures
 from mfcli.results import Failure, Progress, Tally
 from mfcli.settings import Settings, usable_cores
