@@ -2,8 +2,8 @@
 
 Both parts read from `object_server.py` on loopback, which shares the cores; its processor time is shown, as it may be
 the limit. Clients list `--count` objects of 100 kB, and then read for `--seconds` each with 64 requests under way, in
-processes of their own, whose processor time and peak memory are shown. For `mf predict`, runs over all photos and over
-two of them alternate; the rate is that of the difference. Needs `pip install '.[stores]' s3fs` and an idle machine:
+processes of their own, whose processor time and peak memory are shown. For `mf predict`, the time of a run over two
+local photos is subtracted, so that the start of the client counts. Needs `pip install '.[stores]' s3fs` and an idle machine:
 
     python benchmarks/stores.py FOLDER           # without FOLDER: synthetic JPEGs of about 500x375 pixels
 """
@@ -158,12 +158,12 @@ def compare_predictions(folder: Path, rounds: int) -> None:
         rates: dict[str, list[float]] = {"local files": [], "store": []}
         server_s = 0.0
         for _ in range(rounds):
-            for name, inputs in (("local files", f"{folder}/"), ("store", "s3://files/")):
+            start_s = time_predict([str(file) for file in files[:2]], url)
+            for name, inputs in (("local files", str(folder)), ("store", "s3://files/")):
                 before = read_processor_s(server)
                 all_s = time_predict([inputs], url)
                 server_s += read_processor_s(server) - before
-                two_s = time_predict([f"{inputs}{file.name}" for file in files[:2]], url)
-                rates[name].append((len(files) - 2) / (all_s - two_s))
+                rates[name].append((len(files) - 2) / (all_s - start_s))
     print(f"\n{'mf predict':12} {'images/s':>10}")
     for name, found in rates.items():
         print(f"{name:12} {statistics.median(found):10.0f}")
