@@ -115,6 +115,8 @@ def read_real_labels(path: Path, names: Sequence[str]) -> dict[str, list[int]]:
     for name in names:
         match = _ILSVRC.match(PurePath(name).name)
         if match is None or not 1 <= int(match[1]) <= len(lists):
-            raise UsageError(f"{name} is not a picture of {path}", "its name is of the form ILSVRC2012_val_00000001.JPEG")
+            raise UsageError(
+                f"{name} is not a picture of {path}", "its name is of the form ILSVRC2012_val_00000001.JPEG"
+            )
         found[name] = lists[int(match[1]) - 1]
     return found
