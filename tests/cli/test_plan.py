@@ -19,7 +19,8 @@ import pytest
 
 from conftest import AFTER_CTRL_C, CHECKOUT, Ran
 from mfcli.errors import UsageError
-from mfcli.inputs.plan import Plan, format_shards, select_shards
+from mfcli.inputs.plan import Plan, format_shards, make_plan, select_shards
+from mfcli.inputs.sources import Source
 from mfcli.inputs.walk import FileState, read_state
 from mfcli.results import Tally
 
@@ -192,6 +193,15 @@ def test_finish_finds_a_damaged_part(
     assert ran.code == 9
     assert ran.err.startswith(f"error: {message}")
     assert not (folder / "out/_SUCCESS").exists()
+
+
+def test_a_state_that_is_listed_again_is_the_new_one(tmp_path: Path) -> None:
+    for etag in ("a", "b"):
+        sources = [Source("s3://photos/1.jpg", state=FileState(3, etag=etag))]
+        (tmp_path / ".unfinished").touch()
+        plan = make_plan(sources, tmp_path, 10, lambda _: None)
+        assert f'"size_bytes":3,"etag":"{etag}"' in (tmp_path / "shard-00000.jsonl").read_text()
+    assert list(plan.names(0)) == [("s3://photos/1.jpg", None)]
 
 
 def test_the_progress_is_that_of_all_shards(mf: Mf, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

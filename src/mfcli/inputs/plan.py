@@ -211,7 +211,7 @@ def _make_lines(sources: Iterable[Source], path: AnyPath) -> Iterator[bytes]:
             raise UsageError("a picture on standard input cannot be planned: it is not there later", "name a file")
         row = {"input": source.input, "input_b64": source.input_b64, "member": source.member}
         known = next(left, None)
-        if isinstance(known, dict) and row.items() <= known.items():
+        if source.state is None and isinstance(known, dict) and row.items() <= known.items():
             row = known
         else:
             left = iter(())
@@ -221,7 +221,7 @@ def _make_lines(sources: Iterable[Source], path: AnyPath) -> Iterator[bytes]:
 
 
 def _read_left(path: AnyPath) -> Iterator[Any]:
-    with contextlib.suppress(FileNotFoundError, ValueError), path.open("rb") as file:
+    with contextlib.suppress(FileNotFoundError, *_BAD_ROW), path.open("rb") as file:
         yield from map(json.loads, file)
 
 
