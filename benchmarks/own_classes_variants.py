@@ -6,8 +6,8 @@ FOLDER has a folder for each class. Each resplit draws classes (`--classes`) and
 and judges by the others. Three tables: the log loss and top-1 of the heads; for the bound on the error of answers, how
 often it was broken; for distances, how well they tell apart pictures of classes that were left out, of the other
 folders (`--not-in` leaves classes of these out) and generated ones, as AUROC. `--per-class 0.8 --only-bounds` judges
-the bounds as mf train divides. What ships was chosen with cats and dogs, textures, and the folders `train` of
-hymenoptera and Imagenette: 2, 5 and 10 classes of 2 to 250 pictures, and four fifths of at most 700.
+the bounds as mf train divides. What ships was chosen with cats and dogs, and the folders `train` of hymenoptera and
+Imagenette, the head also with textures: 2, 5 and 10 classes of 2 to 250 pictures, and four fifths of at most 700.
 """
 
 import argparse

@@ -314,6 +314,7 @@ def test_the_table_and_the_csv(mf: Mf, folder: Path, tmp_path: Path) -> None:
         (["empty"], 2, "has no folders with pictures"),
         (["missing"], 2, "is neither a folder nor a file"),
         (["rows.csv", "--limit", "3"], 2, "holds results, for which nothing is computed"),
+        (["rows.csv", "--max-error", "5%", "--limit", "3"], 2, "hint: leave out --max-error, --limit"),
         (["two.jsonl"], 8, "holds no results that can be read"),
         (["val", "--expect-top1", "83"], 2, "--expect-top1 '83' is not a share between 0 and 1"),
         (["val", "--map-to", "in2k"], 2, "--map-to 'in2k' is unknown"),

@@ -183,11 +183,18 @@ def evaluate(
     settings = Settings.from_environ(offline=offline)
     with StderrProgress(note, quiet, with_bar=True) as progress, _open_results(data) as stored:
         if stored is not None:
-            computing = (model.weights, limit, valid_labels, map_to, predictions)
-            if any(value is not None for value in computing):
+            computing = {
+                "--weights": model.weights,
+                "--abstain": abstain,
+                "--max-error": max_error,
+                "--valid-labels": valid_labels,
+                "--map-to": map_to,
+                "--limit": limit,
+                "--predictions": predictions,
+            }
+            if needless := [flag for flag, value in computing.items() if value is not None]:
                 raise UsageError(
-                    f"{data} holds results, for which nothing is computed",
-                    "leave out --weights, --limit, --valid-labels, --map-to and --predictions",
+                    f"{data} holds results, for which nothing is computed", f"leave out {', '.join(needless)}"
                 )
             given = None if overrides.labels is None else read_labels(overrides.labels)
             evaluation = task.evaluate_results(stored, request, settings, progress, labels=given, model=model.model)
