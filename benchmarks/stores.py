@@ -3,7 +3,8 @@
 Both parts read from `object_server.py` on loopback, which shares the cores; its processor time is shown, as it may be
 the limit. Clients list `--count` objects of 100 kB, and then read for `--seconds` each with 64 requests under way, in
 processes of their own, whose processor time and peak memory are shown. For `mf predict`, the time of a run over two
-local photos is subtracted, so that the start of the client counts. Needs `pip install '.[stores]' s3fs` and an idle machine:
+local photos is subtracted, so that the start of the client counts. Needs `pip install '.[stores]' s3fs` and an idle
+machine:
 
     python benchmarks/stores.py FOLDER           # without FOLDER: synthetic JPEGs of about 500x375 pixels
 """

@@ -21,7 +21,8 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUT...",
-        help="Files, folders, globs, http(s) addresses, .zip, .tar and .parquet; - for a picture on standard input.",
+        help="Files, folders, globs, .zip, .tar and .parquet, also in s3://, gs://, az:// and hf://datasets/; http(s) "
+        "addresses; - for a picture on standard input.",
         show_default=False,
     ),
 ]
@@ -275,7 +276,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="Write results there, compressed if it ends with .gz; - for standard output.",
+        help="Write results there, compressed if it ends with .gz; s3://, gs:// and az:// likewise; - for standard output.",
         show_default=False,
         readable=False,
         rich_help_panel=_OUTPUT,
