@@ -135,7 +135,7 @@ def store(store_server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    stores._open_bucket.cache_clear()
+    stores._make_client.cache_clear()
     stores._find_aws_config.cache_clear()
     store_server.fault, store_server.most_at_once = lambda _: None, 0
     store_server.requests.clear()

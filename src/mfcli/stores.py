@@ -10,6 +10,7 @@ import importlib
 import io
 import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -241,9 +242,19 @@ def check_stores() -> None:
     _import_obstore()
 
 
-@functools.lru_cache(maxsize=64)
+_lock = threading.Lock()
+"""Of many threads, one looks for credentials."""
+
+
 def _open_bucket(bucket: str, timeout_s: float, *, is_bulk: bool = False) -> Any:
-    """Return the client of a bucket; nothing is requested yet.
+    """Return the client of a bucket, the same for equal arguments; see `_make_client`."""
+    with _lock:
+        return _make_client(bucket, timeout_s, is_bulk)
+
+
+@functools.lru_cache(maxsize=64)
+def _make_client(bucket: str, timeout_s: float, is_bulk: bool) -> Any:
+    """Return a new client of a bucket; nothing is requested yet.
 
     Args:
         bucket: as `split_store_url` returns it.
@@ -345,6 +356,8 @@ def _to_picture_error(error: Exception, bucket: str) -> PictureError:
         region = f"another region, {_find(_REGION, error)}".removesuffix(", ")
         message = f"the bucket is in {region}; AWS_REGION names it, AWS_ENDPOINT_URL another server"
         return PictureError(FailureCode.NETWORK, message)
+    if "credential provider" in text:  # what botocore raised for _AwsCredentials
+        return PictureError(FailureCode.PERMISSION, "the credentials of AWS cannot be renewed; log in again")
     if status in ("401", "403") or kind in ("UnauthenticatedError", "PermissionDeniedError"):
         without = ", and no credentials were found" if _is_anonymous(bucket) else ""
         return PictureError(FailureCode.PERMISSION, f"access is denied{without}")

@@ -207,6 +207,42 @@ def test_profiles_give_credentials_region_and_endpoint(
     assert "/eu-west-3/s3/" in seen[0]
 
 
+def test_a_profile_that_is_not_there(monkeypatch: pytest.MonkeyPatch, store: ObjectStore) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    message = "permission: the configuration of AWS cannot be used (ProfileNotFound)"
+    assert read("s3://photos/a.jpg") == {"s3://photos/a.jpg": message}
+    assert not store.requests
+
+
+def test_credentials_that_cannot_be_renewed(monkeypatch: pytest.MonkeyPatch, store: ObjectStore) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr("botocore.credentials.Credentials.get_frozen_credentials", fail)
+    message = "permission: the credentials of AWS cannot be renewed; log in again"
+    assert read("s3://photos/a.jpg") == {"s3://photos/a.jpg": message}
+    assert not store.requests
+
+
+@pytest.mark.usefixtures("store")
+def test_credentials_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import botocore.session
+
+    sessions: list[object] = []
+    original = botocore.session.Session
+
+    def spy() -> object:
+        time.sleep(0.1)
+        sessions.append(original())
+        return sessions[-1]
+
+    monkeypatch.setattr(botocore.session, "Session", spy)
+    sources = list(iter_sources([f"s3://photos/{number}.jpg" for number in range(20)]))
+    assert all(source.start() for source in sources)
+    assert {open_source(source) for source in sources} == {"not_found: there is no bucket s3://photos/"}
+    assert len(sessions) == 1
+
+
 def test_without_credentials(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -276,7 +276,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="Write results there, compressed if it ends with .gz; s3://, gs:// and az:// likewise; - for standard output.",
+        help="Write results there, also to s3://, gs:// or az://, compressed if it ends in .gz; - for standard output.",
         show_default=False,
         readable=False,
         rich_help_panel=_OUTPUT,
