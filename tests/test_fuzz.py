@@ -1,15 +1,22 @@
-"""The fuzz targets take their seeds and mutations of them, and the harness says what it finds."""
+"""Fuzz targets take their seeds and mutations of them, the harness says what it finds; healthy and cut pictures."""
 
+import io
 import os
 import random
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from conftest import CHECKOUT
+from deterministic import picture
+from mfcli.errors import PictureError
+from mfcli.inputs.decode import decode
+from pictures import DAMAGED, close, fill
 from run import mutate
 from targets import TARGETS, list_seeds, run_target
+from writers import write
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -18,6 +25,24 @@ def test_targets_survive_mutations(target: str) -> None:
     assert seeds
     for data in [*seeds, *(mutate(chance.choice(seeds), chance.choice(seeds), chance) for _ in range(50))]:
         run_target(target, data)
+
+
+def test_files_of_every_writer_in_pillow_are_decoded() -> None:
+    writers = set()
+    for writer, data in write(picture(48, 32), lambda writer: writer.startswith("Pillow")):
+        assert decode(io.BytesIO(data)).width == 48, writer
+        writers.add(writer)
+    assert len(writers) > 100
+
+
+@pytest.mark.parametrize("writer", [name for name in DAMAGED if name.startswith("Pillow") and "'jpeg'" not in name])
+def test_damaged_files_are_refused(writer: str) -> None:
+    smooth = picture(60, 40).resize((300, 200), Image.Resampling.BICUBIC)
+    for _, data in write(smooth, lambda name: name == writer):
+        assert decode(io.BytesIO(data)).width == 300
+        for damage in (close, fill):
+            with pytest.raises(PictureError):
+                decode(io.BytesIO(damage(data, len(data) // 2)))
 
 
 @pytest.mark.slow
