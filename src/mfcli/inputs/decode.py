@@ -83,7 +83,7 @@ def decode(
         max_pixels: the largest width x height that is decoded.
         formats: the formats to try, by Pillow's names; no other decoder reads the file.
         least_side: pixels of the shorter side that are enough. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size,
-            which takes less time, if it keeps as many. None for all pixels.
+            which takes less time, if it keeps as many, or at 1/8 half as many again. None for all pixels.
 
     Raises:
         PictureError: decode, truncated, too_large or unsupported.

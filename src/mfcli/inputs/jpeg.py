@@ -76,10 +76,12 @@ def prepare_jpeg(picture: Image.Image, file: BinaryIO, coding: Coding, least_sid
 def _scale_down(picture: Image.Image, least_side: int) -> None:
     """Let the decoder of a JPEG that is not loaded yet divide its sides by 2, 4 or 8, down to `least_side` pixels.
 
-    By 8, it uses the mean of a block alone, so that the later scans of a progressive one could be missing unnoticed.
+    By 8, it uses the mean of a block alone. That is done where it leaves half as many pixels again, because it changes
+    more answers, and not for progressive ones, whose later scans could be missing unnoticed.
     """
-    if "progressive" in picture.info:
-        least_side = max(least_side, min(picture.size) // 4)
+    shorter = min(picture.size)
+    if "progressive" in picture.info or shorter < 8 * 1.5 * least_side:
+        least_side = max(least_side, shorter // 4)
     picture.draft(None, (least_side, least_side))
 
 
