@@ -137,6 +137,8 @@ def store(store_server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     stores._make_client.cache_clear()
     stores._find_aws_config.cache_clear()
+    stores._get_session.cache_clear()
+    stores._open_botocore.cache_clear()
     store_server.fault, store_server.most_at_once = lambda _: None, 0
     store_server.requests.clear()
     return store_server

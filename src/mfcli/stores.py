@@ -28,6 +28,7 @@ _CREDENTIALS_TTL = timedelta(minutes=10)
 _CHUNK_BYTES = 2**23
 _PAGE = 1000
 _CODE = re.compile(r"<Code>(\w+)</Code>")
+_BOTOCORE_CODE = re.compile(r"An error occurred \((\w+)\)")
 _REGION = re.compile(r"<Region>([\w-]+)</Region>")
 _JOINED = re.compile(rf"({'|'.join(SCHEMES)}):/([^/].*)", re.IGNORECASE | re.DOTALL)
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -84,23 +85,38 @@ def list_objects(url: str, timeout_s: float) -> Iterator[StoredObject]:
         timeout_s: for one page, retries included.
 
     Raises:
-        PictureError: permission, network, timeout, not_found for a bucket, or unsupported for a key that cannot be
-            read, at which the listing ends.
+        PictureError: permission, network, timeout, not_found for a bucket, or, but not in S3, unsupported for a key
+            with an empty part, at which the listing ends.
         EngineError: the client is not installed.
     """
     bucket, prefix = split_store_url(url)
     folder, _, start = prefix.rpartition("/")
+    obstore = _import_obstore()
     with _translate_errors(bucket):
-        offset = prefix if start else None  # a listing begins after it; the object of this very name is asked for below
+        last = prefix if start else None  # a listing begins after it; the object of this very name is asked for below
         store = _open_bucket(bucket, timeout_s)
-        if offset is not None:
+        if last is not None:
             with contextlib.suppress(FileNotFoundError):
-                yield _describe(_import_obstore().head(store, prefix))
-        for page in _import_obstore().list(store, folder or None, offset=offset, chunk_size=_PAGE):
-            for found in page:
-                if not found["path"].startswith(prefix):
-                    return
-                yield _describe(found)
+                yield _describe(obstore.head(store, prefix))
+        try:
+            for page in obstore.list(store, folder or None, offset=last, chunk_size=_PAGE):
+                for found in page:
+                    if not found["path"].startswith(prefix):
+                        return
+                    last = found["path"]
+                    yield _describe(found)
+        except obstore.exceptions.InvalidPathError:
+            if not bucket.startswith("s3:"):
+                raise
+            yield from _list_odd_keys(bucket, prefix, last or "", timeout_s)
+
+
+def _list_odd_keys(bucket: str, prefix: str, last: str, timeout_s: float) -> Iterator[StoredObject]:
+    """Go on with a listing of S3 in which there are keys that obstore does not know: with empty parts, `.` or `..`."""
+    pages = _open_botocore(timeout_s).get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket[len("s3://") : -1], Prefix=prefix, StartAfter=last):
+        for found in page.get("Contents", ()):
+            yield StoredObject(found["Key"], found["Size"], found["ETag"])
 
 
 def _describe(found: Any) -> StoredObject:
@@ -119,12 +135,19 @@ def read_object(url: str, timeout_s: float, max_bytes: int) -> BinaryIO:
         PictureError: not_found, permission, too_large, network, timeout, or unsupported for a key that cannot be read.
         EngineError: the client is not installed.
     """
-    bucket, key = _split_checked(url)
+    bucket, key = split_store_url(url)
+    is_odd = bucket.startswith("s3:") and _is_odd(key)
+    bucket, key = (bucket, key) if is_odd else _split_checked(url)
     with _translate_errors(bucket):
-        found = _import_obstore().get(_open_bucket(bucket, timeout_s), key)
-        if found.meta["size"] > max_bytes:
+        if is_odd:
+            answer = _open_botocore(timeout_s).get_object(Bucket=bucket[len("s3://") : -1], Key=key)
+            size_bytes, read = answer["ContentLength"], answer["Body"].read
+        else:
+            found = _import_obstore().get(_open_bucket(bucket, timeout_s), key)
+            size_bytes, read = found.meta["size"], found.bytes
+        if size_bytes > max_bytes:
             raise PictureError(FailureCode.TOO_LARGE, f"is over {max_bytes} bytes")
-        return io.BytesIO(found.bytes())
+        return io.BytesIO(read())
 
 
 def identify_object(url: str, timeout_s: float) -> str:
@@ -152,9 +175,14 @@ def _split_checked(url: str) -> tuple[str, str]:
         PictureError: unsupported.
     """
     bucket, key = split_store_url(url)
-    if any(part in ("", ".", "..") for part in key.split("/")):
+    if _is_odd(key):
         raise PictureError(FailureCode.UNSUPPORTED, "its key has an empty part, or one that is . or ..: not read")
     return bucket, key
+
+
+def _is_odd(key: str) -> bool:
+    """Return whether obstore would change a key, or refuse it."""
+    return any(part in ("", ".", "..") for part in key.split("/"))
 
 
 def has_object(url: str, timeout_s: float) -> bool:
@@ -300,7 +328,7 @@ def _find_aws_config() -> tuple[dict[str, Any], bool]:
 
     The client itself reads the environment alone, and not ~/.aws.
     """
-    session = _import("botocore.session").Session()
+    session = _get_session()
     profile, credentials = session.get_scoped_config(), session.get_credentials()
     config: dict[str, Any] = {}
     if credentials is None:
@@ -313,6 +341,28 @@ def _find_aws_config() -> tuple[dict[str, Any], bool]:
     if endpoint := next(filter(None, named), ""):
         config["endpoint"] = endpoint
     return config, endpoint.startswith("http:")
+
+
+@functools.cache
+def _get_session() -> Any:
+    return _import("botocore.session").Session()
+
+
+@functools.lru_cache(maxsize=4)
+def _open_botocore(timeout_s: float) -> Any:
+    """Return botocore's own client of S3, for what obstore cannot do."""
+    found, _ = _find_aws_config()
+    limits: dict[str, Any] = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"mode": "standard"}}
+    if "skip_signature" in found:
+        limits["signature_version"] = _import("botocore").UNSIGNED
+    if "endpoint" in found:
+        limits["s3"] = {"addressing_style": "path"}
+    return _get_session().create_client(
+        "s3",
+        region_name=found.get("region", "us-east-1"),
+        endpoint_url=found.get("endpoint"),
+        config=_import("botocore.config").Config(**limits),
+    )
 
 
 def _is_anonymous(bucket: str) -> bool:
@@ -341,10 +391,10 @@ def _find(pattern: re.Pattern[str], error: Exception) -> str:
 
 def _to_picture_error(error: Exception, bucket: str) -> PictureError:
     text, kind = str(error), type(error).__name__
-    code, status = _find(_CODE, error), _find(_STATUS, error)
+    code, status = _find(_CODE, error) or _find(_BOTOCORE_CODE, error), _find(_STATUS, error)
     if code in _NO_BUCKET:
         return PictureError(FailureCode.NOT_FOUND, f"there is no bucket {bucket}")
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or code == "NoSuchKey":
         return PictureError(FailureCode.NOT_FOUND, "no such object")
     if isinstance(error, OSError):  # of a file here
         return PictureError(FailureCode.NETWORK, f"cannot be copied: {error.strerror}")
@@ -358,7 +408,7 @@ def _to_picture_error(error: Exception, bucket: str) -> PictureError:
         return PictureError(FailureCode.NETWORK, message)
     if "credential provider" in text:  # what botocore raised for _AwsCredentials
         return PictureError(FailureCode.PERMISSION, "the credentials of AWS cannot be renewed; log in again")
-    if status in ("401", "403") or kind in ("UnauthenticatedError", "PermissionDeniedError"):
+    if status in ("401", "403") or code == "AccessDenied" or kind in ("UnauthenticatedError", "PermissionDeniedError"):
         without = ", and no credentials were found" if _is_anonymous(bucket) else ""
         return PictureError(FailureCode.PERMISSION, f"access is denied{without}")
     if kind in ("InvalidPathError", "ValueError"):
