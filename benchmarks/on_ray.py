@@ -1,6 +1,6 @@
 """Measure `mf predict --ray local` against one process, and kill workers and nodes of a Ray cluster under it.
 
-    python benchmarks/on_ray.py speed            # 6,000 pictures of about 500x375 pixels, in shards of 250
+    python benchmarks/on_ray.py speed            # 4,000 pictures of about 500x375 pixels, in shards of 250
     python benchmarks/on_ray.py kills            # 20,000 of 64x64 pixels, in shards of 100, on four nodes of one core
 
 speed: the rate is that of the parts after the first one, so that start-up does not count; both runs alternate, and the
@@ -169,7 +169,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mf-ray-") as folder, contextlib.chdir(folder):
         if options.what == "kills":
             return kill_under_way(options.inputs or PICTURES, options.workers, options.nodes)
-        compare_speed(options.inputs or 6000, options.rounds, options.threads)
+        compare_speed(options.inputs or 4000, options.rounds, options.threads)
     return 0
 
 
