@@ -1,7 +1,8 @@
-"""What is said of a run as a whole: its settings, which its rows and files repeat, and its counts."""
+"""What is said of a run as a whole: its settings, which its rows and files repeat, its counts, and what is finished."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 
@@ -72,3 +73,19 @@ class Summary:
         if self.complete is False:
             return f"{words}; incomplete"
         return f"nothing was left to do; {words} before" if 0 < self.inputs == self.finished_before else words
+
+
+class RowStatus(Enum):
+    """What a journal knows of an input."""
+
+    NEW = "new"
+    OK = "ok"
+    FAILED = "failed"
+
+
+def digest_input(name: bytes, member: str | None) -> int:
+    """Return 64 bits that stand for an input: the exact bytes of its name, and the member of an archive."""
+    import hashlib
+
+    text = name if member is None else name + b"\0" + member.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

@@ -15,9 +15,8 @@ from mfcli.errors import MfError, OutputError
 from mfcli.outputs import files
 from mfcli.outputs.files import atomic_output, refuse_existing
 from mfcli.outputs.journal import Journal
-from mfcli.outputs.journal_rows import RowStatus
 from mfcli.results import PREDICT_SCHEMA
-from mfcli.runs import RunSettings
+from mfcli.runs import RowStatus, RunSettings
 
 RUN = "0123456789abcdef"
 SETTINGS = RunSettings(RUN, {})

@@ -25,11 +25,11 @@ from mfcli.outputs.files import (
     publish_file,
     translate_write_errors,
 )
-from mfcli.outputs.journal_rows import DigestCounter, RetriedRows, Row, RowStatus, digest_input, no_digests, parse_row
+from mfcli.outputs.journal_rows import DigestCounter, RetriedRows, Row, no_digests, parse_row
 from mfcli.outputs.json import format_line
 from mfcli.outputs.reader import StoredResults, is_torn, read_lines
 from mfcli.results import PictureResult
-from mfcli.runs import RunSettings
+from mfcli.runs import RowStatus, RunSettings, digest_input
 from mfcli.signals import defer_signals
 
 

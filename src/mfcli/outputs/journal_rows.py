@@ -4,21 +4,13 @@ import base64
 import json
 from array import array
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from mfcli.outputs.reader import read_lines
 from mfcli.results import PREDICT_SCHEMA
-
-
-class RowStatus(Enum):
-    """What a journal knows of an input."""
-
-    NEW = "new"
-    OK = "ok"
-    FAILED = "failed"
+from mfcli.runs import RowStatus, digest_input
 
 
 class DigestCounter:
@@ -35,14 +27,6 @@ class DigestCounter:
             return False
         self._counts[index] -= 1
         return True
-
-
-def digest_input(name: bytes, member: str | None) -> int:
-    """Return 64 bits that stand for an input: the exact bytes of its name, and the member of an archive."""
-    import hashlib
-
-    text = name if member is None else name + b"\0" + member.encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True, slots=True)

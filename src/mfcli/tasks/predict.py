@@ -4,19 +4,21 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mfcli.errors import MfError, TooManyFailuresError, UsageError
 from mfcli.files import is_url
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.source import Source
-from mfcli.outputs.journal import Journal
-from mfcli.outputs.journal_rows import RowStatus, digest_input
 from mfcli.outputs.writer import Writer
 from mfcli.results import PictureResult, Progress, Tally
-from mfcli.runs import RunInfo, Summary
+from mfcli.runs import RowStatus, RunInfo, Summary, digest_input
 from mfcli.signals import ForcedInterrupt, defer_signals
 from mfcli.stores import is_store_url
+
+if TYPE_CHECKING:
+    from mfcli.outputs.journal import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def predict(
     batch_size: int | None = None,
     workers: int | None = None,
     max_failures: MaxFailures = ANY_FAILURES,
-    journal: Journal | None = None,
+    journal: "Journal | None" = None,
     retry_writer: Writer | None = None,
     left_out: LeftOut | None = None,
     progress: Progress = lambda _: None,
@@ -144,7 +146,7 @@ class _RunState:
         self,
         info: RunInfo,
         writer: Writer,
-        journal: Journal | None,
+        journal: "Journal | None",
         retry_writer: Writer | None,
         left_out: LeftOut,
     ) -> None:
