@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mfcli.cli import main
 from object_store import store, store_server  # noqa: F401 - fixtures
@@ -24,6 +25,10 @@ AFTER_CTRL_C = (130, -signal.SIGINT)
 """Exit status of a child process after SIGINT: it ends by the signal if the tests run in a terminal's foreground."""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads cost more than they save on networks this small
+
+# how fast a machine is, and what else it does, is not what the tests are about
+settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_machine")
 
 
 @dataclass(frozen=True)

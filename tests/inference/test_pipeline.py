@@ -17,7 +17,7 @@ CONFIGS = st.builds(PipelineConfig, st.integers(1, 5), st.integers(1, 3), st.int
 ITEMS = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.0, 0.0, 0.001])), max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(items=ITEMS, config=CONFIGS)
 def test_results_match_items_in_order(items: list[tuple[bool, float]], config: PipelineConfig) -> None:
     sizes = []
@@ -38,7 +38,7 @@ def test_results_match_items_in_order(items: list[tuple[bool, float]], config: P
     assert sum(sizes) == sum(not fails for fails, _ in items)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(count=st.integers(1, 40), at=st.integers(0, 39), where=st.sampled_from(["items", "prepare", "compute"]))
 def test_an_error_takes_the_place_of_its_result(count: int, at: int, where: str) -> None:
     at %= count

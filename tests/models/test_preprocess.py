@@ -75,7 +75,7 @@ def test_the_registry_has_five_configurations() -> None:
     mode=st.sampled_from(["RGB", "L", "P", "CMYK", "1"]),
     interpolation=st.sampled_from(["bicubic", "bilinear"]),
 )
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 def test_a_plan_equals_timms_transform_bit_for_bit(
     variant: Variant, width: int, height: int, mode: str, interpolation: str
 ) -> None:

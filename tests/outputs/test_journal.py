@@ -111,7 +111,7 @@ def test_what_cannot_be_written_is_refused_at_once(name: str, message: str, tmp_
         refuse_existing(tmp_path / name)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 10**6), statuses=st.lists(st.sampled_from(["ok", "error"]), min_size=1, max_size=8))
 def test_a_journal_cut_anywhere_goes_on_to_the_same_bytes(cut: int, statuses: list[str], tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"

@@ -76,7 +76,7 @@ def read(data: bytes, settings: RunSettings | None = SETTINGS) -> list[dict[str,
 
 
 @pytest.mark.parametrize("name", READABLE)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(results=RESULTS)
 def test_what_was_written_is_read(name: FormatName, results: list[PictureResult]) -> None:
     stored = StoredResults(io.BytesIO(write(name, results)), "it", SETTINGS)
