@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from conftest import CHECKOUT
+from damage import DAMAGED, close, fill
 from deterministic import picture
 from mfcli.errors import PictureError
 from mfcli.inputs.decode import decode
-from pictures import DAMAGED, close, fill
 from run import mutate
 from targets import TARGETS, list_seeds, run_target
 from writers import write

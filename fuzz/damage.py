@@ -1,4 +1,4 @@
-"""What becomes of healthy and of damaged pictures: python fuzz/pictures.py healthy|damaged PHOTOS [--files N].
+"""What becomes of healthy and of damaged pictures: python fuzz/damage.py healthy|damaged PHOTOS [--files N].
 
 `healthy` decodes files by many writers, of photos and drawings, and lists those that are refused. `damaged` cuts files
 of photos, in formats that are compressed, and either closes them, so that their headers and ends are as in a whole
