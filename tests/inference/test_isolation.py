@@ -1,14 +1,18 @@
 """One picture costs one row: processes that decode, what they are held to, and how they end."""
 
 import contextlib
+import mmap
 import os
+import platform
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ import pytest
 import mfcli
 from conftest import AFTER_CTRL_C
 from deterministic import picture
+from mfcli.inference.isolation import _Worker
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.pictures import Picture
 from mfcli.inputs.sources import iter_sources
@@ -219,16 +224,46 @@ def test_a_worker_can_neither_read_nor_write_nor_connect(tmp_path: Path) -> None
         "fork": "os.fork()",
         "connect": "socket.socket()",
         "kill": "os.kill(os.getppid(), 0)",
+        "limit": "resource.prlimit(os.getppid(), resource.RLIMIT_CPU)",
         "allocate": "bytearray(2**28)",
         "thread": "threading.Thread(target=print).start()",
         "import": "__import__('PIL.ImageCms')",
+        "abort": "signal.raise_signal(signal.SIGURG)",
+        "know": "resource.getrlimit(resource.RLIMIT_CPU)",
     }
     program = (
-        "import os, socket, sys, threading\nfrom mfcli.inference.sandbox import Measure, confine\n"
+        "import os, resource, signal, socket, sys, threading\nfrom mfcli.inference.sandbox import Measure, confine\n"
         "assert confine(2**27) == list(Measure)\n"
         f"for name, attempt in {attempts!r}.items():\n"
         "    try:\n        eval(attempt)\n        print(name)\n    except (OSError, MemoryError):\n        pass\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["thread", "import"]
+    assert done.stdout.split() == ["thread", "import", "abort", "know"]
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of the calls")
+@pytest.mark.parametrize("call", ["234, run, run, 0", "129, run, 0, info", "297, run, run, 0, info"])
+def test_signals_do_not_need_landlock_to_be_refused(call: str) -> None:
+    program = (
+        "import ctypes, errno, os\nfrom mfcli.inference import sandbox\n"
+        "run, info = os.getppid(), bytes(8) + bytes([255] * 4) + bytes(116)\n"
+        "sandbox._prctl(sandbox._PR_SET_NO_NEW_PRIVS, 1)\nsandbox._refuse_calls()\n"
+        f"print(ctypes.CDLL(None, use_errno=True).syscall({call}), errno.errorcode[ctypes.get_errno()])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "-1 EPERM\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["[" * 60000, '{"width": 9, "height": 9, "spare_s": 0, "thumbnail": [60000, 60000]}'],
+    ids=["deep", "large"],
+)
+def test_answers_are_not_trusted(answer: str, coffee: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, coffee.open("rb") as file, mmap.mmap(-1, 1) as memory:
+        theirs.send(b'{"measures": []}\n')
+        worker = _Worker(None, ours, memory, SimpleNamespace(thumbnail_side=20))  # type: ignore[arg-type]
+        theirs.send(answer.encode() + b"\n")
+        with pytest.raises(ValueError, match="an answer is nested too deep|a thumbnail is too large"):
+            worker.ask(file, 20)

@@ -291,6 +291,8 @@ class _Worker:
         answer = self._read_answer(deadline)
         if "width" in answer and "code" not in answer:
             width, height = answer.get("thumbnail") or (0, 0)
+            if max(width, height) > (self._loader.thumbnail_side or 0):
+                raise ValueError("a thumbnail is too large")
             pixels, thumbnail = read_shared(memoryview(self._memory), self._loader, 3 * width * height)
             answer["pixels"] = pixels
             answer["thumbnail"] = Image.frombytes("RGB", (width, height), thumbnail) if thumbnail else None
@@ -306,7 +308,10 @@ class _Worker:
             line += read
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError("an answer is too long")
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except RecursionError as error:
+            raise ValueError("an answer is nested too deep") from error
         if not isinstance(answer, dict):
             raise ValueError("an answer is not an object")
         return answer

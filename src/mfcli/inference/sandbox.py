@@ -43,18 +43,21 @@ _REFUSED_EVERYWHERE = (
 )
 _REFUSED = {
     # execve execveat fork vfork; socket socketpair connect bind listen accept accept4;
-    # kill tkill ptrace process_vm_readv process_vm_writev; bpf userfaultfd perf_event_open keyctl add_key request_key;
+    # kill tkill rt_sigqueueinfo rt_tgsigqueueinfo ptrace process_vm_readv process_vm_writev;
+    # bpf userfaultfd perf_event_open keyctl add_key request_key;
     # mount umount2 unshare setns open_by_handle_at
     "x86_64": (
-        *(59, 322, 57, 58, 41, 53, 42, 49, 50, 43, 288, 62, 200, 101, 310, 311),
+        *(59, 322, 57, 58, 41, 53, 42, 49, 50, 43, 288, 62, 200, 129, 297, 101, 310, 311),
         *(321, 323, 298, 250, 248, 249, 165, 166, 272, 308, 304),
     ),
     "aarch64": (
-        *(221, 281, 198, 199, 203, 200, 201, 202, 242, 129, 130, 117, 270, 271),
+        *(221, 281, 198, 199, 203, 200, 201, 202, 242, 129, 130, 138, 240, 117, 270, 271),
         *(280, 282, 241, 219, 217, 218, 40, 39, 97, 268, 265),
     ),
 }
 _CLONE = {"x86_64": 56, "aarch64": 220}
+_TGKILL = {"x86_64": 234, "aarch64": 131}
+_PRLIMIT = {"x86_64": 302, "aarch64": 261}
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
@@ -128,6 +131,9 @@ def _refuse_calls() -> None:
     ]
     for number in refused:
         program += [(_JUMP_IF_EQUAL, 0, 1, number), refuse]
+    for number, process in ((_TGKILL[machine], os.getpid()), (_PRLIMIT[machine], 0)):  # of this process alone
+        program += [(_JUMP_IF_EQUAL, 0, 4, number), (_LOAD, 0, 0, _FIRST_ARGUMENT_AT)]
+        program += [(_JUMP_IF_EQUAL, 1, 0, process), refuse, (_RETURN, 0, 0, _ALLOW)]
     program += [
         (_JUMP_IF_EQUAL, 0, 3, _CLONE[machine]),  # threads may be started, processes not
         (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
