@@ -319,14 +319,49 @@ def test_the_progress_has_a_total(photos: Path) -> None:
     assert tallies[-1] == Tally(26, 0, 10, 36)
 
 
-@pytest.mark.parametrize("options", [("--engine", "torch"), ("--device", "cuda")])
-def test_torch_runs_no_own_models(options: tuple[str, str], mf: Mf, photos: Path, tmp_path: Path) -> None:
-    assert mf("train", photos, "-o", tmp_path / "m", "-q").code == 0
-    ran = mf("predict", photos, "-m", tmp_path / "m", *options)
-    assert (ran.code, ran.err) == (
-        7,
-        "error: m is a model of mf train, which torch cannot run\nhint: --engine onnxruntime --device cpu\n",
-    )
+def test_torch_gives_the_same_answers(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    assert mf("train", photos, "-o", folder, "-q").code == 0
+    command = ("predict", photos / "red", CHECKOUT / "examples", "-m", folder, "--format", "jsonl", "-q", "--engine")
+    rows = [[json.loads(line) for line in mf(*command, engine).out.splitlines()] for engine in ("onnxruntime", "torch")]
+    assert len(rows[0]) > 12
+    for first, second in zip(*rows, strict=True):
+        assert first["abstained"] == second["abstained"]
+        assert first["predictions"][0]["prob"] == pytest.approx(second["predictions"][0]["prob"], abs=1e-4)
+    assert {row["abstained"] for row in rows[0]} >= {"unfamiliar"}
+
+
+def test_torch_needs_the_checkpoint_of_the_base_model(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    folder, other = tmp_path / "m", tmp_path / "other.safetensors"
+    assert mf("train", photos, "-o", folder, "-q").code == 0
+    args = json.loads((folder / "args.json").read_text())
+    other.write_bytes(b"other")
+
+    def run(**changes: str | None) -> Ran:
+        (folder / "args.json").write_text(json.dumps(args | changes))
+        return mf("predict", photos / "red", "-m", folder, "--engine", "torch")
+
+    assert run().code == run(checkpoint=str(tmp_path / "gone")).code == 0
+    ran = run(checkpoint=str(other))
+    assert (ran.code, f"{other} is not the checkpoint that {folder} was trained with" in ran.err) == (4, True)
+    ran = run(base="caformer_s18", checkpoint=None)
+    assert (ran.code, "the torch engine needs the checkpoint of its base model" in ran.err) == (4, True)
+    shutil.copy(other, folder / "head.safetensors")
+    ran = run()
+    assert (ran.code, "head.safetensors is damaged, or of another version" in ran.err) == (4, True)
+
+
+def test_a_known_digest_is_that_of_the_file(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    assert mf("train", photos, "-o", tmp_path / "a", "-q").code == 0
+    (index,) = (Path(os.environ["MF_CACHE_DIR"]) / "digests").glob("pictures-*.json")
+    assert len(json.loads(index.read_bytes())) == 36
+    shutil.copy(photos / "blue" / "0.png", photos / "red" / "0.png")  # the same size, perhaps
+    ran = mf("train", photos, "-o", tmp_path / "b")
+    assert "note: 2 pictures are under two labels" in ran.err
+    index.write_bytes(b"{")
+    assert mf("train", photos, "-o", tmp_path / "c", "-q").code == 0
+    for name in ("model.onnx", "predictions.jsonl"):
+        assert (tmp_path / "b" / name).read_bytes() != (tmp_path / "a" / name).read_bytes()
 
 
 def test_a_foreign_folder_is_never_replaced(mf: Mf, photos: Path) -> None:

@@ -19,9 +19,9 @@ from mfcli.artifact.file import (
     record_mtime,
 )
 from mfcli.errors import ModelError, UsageError
-from mfcli.files import cached_sha256, lock
+from mfcli.files import cached_sha256, is_file, lock
 from mfcli.hub.bundled import bundled_file
-from mfcli.models.own import MODEL_FILE
+from mfcli.models.own import CHECKPOINT_FILE, MODEL_FILE, read_base
 from mfcli.models.registry import Pretraining, Variant
 from mfcli.results import Label, Progress
 from mfcli.settings import Settings
@@ -54,7 +54,7 @@ def ensure_artifact(
         UsageError: the bundled model is to be fetched from elsewhere, or an address is malformed.
     """
     if variant.folder is not None:
-        return _open_own(variant, variant.folder, weights_file)
+        return _open_own(variant, variant.folder, weights_file, settings)
     if weights_file is not None:
         digest, origin = cached_sha256(weights_file, settings.cache_dir / "digests"), os.path.realpath(weights_file)
     elif variant.pretraining is Pretraining.BUNDLED:
@@ -98,15 +98,32 @@ def _obtain(variant: Variant, settings: Settings, progress: Progress, fetch: "Fe
     return stored
 
 
-def _open_own(variant: Variant, folder: Path, weights_file: Path | None) -> Artifact:
+def _open_own(variant: Variant, folder: Path, weights_file: Path | None, settings: Settings) -> Artifact:
     if weights_file is not None:
         raise UsageError(f"{variant.name} has its weights in {folder}", "name the base model, or leave weights out")
     try:
-        artifact = open_artifact(folder / MODEL_FILE, variant, None, None)
+        artifact = open_artifact(folder / MODEL_FILE, variant, None, _find_checkpoint(folder, settings))
     except ModelError as error:
         raise ModelError(error.message, f"train it again into {folder}, with overwrite=True") from error
     record_mtime(artifact)
     return artifact
+
+
+def _find_checkpoint(folder: Path, settings: Settings) -> Path | None:
+    """Return the checkpoint of the backbone of a model of the user's own, for torch; None if it is gone."""
+    if is_file(folder / CHECKPOINT_FILE):
+        return folder / CHECKPOINT_FILE
+    base, recorded = read_base(folder)
+    if recorded is not None and is_file(recorded):
+        return recorded
+    if base.pretraining is Pretraining.BUNDLED:
+        return bundled_file(f"{base.name}.safetensors")
+    from mfcli.hub.cache import ModelCache
+
+    with contextlib.suppress(UsageError):  # no cache directory
+        if stored := ModelCache(settings.cache_dir, base).find():
+            return stored.path
+    return None
 
 
 def _open_bundled(variant: Variant, fetch: "FetchOptions | None") -> Artifact:

@@ -49,6 +49,7 @@ class Artifact:
         graph_sha256: digest of the graph, weights included; None if it was built by an older version.
         check: the largest difference from torch at each batch size, in units of the logits' standard deviation.
         thresholds: when the bundled model, or one of the user's own classes, abstains; None for others.
+        folder: where a model of the user's own classes is; None for others.
         size_bytes: the file's size.
         mtime_ns: the file's modification time when it was checked.
     """
@@ -65,6 +66,7 @@ class Artifact:
     graph_sha256: str | None
     check: dict[str, float]
     thresholds: "Thresholds | None"
+    folder: Path | None
     size_bytes: int
     mtime_ns: int = field(compare=False)
 
@@ -205,6 +207,7 @@ def open_artifact(path: Path, variant: Variant, key: str | None, checkpoint: Pat
             graph_sha256=sidecar.get("graph_sha256"),
             check=fields["check"],
             thresholds=_read_thresholds(metadata, sidecar),
+            folder=variant.folder,
             size_bytes=size_bytes,
             mtime_ns=status.st_mtime_ns,
         )

@@ -50,10 +50,15 @@ class StderrProgress:
     ) -> None:
         self._muted.close()
         with suppress(OSError):  # the terminal was closed; here and below, the run goes on without it
-            if self._bars is not None:
-                self._bars.stop()
+            self._stop_bars()
             if self._run is not None:
                 self._run.stop()
+
+    def _stop_bars(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+            self._tasks.clear()
 
     @property
     def draws_runs(self) -> bool:
@@ -69,6 +74,7 @@ class StderrProgress:
     def _show(self, event: str | Transfer | Tally | Step) -> None:
         if isinstance(event, Tally):
             if self.draws_runs:
+                self._stop_bars()
                 self._run = self._run or _RunBar()
                 self._run.draw(event, self.total if event.total is None else event.total)
         elif isinstance(event, str):
@@ -80,6 +86,9 @@ class StderrProgress:
                 self._note(event)
         elif isinstance(event, Step):
             if is_terminal(sys.stderr):
+                if self._run is not None:
+                    self._run.stop()
+                    self._run = None
                 self._draw_step(event)
         elif is_terminal(sys.stderr):
             self._draw_transfer(event)

@@ -7,11 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from mfcli.cli import predict_options as option
-from mfcli.cli.options import InfoFormat, Offline, OneFormat, Quiet
+from mfcli.cli.help import list_choices
+from mfcli.cli.options import InfoFormat, Offline, OneFormat, Quiet, complete_device
 from mfcli.cli.streams import note, require_standard_output, standard_output
 from mfcli.errors import UsageError
+from mfcli.inference.engines.base import Precision
 from mfcli.outputs.writer import RecordFormat
 from mfcli.settings import DEFAULT_DECODE_TIMEOUT_S, Settings
+from mfcli.training.request import OptimizerName
+
+_FINETUNING = "Fine-tuning"
 
 
 def train(
@@ -32,6 +37,56 @@ def train(
         str, typer.Option("--class-weight", metavar="none|balanced", help="Balanced: every class counts the same.")
     ] = "none",
     seed: Annotated[int, typer.Option(metavar="N", help="Another one sets other pictures aside.")] = 0,
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Train the whole backbone, too; needs PyTorch and time.")
+    ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Passes over the pictures.", show_default="20", rich_help_panel=_FINETUNING),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="Learning rate of the head.", show_default="the optimizer's", rich_help_panel=_FINETUNING
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            "-b",
+            metavar="N",
+            help="Pictures in a step.",
+            show_default="32",
+            rich_help_panel=_FINETUNING,
+        ),
+    ] = None,
+    optimizer: Annotated[
+        OptimizerName | None,
+        typer.Option(
+            metavar="NAME", help=list_choices(OptimizerName), show_default="adamw", rich_help_panel=_FINETUNING
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Stop after N epochs that bring nothing.", show_default="5", rich_help_panel=_FINETUNING
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D",
+            help="cpu, cuda, cuda:N or mps.",
+            show_default="auto",
+            rich_help_panel=_FINETUNING,
+            autocompletion=complete_device,
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(metavar="TYPE", help="fp32 or bf16.", show_default="fp32", rich_help_panel=_FINETUNING),
+    ] = None,
     time_limit: Annotated[
         float | None,
         typer.Option(min=0, metavar="S", help="Try no more strengths after so many seconds.", show_default=False),
@@ -57,11 +112,24 @@ def train(
     from mfcli.outputs.json import format_document
     from mfcli.outputs.records import write_records
     from mfcli.tasks.train import train as run
-    from mfcli.training.request import ClassWeight, TrainRequest
+    from mfcli.training.request import ClassWeight, FinetuneOptions, TrainRequest
 
     require_standard_output()
     if balanced not in list(ClassWeight):
         raise UsageError(f"--class-weight {balanced!r} is neither none nor balanced", "--class-weight balanced")
+    given = {
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "patience": patience,
+        "device": device,
+        "precision": precision,
+    }
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if chosen and not finetune:
+        name, value = next(iter(chosen.items()))
+        raise UsageError(f"{name}={value} is an option of fine-tuning", "finetune=True")
     request = TrainRequest(
         data=data,
         output=output,
@@ -69,6 +137,7 @@ def train(
         weights=weights,
         class_weight=ClassWeight(balanced),
         seed=seed,
+        finetune=FinetuneOptions(**chosen) if finetune else None,
         time_limit_s=time_limit,
         decode_timeout_s=decode_timeout,
         overwrite=overwrite,
@@ -86,20 +155,29 @@ def train(
 
 
 def _list_figures(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a record for each set of pictures that the model was judged by."""
-    words = {"val": "pictures set aside", "test": "test pictures", "out_of_fold": "five folds of what was learned"}
+    """Return a record for each set of pictures that a model was judged by; after a fine-tuning for both models."""
+    words = {
+        "val": "pictures set aside",
+        "test": "test pictures",
+        "held_out": "pictures held out",
+        "out_of_fold": "five folds of what was learned",
+    }
+    tried = metrics["finetune"]
+    models = {kind: tried[kind] for kind in ("probe", "finetuned")} if tried else {"": metrics}
     records = []
-    for kind, what in words.items():
-        if figures := metrics[kind]:
-            low, high = figures["top1_interval"]
-            records.append(
-                {
-                    "judged_by": what,
-                    "pictures": figures["pictures"],
-                    "top1": f"{figures['top1']:.1%}",
-                    "interval_95": f"{low:.1%} to {high:.1%}",
-                    "log_loss": round(figures["log_loss"], 3),
-                    "calibration_error": round(figures["calibration_error"], 3),
-                }
-            )
+    for kind, judged in models.items():
+        for split, what in words.items():
+            if figures := judged.get(split):
+                low, high = figures["top1_interval"]
+                records.append(
+                    ({"model": f"{kind}, kept" if kind == tried["kept"] else kind} if tried else {})
+                    | {
+                        "judged_by": what,
+                        "pictures": figures["pictures"],
+                        "top1": f"{figures['top1']:.1%}",
+                        "interval_95": f"{low:.1%} to {high:.1%}",
+                        "log_loss": round(figures["log_loss"], 3),
+                        "calibration_error": round(figures["calibration_error"], 3),
+                    }
+                )
     return records

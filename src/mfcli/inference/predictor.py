@@ -21,7 +21,7 @@ from mfcli.artifact.ensure import ensure_artifact
 from mfcli.artifact.file import Artifact
 from mfcli.errors import BatchTooLargeError, EngineError, ModelError, UsageError, memory_error
 from mfcli.files import is_folder
-from mfcli.inference.engines import choose_engine, load_engine
+from mfcli.inference.engines import load_engine
 from mfcli.inference.engines.base import Engine, EngineName, EngineOptions, Precision, concatenate_outputs
 from mfcli.inference.fingerprint import RunFingerprint
 from mfcli.inference.loading import LoadedPicture
@@ -478,10 +478,6 @@ def load_predictor(
         names = names or folder_labels
     else:
         variant = overrides.apply(named or default_variant(settings))
-        if variant.folder is not None and choose_engine(engine, options) is EngineName.TORCH:
-            raise EngineError(
-                f"{variant.name} is a model of mf train, which torch cannot run", "engine=onnxruntime device=cpu"
-            )
         artifact = _ensure_preprocessing(variant, Path(weights) if weights else None, settings, progress)
     shown, _ = answers.choose_abstentions(artifact)
     if artifact.thresholds and artifact.thresholds.distance is not None and shown.covers(Abstention.UNFAMILIAR):

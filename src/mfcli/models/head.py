@@ -45,6 +45,7 @@ class Method(StrEnum):
 
     REGRESSION = "logistic_regression"
     DISCRIMINANT = "linear_discriminant"
+    FINETUNING = "fine_tuning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class FittedHead:
     Attributes:
         head: the temperature is folded into it.
         method: what it was fitted by.
-        strength: of the regression, or the shrinkage of the discriminant.
+        strength: of the regression, or the shrinkage of the discriminant; None after a fine-tuning.
         temperature: what the logits were divided by.
         losses: what was tried, its strength, and its log loss in the folds after a temperature.
         out_of_fold: logits of each training picture from the model that was not fitted to it, over the temperature,
@@ -80,9 +81,9 @@ class FittedHead:
 
     head: Head
     method: Method
-    strength: float
+    strength: float | None
     temperature: float
-    losses: list[tuple[Method, float, float]]
+    losses: list[tuple[Method, float | None, float]]
     out_of_fold: Floats
 
 

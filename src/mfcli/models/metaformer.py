@@ -10,6 +10,7 @@ module inside functions only.
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -372,6 +373,16 @@ class MetaFormer(nn.Module):
         self.norm = output_norm(dims[-1])
         self.head = head_fn(dims[-1], num_classes, head_dropout=head_dropout)
         self.apply(_init_weights)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return the layers that timm's optimizers tell apart, from the stem to the norm; the head is the last one.
+
+        Args:
+            coarse: whether a stage is a layer, instead of a block.
+        """
+        block = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
+        downsampling = (r"^downsample_layers\.(\d+)", None if coarse else (0,))  # with the block behind it
+        return {"stem": r"^downsample_layers\.0", "blocks": [downsampling, (block, None), (r"^norm", (99999,))]}
 
     def forward_map(self, x: Tensor) -> Tensor:
         """Return the last stage's feature map, float (N, H, W, dims[-1])."""

@@ -13,6 +13,8 @@ from mfcli.settings import Settings
 
 MODEL_FILE, ARGS_FILE = "model.onnx", "args.json"
 """The artifact, and what it was trained with."""
+HEAD_FILE, CHECKPOINT_FILE = "head.safetensors", "model.safetensors"
+"""The head with what distances are computed by, and all weights of a fine-tuned model."""
 
 
 def read_own_variant(folder: Path) -> Variant:
@@ -37,6 +39,13 @@ def read_own_variant(folder: Path) -> Variant:
     if not (folder / MODEL_FILE).is_file():
         raise ModelError(f"{folder} has no {MODEL_FILE}", f"train it again into {folder}, with overwrite=True")
     return make_own_variant(VARIANTS[base], name, num_classes, folder)
+
+
+def read_base(folder: Path) -> tuple[Variant, Path | None]:
+    """Return the base model of a folder whose row was read, and the file that its checkpoint was."""
+    args = read_json(folder / ARGS_FILE)
+    checkpoint = args.get("checkpoint")
+    return VARIANTS[args["base"]], Path(checkpoint) if isinstance(checkpoint, str) else None
 
 
 _HINT = "name a folder that mf train wrote, or a model: mf list-models"

@@ -74,8 +74,12 @@ def _list_close(hashes: NDArray[np.uint64]) -> set[tuple[int, int]]:
         order = np.lexsort((hashes, keys))
         for distance in range(1, _NEIGHBOURS + 1):
             left, right = order[:-distance], order[distance:]
+            alike = keys[left] == keys[right]
+            left, right = left[alike], right[alike]
+            if not len(left):
+                break
             differing = np.unpackbits((hashes[left] ^ hashes[right]).view(np.uint8).reshape(-1, 8), axis=1).sum(1)
-            near = (keys[left] == keys[right]) & (differing <= MAX_BITS)
+            near = differing <= MAX_BITS
             close.update(zip(left[near].tolist(), right[near].tolist(), strict=True))
     return close
 

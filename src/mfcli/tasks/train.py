@@ -7,13 +7,13 @@ from typing import Any
 from mfcli.errors import NoInputsError
 from mfcli.inference.predictor import load_predictor
 from mfcli.inputs.dataset import read_dataset
-from mfcli.models.head import fit_head
-from mfcli.outputs.training import write_report
+from mfcli.outputs.training import describe_choice, write_report
 from mfcli.results import Failure, Progress
 from mfcli.settings import Settings
-from mfcli.training.assignment import assign_pictures, list_classes, list_notes, make_training_set
+from mfcli.training.assignment import assign_pictures, list_classes, list_notes
+from mfcli.training.candidates import check_device, choose, finetune_backbone, fit_probe
 from mfcli.training.folder import check_name, hold_folder, read_finished
-from mfcli.training.model import fit_limits, write_model
+from mfcli.training.model import write_model
 from mfcli.training.report import make_report
 from mfcli.training.request import TrainRequest
 from mfcli.training.views import Views, compute_views
@@ -42,6 +42,9 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
         if (finished := read_finished(request)) is not None:
             progress(f"{request.output} is finished")
             return finished
+        folder.prepare_state(request)
+        if request.finetune is not None:
+            check_device(request.finetune)
 
         def is_over() -> bool:
             return request.time_limit_s is not None and time.monotonic() - started > request.time_limit_s
@@ -66,14 +69,16 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
             )
         for note in list_notes(dataset, pictures):
             progress(note)
-        training = make_training_set(pictures, classes, request.class_weight, request.seed)
-        fitted = fit_head(training, is_over)
-        limits = fit_limits(training, fitted)
+        candidates = [probe := fit_probe(predictor, pictures, classes, request, is_over)]
+        if request.finetune is not None:
+            candidates.append(finetune_backbone(probe, classes, request, folder, settings, is_over, progress))
+        kept = choose(candidates, classes)
         with folder.write() as path:
-            own = write_model(path, request, predictor, fitted, limits, classes)
-            origin = {"base": predictor.artifact.variant, "data": str(request.data)}
-            report = make_report(own, origin, fitted, limits, pictures, classes)
+            own = write_model(path, request, kept, classes)
+            report = make_report(own, str(request.data), kept, candidates, classes)
             write_report(path, report)
+        for note in describe_choice(report.metrics):
+            progress(note)
     return report.metrics
 
 

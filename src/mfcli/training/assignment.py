@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mfcli.inputs.dataset import Dataset, LabelledPicture, Split, join_names
 from mfcli.models.head import TrainingSet, count_divisions
@@ -144,14 +145,19 @@ def list_classes(pictures: Sequence[AssignedPicture]) -> tuple[str, ...]:
     return tuple(sorted({picture.label for picture in pictures if picture.split is Split.TRAIN}))
 
 
+def index_labels(pictures: Sequence[AssignedPicture], classes: tuple[str, ...]) -> NDArray[np.intp]:
+    """Return the class of each picture, (N,)."""
+    indices = {name: index for index, name in enumerate(classes)}
+    return np.array([indices[own.label] for own in pictures], np.intp)
+
+
 def make_training_set(
     pictures: Sequence[AssignedPicture], classes: tuple[str, ...], class_weight: ClassWeight, seed: int
 ) -> TrainingSet:
     """Return what the head is fitted to: the means of a picture and its mirror image."""
     learned = [own for own in pictures if own.split is Split.TRAIN]
     features = np.stack([own.known_views.features for own in learned])
-    indices = {name: index for index, name in enumerate(classes)}
-    targets = np.array([indices[own.label] for own in learned], np.intp)
+    targets = index_labels(learned, classes)
     weights = np.ones(len(learned))
     if class_weight is ClassWeight.BALANCED:
         weights /= np.bincount(targets)[targets]

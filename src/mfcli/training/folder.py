@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from mfcli.errors import OutputError, UsageError
+from mfcli.files import write_atomically
 from mfcli.models.own import ARGS_FILE
 from mfcli.models.registry import VARIANTS
 from mfcli.outputs.training import METRICS_FILE
 from mfcli.signals import defer_signals
 from mfcli.training.request import TrainRequest
+
+STATE_FILE = "last.pt"
+"""In `state/`, what a fine-tuning goes on from."""
 
 
 def check_name(request: TrainRequest) -> None:
@@ -114,8 +118,29 @@ class NewFolder:
         with contextlib.suppress(OSError):
             if self._old.exists() and not self.target.exists():
                 self._old.replace(self.target)
-            for path in (self._old, self._model):
+            for path in (self._old, self._model, *([] if (self.state / STATE_FILE).exists() else [self.state])):
                 shutil.rmtree(path, ignore_errors=True)
+
+    def prepare_state(self, request: TrainRequest) -> None:
+        """Keep the state of an interrupted fine-tuning if it is to be resumed, and remove it if it is to be replaced.
+
+        Raises:
+            OutputError: neither is asked for, or it cannot be written.
+            UsageError: it comes from other arguments.
+        """
+        args = self.state / ARGS_FILE
+        try:
+            if request.overwrite or not self.state.exists():
+                shutil.rmtree(self.state, ignore_errors=True)
+            elif not request.resume:
+                what = f"a fine-tuning of {self.target} was interrupted"
+                raise OutputError(what, "resume=True goes on, overwrite=True begins again")
+            else:
+                check_arguments(request, args)
+            if request.finetune:
+                write_atomically(args, json.dumps(request.list_arguments()).encode())
+        except OSError as error:
+            raise _cannot_write(self.target, error) from error
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Path]:

@@ -18,71 +18,117 @@ from mfcli.models.head import FittedHead
 from mfcli.models.metrics import compute_figures, judge, list_class_figures, list_confusions
 from mfcli.outputs.training import JudgedPicture, SplitRow, TrainingReport
 from mfcli.results import Abstention, PictureResult
-from mfcli.training.assignment import AssignedPicture
-from mfcli.training.model import Limits
+from mfcli.training.assignment import AssignedPicture, index_labels
+from mfcli.training.candidates import Candidate, Kind, judge_held_out
 
 
 def make_report(
-    own: Predictor,
-    origin: dict[str, Any],
-    fitted: FittedHead,
-    limits: Limits,
-    pictures: Sequence[AssignedPicture],
-    classes: tuple[str, ...],
+    own: Predictor, data: str, kept: Candidate, candidates: Sequence[Candidate], classes: tuple[str, ...]
 ) -> TrainingReport:
-    """Return the figures and the rows of the pictures to judge by."""
-    indices = {name: index for index, name in enumerate(classes)}
+    """Return the figures and the rows of the pictures to judge by.
+
+    Args:
+        own: the model as it was written.
+        data: what it was trained on.
+        kept: the candidate that it is.
+        candidates: all of them: the probe, and the fine-tuned one if there is one.
+        classes: in head order.
+    """
     figures: dict[str, Any] = {}
     judged: list[JudgedPicture] = []
     for split in (Split.VAL, Split.TEST):
-        chosen = [picture for picture in pictures if picture.split is split]
-        figures[split.value] = None
-        if chosen:
-            features = np.stack([picture.known_views.features[0] for picture in chosen])
-            logits, distances = fitted.head.logits(features), limits.familiarity.distances(features)
-            targets = np.array([indices[picture.label] for picture in chosen], np.intp)
-            answers = judge(logits, targets)
-            figures[split.value] = compute_figures(answers, len(classes)) | {
+        rows = _list_judged(own, kept, split)
+        figures[split.value] = _judge_split(kept, split, classes)
+        if rows:
+            answers = judge(*_answer(kept, split, classes))
+            figures[split.value] |= {
                 "per_class": [asdict(row) for row in list_class_figures(answers, classes)],
                 "confusions": list_confusions(answers, classes),
+                "abstention": _judge_abstention(rows, classes),
             }
-            rows = [
-                JudgedPicture(_make_result(own, picture, row, distance), picture.label, split.value)
-                for picture, row, distance in zip(chosen, logits, distances.tolist(), strict=True)
-            ]
-            figures[split.value]["abstention"] = _judge_abstention(rows, indices)
             judged += rows
-    learned = np.array([indices[picture.label] for picture in pictures if picture.split is Split.TRAIN], np.intp)
-    seen = np.isfinite(fitted.out_of_fold).all(1)
-    figures["out_of_fold"] = None
-    if seen.any():
-        figures["out_of_fold"] = compute_figures(judge(fitted.out_of_fold[seen], learned[seen]), len(classes))
-    counts = Counter(picture.split for picture in pictures)
+    learned = index_labels([picture for picture in kept.pictures if picture.split is Split.TRAIN], classes)
+    seen = np.isfinite(kept.fitted.out_of_fold).all(1)
+    answers = judge(kept.fitted.out_of_fold[seen], learned[seen])
+    is_probe = kept.kind is Kind.PROBE
+    figures["out_of_fold"] = compute_figures(answers, len(classes)) if is_probe and seen.any() else None
+    figures["held_out"] = None if is_probe else compute_figures(answers, len(classes))
+    figures["finetune"] = _compare(kept, candidates, classes) if len(candidates) > 1 else None
+    counts = Counter(picture.split for picture in kept.pictures)
     metrics = {
         "model": own.artifact.variant,
-        **origin,
+        "base": kept.base,
+        "data": data,
         "classes": len(classes),
         "pictures": {split.value: counts[split] for split in Split} | {"left_out": counts[None]},
-        "head": {
-            "method": fitted.method.value,
-            "strength": fitted.strength,
-            "temperature": fitted.temperature,
-            "tried": [
-                {"method": method.value, "strength": strength, "log_loss": loss if math.isfinite(loss) else None}
-                for method, strength, loss in fitted.losses
-            ],
-        },
+        "head": _describe_head(kept.fitted),
         **figures,
     }
-    split_rows = [_make_split_row(picture) for picture in pictures]
+    split_rows = [_make_split_row(picture) for picture in kept.pictures]
     learned_counts = np.bincount(learned, minlength=len(classes)).tolist()
     return TrainingReport(metrics, dict(zip(classes, learned_counts, strict=True)), split_rows, judged)
 
 
-def _judge_abstention(rows: Sequence[JudgedPicture], indices: dict[str, int]) -> dict[str, Any]:
+def _answer(
+    candidate: Candidate, split: Split, classes: tuple[str, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Return the logits for the pictures of a split, and their classes."""
+    chosen = [own for own in candidate.pictures if own.split is split]
+    features = np.stack([own.known_views.features[0] for own in chosen])
+    return candidate.fitted.head.logits(features), index_labels(chosen, classes)
+
+
+def _judge_split(candidate: Candidate, split: Split, classes: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return the figures for the pictures of a split; None without any."""
+    if not any(own.split is split for own in candidate.pictures):
+        return None
+    return compute_figures(judge(*_answer(candidate, split, classes)), len(classes))
+
+
+def _compare(kept: Candidate, candidates: Sequence[Candidate], classes: tuple[str, ...]) -> dict[str, Any]:
+    """Return the figures of all candidates, side by side."""
+    splits = (Split.VAL, Split.TEST)
+    return {
+        "kept": kept.kind.value,
+        "best_epoch": max(own.best_epoch for own in candidates),
+        "epochs": [figures for own in candidates for figures in own.epochs],
+        **{
+            own.kind.value: {split.value: _judge_split(own, split, classes) for split in splits}
+            | {"held_out": compute_figures(judge_held_out(own, classes), len(classes))}
+            for own in candidates
+        },
+    }
+
+
+def _describe_head(fitted: FittedHead) -> dict[str, Any]:
+    return {
+        "method": fitted.method.value,
+        "strength": fitted.strength,
+        "temperature": fitted.temperature,
+        "tried": [
+            {"method": method.value, "strength": strength, "log_loss": loss if math.isfinite(loss) else None}
+            for method, strength, loss in fitted.losses
+        ],
+    }
+
+
+def _list_judged(own: Predictor, kept: Candidate, split: Split) -> list[JudgedPicture]:
+    """Return the answers for the pictures of a split."""
+    chosen = [picture for picture in kept.pictures if picture.split is split]
+    if not chosen:
+        return []
+    features = np.stack([picture.known_views.features[0] for picture in chosen])
+    logits, distances = kept.fitted.head.logits(features), kept.limits.familiarity.distances(features)
+    return [
+        JudgedPicture(_make_result(own, picture, row, distance), picture.label, split.value)
+        for picture, row, distance in zip(chosen, logits, distances.tolist(), strict=True)
+    ]
+
+
+def _judge_abstention(rows: Sequence[JudgedPicture], classes: tuple[str, ...]) -> dict[str, Any]:
     """Return how many answers are given, and how many of them are wrong."""
     given = [row for row in rows if row.result.abstained is None]
-    wrong = sum(row.result.predictions[0].class_index != indices[row.truth] for row in given)
+    wrong = sum(classes[row.result.predictions[0].class_index] != row.truth for row in given)
     return {
         "unsure": sum(row.result.abstained is Abstention.UNSURE for row in rows),
         "unfamiliar": sum(row.result.abstained is Abstention.UNFAMILIAR for row in rows),

@@ -6,6 +6,8 @@ one that was killed, computes only what is new.
 
 import contextlib
 import hashlib
+import json
+import os
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
@@ -14,12 +16,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mfcli.errors import OutputError, PictureError, UsageError
-from mfcli.files import is_file, lock, sha256_of_json
+from mfcli.files import is_file, lock, read_json, sha256_of_json, write_atomically
 from mfcli.inference.pipeline import Done, run_pipeline
 from mfcli.inference.predictor import Predictor
 from mfcli.inference.preparation import PreparedPicture
@@ -49,21 +52,20 @@ class Views:
 
 
 def compute_views(
-    predictor: Predictor, sources: Sequence[Source], settings: Settings, progress: Progress = lambda _: None
+    predictor: Predictor, sources: Sequence[Source], settings: Settings | None, progress: Progress = lambda _: None
 ) -> list[Views | Failure]:
     """Return the views of pictures in their order, or why one cannot be read.
 
     Args:
         predictor: its engine computes features.
         sources: the pictures.
-        settings: locate the cache; without one, everything is computed.
+        settings: locate the cache; None, or without one, for computing everything.
         progress: told the counts.
 
     Raises:
         EngineError: the engine fails.
     """
-    with ThreadPoolExecutor(2 * usable_cores()) as pool:
-        digests = list(pool.map(_read_digest, sources))
+    digests = _list_digests(sources, settings)
     store = _Store(predictor, settings)
     wanted = {digest: source for digest, source in zip(digests, sources, strict=True) if isinstance(digest, bytes)}
     known = store.read(wanted)
@@ -79,6 +81,53 @@ def compute_views(
         digest if isinstance(digest, Failure) else known[digest] if digest in known else failures[digest]
         for digest in digests
     ]
+
+
+def _list_digests(sources: Sequence[Source], settings: Settings | None) -> list[bytes | Failure]:
+    """Return the digests of files: those in the cache where device, inode, size and both times are as they were."""
+    index = _find_index(sources, settings)
+    known: dict[str, list[Any]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = dict(read_json(index)) if index else {}
+    identities = [_identify(source) for source in sources]
+
+    def get(source: Source, identity: list[int] | None) -> bytes | Failure:
+        recorded = known.get(source.argument)
+        if identity and isinstance(recorded, list) and recorded[:-1] == identity:
+            return bytes.fromhex(recorded[-1])
+        return _read_digest(source)
+
+    with ThreadPoolExecutor(2 * usable_cores()) as pool:
+        digests = list(pool.map(get, sources, identities))
+    found = {
+        source.argument: [*identity, digest.hex()]
+        for source, identity, digest in zip(sources, identities, digests, strict=True)
+        if identity and isinstance(digest, bytes)
+    }
+    if index and found != known:
+        with contextlib.suppress(OSError):  # in a read-only cache they are computed each time
+            write_atomically(index, json.dumps(found).encode())
+    return digests
+
+
+def _find_index(sources: Sequence[Source], settings: Settings | None) -> Path | None:
+    """Return where the digests of a dataset are kept; None without a cache."""
+    with contextlib.suppress(UsageError, ValueError):  # no cache directory; no pictures
+        if settings is not None:
+            folder = Path(os.path.commonpath([source.argument for source in sources])).resolve()
+            name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
+            return settings.cache_dir / "digests" / f"pictures-{name}.json"
+    return None
+
+
+def _identify(source: Source) -> list[int] | None:
+    """Return what changes whenever a file does, as git takes it; None for what is no file."""
+    if source.opener is not None:
+        return None
+    with contextlib.suppress(OSError):
+        status = Path(source.argument).stat()
+        return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return None
 
 
 def _read_digest(source: Source) -> bytes | Failure:
@@ -130,12 +179,13 @@ class _Store:
     views are not kept.
     """
 
-    def __init__(self, predictor: Predictor, settings: Settings) -> None:
+    def __init__(self, predictor: Predictor, settings: Settings | None) -> None:
         shaping = {name: predictor.settings.values[name] for name in _SHAPING}
         key = sha256_of_json(shaping)
         self._path: Path | None = None
         with contextlib.suppress(UsageError):  # no cache directory
-            self._path = settings.cache_dir / "features" / f"{predictor.artifact.variant}-{key[:16]}.bin"
+            folder = None if settings is None else settings.cache_dir / "features"
+            self._path = folder and folder / f"{predictor.artifact.variant}-{key[:16]}.bin"
         self._thread_lock = threading.Lock()
 
     def read(self, wanted: Iterable[bytes]) -> dict[bytes, Views]:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from mfcli.artifact.file import Artifact
 from mfcli.errors import BatchTooLargeError, EngineError, ModelError, first_line, is_out_of_memory
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, cpu_batch_size
-from mfcli.models.checkpoint import load_checkpoint
+from mfcli.models.checkpoint import load_checkpoint, load_model
+from mfcli.models.own_weights import read_own_model
 from mfcli.models.registry import find_variant
 from mfcli.results import Output
 from mfcli.settings import usable_cores
@@ -37,12 +38,13 @@ class TorchEngine:
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         self.precision = options.precision
         self._extra = options.extra
-        device = _find_device(options.device)
+        device = find_device(options.device)
         self.device = str(device)
         if artifact.checkpoint is None:
+            what = "its base model" if artifact.folder else artifact.variant
             raise ModelError(
-                f"the torch engine needs the checkpoint of {artifact.variant}",
-                f"mf download {artifact.variant}, or weights=FILE",
+                f"the torch engine needs the checkpoint of {what}",
+                "engine=onnxruntime" if artifact.folder else f"mf download {artifact.variant}, or weights=FILE",
             )
         if self.precision is Precision.FP16 and device.type == "cpu":
             raise EngineError("fp16 needs a GPU", "precision=bf16, or device=cuda")
@@ -58,7 +60,13 @@ class TorchEngine:
             torch.backends.cudnn.allow_tf32 = False
         self.streams = _CUDA_STREAMS if device.type == "cuda" else 1
         self._idle_streams: queue.SimpleQueue[torch.cuda.Stream] = queue.SimpleQueue()
-        model = load_checkpoint(artifact.checkpoint, find_variant(artifact.variant), artifact.weights_sha256).model
+        self._familiarity: tuple[torch.Tensor, ...] = ()
+        if artifact.folder is None:
+            model = load_checkpoint(artifact.checkpoint, find_variant(artifact.variant), artifact.weights_sha256).model
+        else:
+            own = read_own_model(artifact.folder, artifact.checkpoint)
+            model = load_model(own.weights, own.variant)
+            self._familiarity = tuple(torch.from_numpy(array).to(device) for array in own.familiarity)
         try:
             self._model = model.to(device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
             if device.type == "cuda":
@@ -113,10 +121,19 @@ class TorchEngine:
         last_map = self._model.forward_map(pixels)
         features = self._model.norm(last_map.mean((1, 2)))
         computed = {Output.FEATURES: features, Output.MAP: last_map.permute(0, 3, 1, 2)}
+        if self._familiarity:
+            computed[Output.DISTANCE] = self._measure_distances(features.float())
         return self._model.head(features), *(computed[output] for output in self._extra)
 
+    def _measure_distances(self, features: torch.Tensor) -> torch.Tensor:
+        """Return (N, 1), see `models.abstention.Familiarity`."""
+        axes, offset, centres = self._familiarity
+        moved = features @ axes + offset
+        differences = centres.square().sum(1) - 2 * moved @ centres.T
+        return differences.amin(1, keepdim=True) + moved.square().sum(1, keepdim=True)
 
-def _find_device(name: str) -> torch.device:
+
+def find_device(name: str) -> torch.device:
     """Return the device of that name; for auto a GPU if there is one.
 
     Raises:
