@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mfcli import stores
+from mfcli import store_clients
 
 Answer = tuple[str, bytes] | int | None
 """What is sent in place of the store's answer: a status and a body, or so many first bytes of the store's own body;
@@ -135,10 +135,10 @@ def store(store_server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    stores._make_client.cache_clear()
-    stores._find_aws_config.cache_clear()
-    stores._get_session.cache_clear()
-    stores._open_botocore.cache_clear()
+    store_clients._make_client.cache_clear()
+    store_clients._find_aws_config.cache_clear()
+    store_clients._get_session.cache_clear()
+    store_clients._make_botocore.cache_clear()
     store_server.fault, store_server.most_at_once = lambda _: None, 0
     store_server.requests.clear()
     return store_server

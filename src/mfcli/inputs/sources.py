@@ -29,7 +29,8 @@ from mfcli.inputs.walk import (
     walk_glob,
 )
 from mfcli.results import Failure
-from mfcli.stores import SCHEMES, check_stores, is_store_url
+from mfcli.store_clients import import_obstore
+from mfcli.stores import SCHEMES, is_store_url
 
 if TYPE_CHECKING:
     from mfcli.inputs.archives import LastArchive
@@ -83,7 +84,7 @@ def iter_sources(
 
         import_parquet()
     if any(url_scheme(name) in SCHEMES for name in arguments):
-        check_stores()
+        import_obstore()
     expansions: _Expansions = (_expand(classify(name), stdin, selection) for name in arguments)
     if files_from is not None:
         file = stdin if files_from == STDIN else open_list(files_from)
