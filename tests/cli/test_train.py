@@ -364,6 +364,13 @@ def test_a_known_digest_is_that_of_the_file(mf: Mf, photos: Path, tmp_path: Path
         assert (tmp_path / "b" / name).read_bytes() != (tmp_path / "a" / name).read_bytes()
 
 
+def test_an_own_model_is_no_base_model(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    assert mf("train", photos, "-o", tmp_path / "m", "-q").code == 0
+    ran = mf("train", photos, "-o", tmp_path / "n", "--model", tmp_path / "m")
+    assert (ran.code, ran.err) == (2, "error: m is a model of mf train itself\nhint: name its base model\n")
+    assert not list(tmp_path.glob("*n*.part"))
+
+
 def test_a_foreign_folder_is_never_replaced(mf: Mf, photos: Path) -> None:
     ran = mf("train", photos, "-o", photos, "--overwrite")
     assert (ran.code, "is not a folder of mf train" in ran.err) == (8, True)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mfcli.errors import NoInputsError
+from mfcli.errors import NoInputsError, UsageError
 from mfcli.inference.predictor import load_predictor
 from mfcli.inputs.dataset import read_dataset
 from mfcli.outputs.training import describe_choice, write_report
@@ -59,6 +59,8 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
             settings=settings,
             progress=progress,
         )
+        if predictor.artifact.folder is not None:
+            raise UsageError(f"{predictor.artifact.variant} is a model of mf train itself", "name its base model")
         views = compute_views(predictor, [picture.source for picture in dataset.pictures], settings, progress)
         pictures = assign_pictures(dataset, views, request.seed)
         classes = list_classes(pictures)
