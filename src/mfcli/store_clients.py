@@ -7,13 +7,17 @@ import contextlib
 import functools
 import importlib
 import os
+import queue
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from mfcli.errors import EngineError, FailureCode, PictureError, package_error
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound"})
 """Codes of failures."""
@@ -37,6 +41,35 @@ def import_obstore() -> Any:
         EngineError: it is not installed.
     """
     return _import("obstore")
+
+
+def interruptible(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Make a function that waits for a client wait in another thread, so that Ctrl-C need not wait, too."""
+
+    @functools.wraps(function)
+    def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        if threading.current_thread() is not threading.main_thread():
+            return function(*arguments, **options)
+        answer: queue.SimpleQueue[Callable[[], Result]] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                result = function(*arguments, **options)
+                answer.put(lambda: result)
+            except BaseException as error:
+                answer.put(functools.partial(_raise, error))
+
+        try:
+            threading.Thread(target=run, daemon=True, name="mf-store").start()
+        except RuntimeError:  # a limit on processes
+            return function(*arguments, **options)
+        return answer.get()()
+
+    return call
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
 
 
 def _import(name: str) -> Any:

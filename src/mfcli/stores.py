@@ -14,7 +14,15 @@ from typing import IO, Any, BinaryIO
 
 from mfcli.errors import FailureCode, PictureError
 from mfcli.files import url_scheme
-from mfcli.store_clients import NO_BUCKET, find_code, import_obstore, open_botocore, open_bucket, translate_errors
+from mfcli.store_clients import (
+    NO_BUCKET,
+    find_code,
+    import_obstore,
+    interruptible,
+    open_botocore,
+    open_bucket,
+    translate_errors,
+)
 
 SCHEMES = ("s3", "gs", "az")
 HUB_SCHEME = "hf"
@@ -83,7 +91,8 @@ def list_objects(url: str, timeout_s: float) -> Iterator[StoredObject]:
             with contextlib.suppress(FileNotFoundError):
                 yield _describe(obstore.head(store, prefix))
         try:
-            for page in obstore.list(store, folder or None, offset=last, chunk_size=_PAGE):
+            pages = obstore.list(store, folder or None, offset=last, chunk_size=_PAGE)
+            while page := _take(pages):
                 for found in page:
                     if not found["path"].startswith(prefix):
                         return
@@ -93,6 +102,11 @@ def list_objects(url: str, timeout_s: float) -> Iterator[StoredObject]:
             if not bucket.startswith("s3:"):
                 raise
             yield from _list_odd_keys(bucket, prefix, last or "", timeout_s)
+
+
+@interruptible
+def _take(pages: Iterator[Any]) -> Any:
+    return next(pages, None)
 
 
 def _list_odd_keys(bucket: str, prefix: str, last: str, timeout_s: float) -> Iterator[StoredObject]:
@@ -107,6 +121,7 @@ def _describe(found: Any) -> StoredObject:
     return StoredObject(found["path"], int(found["size"]), found["e_tag"])
 
 
+@interruptible
 def read_object(url: str, timeout_s: float, max_bytes: int) -> BinaryIO:
     """Return the bytes of an object.
 
@@ -134,6 +149,7 @@ def read_object(url: str, timeout_s: float, max_bytes: int) -> BinaryIO:
         return io.BytesIO(read())
 
 
+@interruptible
 def identify_object(url: str, timeout_s: float) -> str:
     """Return what tells an object from others, and from other versions of itself; see `read_object`."""
     bucket, key = _split_checked(url)
@@ -142,6 +158,7 @@ def identify_object(url: str, timeout_s: float) -> str:
         return f"{bucket}{key}\n{found['e_tag']}\n{found['size']}\n{found['last_modified']}"
 
 
+@interruptible
 def download_object(url: str, file: IO[bytes], timeout_s: float) -> None:
     """Write an object of any size into a file; see `read_object`."""
     bucket, key = _split_checked(url)
@@ -169,6 +186,7 @@ def _is_odd(key: str) -> bool:
     return any(part in ("", ".", "..") for part in key.split("/"))
 
 
+@interruptible
 def has_object(url: str, timeout_s: float) -> bool:
     """Return whether there is an object; see `read_object`."""
     bucket, key = _split_checked(url)
@@ -180,6 +198,7 @@ def has_object(url: str, timeout_s: float) -> bool:
         return True
 
 
+@interruptible
 def check_writable(url: str, timeout_s: float) -> None:
     """Check that an object may be written, by a request that is never carried out; see `read_object`.
 
@@ -202,6 +221,7 @@ def check_writable(url: str, timeout_s: float) -> None:
         obstore.delete(store, beside)
 
 
+@interruptible
 def write_object(url: str, data: bytes, timeout_s: float) -> None:
     """Write an object, which appears as a whole; see `read_object`."""
     bucket, key = _split_checked(url)
@@ -209,6 +229,7 @@ def write_object(url: str, data: bytes, timeout_s: float) -> None:
         import_obstore().put(open_bucket(bucket, timeout_s), key, data, use_multipart=False)
 
 
+@interruptible
 def create_object(url: str, data: bytes, timeout_s: float) -> None:
     """Write an object, unless there is one; see `read_object`."""
     bucket, key = _split_checked(url)
@@ -217,6 +238,7 @@ def create_object(url: str, data: bytes, timeout_s: float) -> None:
         obstore.put(open_bucket(bucket, timeout_s), key, data, mode="create", use_multipart=False)
 
 
+@interruptible
 def delete_object(url: str, timeout_s: float) -> None:
     """Delete an object, if there is one; see `read_object`."""
     bucket, key = _split_checked(url)
@@ -224,6 +246,7 @@ def delete_object(url: str, timeout_s: float) -> None:
         import_obstore().delete(open_bucket(bucket, timeout_s), key)
 
 
+@interruptible
 def upload_file(path: Path, url: str, timeout_s: float) -> None:
     """Write a file into an object, which appears as a whole; large ones are uploaded in parts; see `read_object`."""
     bucket, key = _split_checked(url)

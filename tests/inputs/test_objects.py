@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import sys
 import tarfile
 import threading
@@ -265,6 +266,25 @@ def test_without_credentials(store: ObjectStore, monkeypatch: pytest.MonkeyPatch
     store.fault = lambda _: DENIED
     message = "permission: access is denied, and no credentials were found"
     assert read("s3://photos/a.jpg") == {"s3://photos/a.jpg": message}
+
+
+@pytest.mark.parametrize("name", ["s3://photos/a.jpg", "s3://photos/"])
+def test_an_interrupt_does_not_wait_for_the_store(store: ObjectStore, name: str) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    goes_on = threading.Event()
+    store.fault = lambda _: goes_on.wait(20) and None
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            read(name)
+        assert time.monotonic() - began < 10
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        goes_on.set()
 
 
 def test_many_requests_are_under_way(store: ObjectStore, mf: Callable[..., Ran], coffee: Path) -> None:
