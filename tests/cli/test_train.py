@@ -18,8 +18,9 @@ import pytest
 import mfcli
 from colours import COLOURS, write_classes, write_picture
 from conftest import CHECKOUT, Ran
+from mfcli.cli.progress import StderrProgress
 from mfcli.inputs.dataset import read_dataset
-from mfcli.results import Tally
+from mfcli.results import Step, Tally
 from mfcli.settings import Settings
 from mfcli.training.folder import hold_folder
 from mfcli.training.views import compute_views
@@ -309,6 +310,19 @@ def test_what_the_pictures_are_read_with(mf: Mf, photos: Path, tmp_path: Path, m
     monkeypatch.setattr("mfcli.tasks.train.load_predictor", lambda *a, **more: seen.update(more) or load(*a, **more))
     assert mf("train", photos, "-o", tmp_path / "m", "-q", "--decode-timeout", "7.5").code == 0
     assert seen["decode_timeout_s"] == 7.5
+
+
+def test_the_bar_has_a_total_from_the_beginning(mf_terminal: Callable[..., Ran], photos: Path, tmp_path: Path) -> None:
+    ran = mf_terminal("train", photos, "-o", tmp_path / "m")
+    assert (ran.code, "/36" in ran.err, "0/?" in ran.err) == (0, True, False)
+
+
+def test_one_bar_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfcli.cli.progress.is_terminal", lambda _: True)
+    with StderrProgress(note=lambda _: None, with_bar=True) as shown:
+        for event, is_run in ((Tally(1, 0, 0, 2), True), (Step("epoch 1", 1, 2), False), (Tally(2, 0, 0, 2), True)):
+            shown(event)
+            assert (shown._run is not None, shown._bars is not None) == (is_run, not is_run)
 
 
 def test_the_progress_has_a_total(photos: Path) -> None:

@@ -154,7 +154,6 @@ class _RunBar:
             TextColumn("[red]{task.fields[failed]}"),
         )
         self._task = self._bars.add_task("", total=None, rate="", failed="")
-        self._bars.start()
 
     def draw(self, tally: Tally, total: int | None) -> None:
         speed = self._bars.tasks[0].speed
@@ -165,6 +164,7 @@ class _RunBar:
             rate=f"{speed:.1f} pictures/s" if speed else "",
             failed=f"{tally.failed} failed" if tally.failed else "",
         )
+        self._bars.start()  # with a total, if there is one
 
     def note(self, message: str) -> None:
         _print_note(self._bars, message)
