@@ -3,8 +3,8 @@
 Both parts read from `object_server.py` on loopback, which shares the cores; its processor time is shown, as it may be
 the limit. Clients list `--count` objects of 100 kB, and then read for `--seconds` each with 64 requests under way, in
 processes of their own, whose processor time and peak memory are shown. For `mf predict`, the time of a run over two
-local photos is subtracted, so that the start of the client counts. Needs `pip install '.[stores]' s3fs` and an idle
-machine:
+local photos is subtracted, so that the start of the client counts. Needs `pip install '.[stores]'`, s3fs to compare,
+and an otherwise idle machine:
 
     python benchmarks/stores.py FOLDER           # without FOLDER: synthetic JPEGs of about 500x375 pixels
 """
@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def compare_clients(number: int, seconds: float) -> None:
     """Print a row for each client."""
     print(f"{'client':12} {'listed/s':>10} {'read/s':>8} {'client ms':>10} {'server ms':>10} {'peak MiB':>9}")
     with run_server("--count", number) as (url, server):
-        for client in CLIENTS:
+        for client in filter(find_spec, CLIENTS):
             before = read_processor_s(server)
             command = [sys.executable, __file__, "--client", client, "--seconds", str(seconds)]
             done = subprocess.run(command, env=make_environ(url), stdout=subprocess.PIPE, text=True, check=True)

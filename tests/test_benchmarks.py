@@ -43,6 +43,15 @@ def test_a_benchmark_prints_its_table(script: str, arguments: list[str], rows: l
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_stores_prints_its_tables(tmp_path: Path) -> None:
+    pytest.importorskip("obstore")
+    command = [sys.executable, str(CHECKOUT / "benchmarks" / "stores.py"), "--quick"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [row for row in ("obstore", "local files", "store") if f"\n{row} " not in done.stdout] == [], done.stdout
+
+
+@pytest.mark.slow
 def test_figures_are_those_of_timms_validate(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(30):
