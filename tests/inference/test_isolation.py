@@ -267,3 +267,14 @@ def test_answers_are_not_trusted(answer: str, coffee: Path) -> None:
         theirs.send(answer.encode() + b"\n")
         with pytest.raises(ValueError, match="an answer is nested too deep|a thumbnail is too large"):
             worker.ask(file, 20)
+
+
+def test_a_server_that_dies_before_a_request_is_read_is_no_crash(coffee: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, coffee.open("rb") as file, mmap.mmap(-1, 1) as memory:
+        with theirs:
+            theirs.send(b'{"measures": []}\n')
+            worker = _Worker(None, ours, memory, SimpleNamespace(thumbnail_side=20))  # type: ignore[arg-type]
+            ours.send(b"unread")
+        with pytest.raises(EOFError):
+            worker.ask(file, 20)

@@ -113,11 +113,13 @@ class DecoderPool:
             given = file if isinstance(file, BufferedReader) else stack.enter_context(_share(file))
             for _ in range(2):  # a worker that was idle may have died with its server
                 worker = self._take_worker(alone=alone)
-                with contextlib.suppress(EOFError):
+                try:
                     return self._judge(self._ask(worker, given, keep=not alone), alone=alone)
+                except EOFError:
+                    worker.server.close()
         return LoadedPicture(failure=_CRASHED)
 
-    def _take_worker(self, *, alone: bool) -> "_Worker":
+    def _take_worker(self, *, alone: bool, again: bool = True) -> "_Worker":
         with self._lock:
             server = self._find_server()
             while self._idle:
@@ -128,7 +130,11 @@ class DecoderPool:
         try:
             return server.start_worker(self._loader, self._memory_bytes if alone else self._share_bytes)
         except (OSError, EOFError, ValueError) as error:
-            raise IsolationError(str(error)) from error
+            if isinstance(error, EOFError | ConnectionError):
+                server.close()
+            if not again or server.is_usable():
+                raise IsolationError(str(error)) from error
+        return self._take_worker(alone=alone, again=False)
 
     def _find_server(self) -> "_Server":
         if self._server is None or not self._server.is_usable():
@@ -302,7 +308,10 @@ class _Worker:
         line = b""
         while not line.endswith(b"\n"):
             self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
-            read = self._connection.recv(MAX_LINE_BYTES)
+            try:
+                read = self._connection.recv(MAX_LINE_BYTES)
+            except ConnectionResetError:  # the server has died before the request was read
+                read = b""
             if not read:
                 raise EOFError
             line += read
