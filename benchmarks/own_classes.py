@@ -1,10 +1,11 @@
 """Measure mf train: accuracy, calibration and time on folders of pictures, and its solver beside scikit-learn's.
 
-    python benchmarks/own_classes.py FOLDER... [--seeds 5] [--with-sklearn] [--quick]
+    python benchmarks/own_classes.py FOLDER... [--seeds 5] [--with-sklearn] [--finetune EPOCHS] [--quick]
 
 FOLDER is what `mf train` takes. Where it has no folder `val`, each seed sets other pictures aside. The first run is
 cold (an empty cache), the others find the features in the cache. `--with-sklearn` fits LogisticRegressionCV to the same
-features and compares the log losses and the times; it needs scikit-learn. `--quick` takes generated pictures instead
+features and compares the log losses and the times; it needs scikit-learn. `--finetune` trains the backbone, too, with
+the first seed, and reports both models, whichever is kept; it needs torch. `--quick` takes generated pictures instead
 of a FOLDER. A table on stdout, the times of all runs on stderr.
 """
 
@@ -101,7 +102,18 @@ def write_generated(folder: Path) -> Path:
     return folder
 
 
-def measure(folder: Path, scratch: Path, seeds: int, with_sklearn: bool) -> dict[str, float]:
+def finetune(folder: Path, scratch: Path, cache: Path, epochs: int) -> dict[str, float]:
+    """Return the figures of a fine-tuning and of the head that it began with."""
+    metrics, seconds = train(folder, scratch / "tuned", 0, cache, "--finetune", "--epochs", str(epochs))
+    figures = {
+        f"{kind}_{name}": float(metrics["finetune"][kind]["val"][name])
+        for kind in ("probe", "finetuned")
+        for name in ("top1", "log_loss")
+    }
+    return figures | {"best_epoch": metrics["finetune"]["best_epoch"], "finetune_seconds": seconds}
+
+
+def measure(folder: Path, scratch: Path, seeds: int, with_sklearn: bool, epochs: int) -> dict[str, float]:
     """Return the figures of a folder, means over the seeds."""
     cache, runs = scratch / "cache", []
     for seed in range(seeds):
@@ -111,7 +123,8 @@ def measure(folder: Path, scratch: Path, seeds: int, with_sklearn: bool) -> dict
     names = ("top1", "log_loss", "calibration_error")
     figures = {name: statistics.mean(metrics["val"][name] for metrics, _ in runs) for name in names}
     times = {"cold_seconds": runs[0][1], "again_seconds": again}
-    return figures | times | (compare_with_sklearn(folder, cache) if with_sklearn else {})
+    figures |= times | (compare_with_sklearn(folder, cache) if with_sklearn else {})
+    return figures | (finetune(folder, scratch, cache, epochs) if epochs else {})
 
 
 def main() -> None:
@@ -120,6 +133,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--with-sklearn", action="store_true")
+    parser.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="fine-tune for so many; 0 for none")
     parser.add_argument("--quick", action="store_true", help="a check that it runs; the figures mean nothing")
     arguments = parser.parse_args()
     if bool(arguments.folders) is arguments.quick:
@@ -127,7 +141,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mf-own-classes-") as name:
         folders = arguments.folders or [write_generated(Path(name, "generated"))]
         for number, folder in enumerate(folders):
-            figures = measure(folder, Path(name, str(number)), arguments.seeds, arguments.with_sklearn)
+            scratch = Path(name, str(number))
+            figures = measure(folder, scratch, arguments.seeds, arguments.with_sklearn, arguments.finetune)
             if not number:
                 print(f"{'folder':<40}", *(f"{column:>20}" for column in figures))
             shown = folder.name if arguments.quick else str(folder)
