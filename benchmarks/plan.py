@@ -66,7 +66,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", type=int, default=1_000_000, help="(default 1000000)")
-    parser.add_argument("--quick", action="store_true", help="25,000 names")
+    parser.add_argument("--quick", action="store_true", help="12,000 names")
     parser.add_argument("--write-parts", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write_parts:
@@ -74,7 +74,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_names(folder / "names", 25_000 if arguments.quick else arguments.names)
+        write_names(folder / "names", 12_000 if arguments.quick else arguments.names)
         print(f"{'':18}{'s':>10}{'CPU s':>10}{'MiB':>10}")
         mf = [sys.executable, "-m", "mfcli"]
         run("mf plan", [*mf, "plan", "-q", "--files-from", "names", "-o", "plan"], folder)

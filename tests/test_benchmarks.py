@@ -29,7 +29,7 @@ from conftest import CHECKOUT
             ["--device", "cpu", "--precision", "fp32"],
             ["decoding", "nvJPEG", "timm, DataLoader", "mf predict, scaled"],
         ),
-        ("memory.py", [], ["        20", "      2000"]),
+        ("memory.py", [], ["        20", "       200"]),
         ("own_classes.py", [], ["generated"]),
         ("plan.py", [], ["mf plan", "writing parts", "mf plan status", "mf plan finish"]),
         ("scaled.py", [], ["exact", "scaled 2", "noise"]),
