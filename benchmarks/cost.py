@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mfcli.inference.predictor import Predictor, load_predictor
+from mfcli.inference.model_loading import load_predictor
+from mfcli.inference.predictor import Predictor
 from mfcli.inputs.codecs import DecodeMode
 from mfcli.inputs.pictures import make_source
 from mfcli.models.checkpoint import write_random

@@ -30,7 +30,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mfcli.inference.predictor import Predictor, load_predictor
+from mfcli.inference.model_loading import load_predictor
+from mfcli.inference.predictor import Predictor
 from mfcli.inputs.codecs import DecodeMode
 from mfcli.inputs.pictures import make_source
 from mfcli.models.checkpoint import write_random

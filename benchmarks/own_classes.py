@@ -57,7 +57,7 @@ def compare_with_sklearn(data: Path, cache: Path) -> dict[str, float]:
     """Return log losses and seconds of this solver and of scikit-learn's, on the same features."""
     from sklearn.linear_model import LogisticRegressionCV
 
-    from mfcli.inference.predictor import load_predictor
+    from mfcli.inference.model_loading import load_predictor
     from mfcli.inputs.dataset import Split, read_dataset
     from mfcli.models.calibration import log_loss
     from mfcli.models.head import fit_head

@@ -26,7 +26,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as mf train does
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.inference.predictor import Predictor, load_predictor
+from mfcli.inference.model_loading import load_predictor
+from mfcli.inference.predictor import Predictor
 from mfcli.inputs.source import Source
 from mfcli.models import abstention, head
 from mfcli.models.abstention import Familiarity, Thresholds

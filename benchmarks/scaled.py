@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mfcli.inference.predictor import Predictor, load_predictor
+from mfcli.inference.model_loading import load_predictor
+from mfcli.inference.predictor import Predictor
 from mfcli.inputs.decode import decode
 from mfcli.synthetic import write_jpegs
 

@@ -20,7 +20,7 @@ from typing import Literal
 from PIL import Image
 
 from mfcli.errors import PictureError
-from mfcli.inference.predictor import load_predictor
+from mfcli.inference.model_loading import load_predictor
 from mfcli.inputs.decode import decode
 from writers import draw_images, write
 

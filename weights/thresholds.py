@@ -15,7 +15,8 @@ from pictures import Samples, split
 
 from mfcli.artifact.file import update_sidecar
 from mfcli.errors import MfError
-from mfcli.inference.predictor import Predictor, load_predictor
+from mfcli.inference.model_loading import load_predictor
+from mfcli.inference.predictor import Predictor
 from mfcli.models.abstention import Thresholds, list_error_bounds
 
 DIGITS = 4

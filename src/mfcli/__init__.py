@@ -16,7 +16,8 @@ from mfcli.version import __version__
 
 if TYPE_CHECKING:
     from mfcli.errors import EngineError, FailureCode, MfError, ModelError, NoInputsError, OutputError, UsageError
-    from mfcli.inference.predictor import Predictor, load_predictor
+    from mfcli.inference.model_loading import load_predictor
+    from mfcli.inference.predictor import Predictor
     from mfcli.inputs.pictures import Picture
     from mfcli.inputs.sources import Source, iter_sources
     from mfcli.models import concepts
@@ -56,7 +57,8 @@ __all__ = [
 
 _MODULES = {
     "mfcli.errors": "EngineError FailureCode MfError ModelError NoInputsError OutputError UsageError",
-    "mfcli.inference.predictor": "Predictor load_predictor",
+    "mfcli.inference.model_loading": "load_predictor",
+    "mfcli.inference.predictor": "Predictor",
     "mfcli.inputs.pictures": "Picture",
     "mfcli.inputs.sources": "Source iter_sources",
     "mfcli.models": "concepts",

@@ -13,7 +13,7 @@ from PIL import Image
 import mfcli
 from deterministic import fill, picture
 from mfcli.errors import MfError, ModelError
-from mfcli.inference.predictor import load_predictor
+from mfcli.inference.model_loading import load_predictor
 from mfcli.models.model_folder import ModelFolder, compute_crop_pct, read_model_folder
 from mfcli.models.preprocess import PreprocessPlan, make_preprocess_plan
 from mfcli.models.registry import Interpolation, find_variant

@@ -112,7 +112,7 @@ class ModelRequest:
 
     def load(self, settings: Settings, progress: "Progress", thumbnail_side: int | None = None) -> "Predictor":
         """Load the model."""
-        from mfcli.inference.predictor import load_predictor
+        from mfcli.inference.model_loading import load_predictor
 
         running, decoding, overrides = self.running, self.decoding, self.overrides
         return load_predictor(

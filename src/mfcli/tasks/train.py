@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mfcli.errors import NoInputsError, UsageError
-from mfcli.inference.predictor import load_predictor
+from mfcli.inference.model_loading import load_predictor
 from mfcli.inputs.dataset import read_dataset
 from mfcli.outputs.training import describe_choice, write_report
 from mfcli.results import Failure, Progress

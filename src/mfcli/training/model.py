@@ -10,7 +10,8 @@ import numpy as np
 
 from mfcli.artifact.file import update_sidecar
 from mfcli.errors import ModelError
-from mfcli.inference.predictor import Predictor, load_predictor
+from mfcli.inference.model_loading import load_predictor
+from mfcli.inference.predictor import Predictor
 from mfcli.models.labels import make_class_labels
 from mfcli.models.own import ARGS_FILE, CHECKPOINT_FILE, HEAD_FILE, MODEL_FILE
 from mfcli.training.candidates import Candidate
