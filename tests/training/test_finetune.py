@@ -233,6 +233,13 @@ def test_options_that_are_refused(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_it_needs_torch(mf: Mf, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfcli.models.checkpoint.find_spec", lambda _: None)
+    ran = mf("train", photos, "-o", tmp_path / "m", *SHORT)
+    assert (ran.code, ran.err) == (7, "error: torch and timm are not installed\nhint: pip install torch timm\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
 def test_too_few_pictures_to_hold_some_out(mf: Mf, tmp_path: Path) -> None:
     ran = mf("train", write_classes(tmp_path / "few", 1), "-o", tmp_path / "m", *SHORT)
     assert (ran.code, "too few pictures to hold some out" in ran.err) == (2, True)
