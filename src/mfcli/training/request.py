@@ -27,7 +27,7 @@ class OptimizerName(StrEnum):
     @property
     def default_lr(self) -> float:
         """The learning rate that suits it."""
-        return 5e-4 if self is OptimizerName.ADAMW else 5e-3
+        return 5e-4 if self is OptimizerName.ADAMW else 2e-3
 
 
 @dataclass(frozen=True, slots=True)
