@@ -85,6 +85,11 @@ def list_objects(url: str, timeout_s: float) -> Iterator[StoredObject]:
     folder, _, start = prefix.rpartition("/")
     obstore = import_obstore()
     with translate_errors(bucket):
+        if prefix and _is_odd(prefix.removesuffix("/")):
+            if not bucket.startswith("s3:"):
+                raise _make_key_error()
+            yield from _list_odd_keys(bucket, prefix, "", timeout_s)
+            return
         last = prefix if start else None  # a listing begins after it; the object of this very name is asked for below
         store = open_bucket(bucket, timeout_s)
         if last is not None:
@@ -177,8 +182,12 @@ def _split_checked(url: str) -> tuple[str, str]:
     """
     bucket, key = split_store_url(url)
     if _is_odd(key):
-        raise PictureError(FailureCode.UNSUPPORTED, "its key has an empty part, or one that is . or ..: not read")
+        raise _make_key_error()
     return bucket, key
+
+
+def _make_key_error() -> PictureError:
+    return PictureError(FailureCode.UNSUPPORTED, "its key has an empty part, or one that is . or ..: not read")
 
 
 def _is_odd(key: str) -> bool:

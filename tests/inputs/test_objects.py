@@ -90,6 +90,8 @@ def test_keys_with_empty_parts_and_dots(store: ObjectStore) -> None:
     assert read("s3://photos/") == data
     assert read(*data) == data
     assert list(read("s3://photos/", selection=Selection(max_bytes=2)).values()) == ["too_large: is over 2 bytes"] * 7
+    assert list(read("s3://photos/a//")) == ["s3://photos/a//1.jpg"]
+    assert list(read("s3://photos/a/..")) == ["s3://photos/a/../3.jpg"]
     store.fault = lambda path: DENIED if "//" in path else None
     assert read("s3://photos/a//1.jpg") == {"s3://photos/a//1.jpg": "permission: access is denied"}
 

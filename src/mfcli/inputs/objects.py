@@ -42,7 +42,7 @@ def open_ahead(url: str, selection: Selection) -> Download:
 def walk_prefix(url: str, selection: Selection) -> Iterator[FoundPath]:
     """Yield the pictures below a prefix, by the rules of `walk_folder`, in the order of their keys."""
     _, prefix = split_store_url(url)
-    folder = f"{prefix.rstrip('/')}/" if prefix else ""
+    folder = f"{prefix.removesuffix('/')}/" if prefix else ""
     yield from _find(url, folder, lambda key: selection.takes_member(key[len(folder) :]), selection)
 
 
