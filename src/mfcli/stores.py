@@ -215,8 +215,9 @@ def check_writable(url: str, timeout_s: float) -> None:
     conditions writes that object, which is then deleted.
     """
     bucket, key = _split_checked(url)
-    obstore, store, beside = import_obstore(), open_bucket(bucket, timeout_s), f"{key}.partial"
+    obstore, beside = import_obstore(), f"{key}.partial"
     with translate_errors(bucket):
+        store = open_bucket(bucket, timeout_s)
         try:
             obstore.put(store, beside, b"", mode={"e_tag": '"0"', "version": "1"}, use_multipart=False)
         except (FileNotFoundError, NotImplementedError, obstore.exceptions.PreconditionError) as error:

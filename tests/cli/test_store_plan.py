@@ -98,3 +98,16 @@ def test_a_shard_that_changed(planned: ObjectStore, mf: Callable[..., Ran]) -> N
     ran = mf("predict", "--plan", PLAN, "-o", OUT)
     assert ran.code == 3
     assert f"{PLAN}/shard-00001.jsonl has changed since it was planned" in ran.err
+
+
+def test_a_profile_that_is_not_there(
+    store: ObjectStore, mf: Callable[..., Ran], coffee: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mf("plan", coffee, "-o", tmp_path / "plan").code == 0
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    ran = mf("predict", "--plan", tmp_path / "plan", "-o", OUT)
+    assert (ran.code, ran.err.splitlines()[0]) == (
+        8,
+        f"error: cannot write {OUT}: the configuration of AWS cannot be used (ProfileNotFound)",
+    )
+    assert not store.requests
