@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -13,6 +14,8 @@ pytest.importorskip("obstore")
 pytest.importorskip("botocore")
 pytest.importorskip("moto.server")
 
+from mfcli.errors import FailureCode, PictureError
+from mfcli.outputs import upload
 from mfcli.stores import find_store_url, upload_file
 from object_store import DENIED, EXPIRED, OTHER_REGION, SECRET, SERVER_ERROR, ObjectStore
 
@@ -59,6 +62,22 @@ def test_it_is_resumed(photos: ObjectStore, mf: Callable[..., Ran], own_cache: P
     ran = mf("predict", "s3://photos/in/", "-o", URL, "--resume")  # on another machine
     assert ran.code == 0, ran.err
     assert len(inputs(photos)) == 4
+
+
+def test_a_copy_that_was_cut_is_not_resumed(photos: ObjectStore, mf: Callable[..., Ran], own_cache: Path) -> None:
+    assert mf("predict", "s3://photos/in/", "-o", URL).code == 0
+    whole = photos.get(URL)
+
+    def cut(_: str, file: IO[bytes], __: float) -> None:
+        file.write(b"half a row")
+        raise PictureError(FailureCode.NETWORK, "the store cannot be reached")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upload, "download_object", cut)
+        assert mf("predict", "s3://photos/in/", "-o", URL, "--resume").code == 8
+    assert not [path for path in own_cache.glob("uploads/*/*") if path.is_file()]
+    assert mf("predict", "s3://photos/in/", "-o", URL, "--resume").code == 0
+    assert photos.get(URL) == whole
 
 
 def test_a_failed_upload_is_repeated(photos: ObjectStore, mf: Callable[..., Ran]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mfcli.errors import OutputError, PictureError
-from mfcli.files import exists
+from mfcli.files import exists, open_atomically
 from mfcli.outputs.files import has_content, partial_path, translate_write_errors
 from mfcli.stores import check_writable, download_object, has_object, upload_file
 
@@ -81,7 +81,7 @@ class Upload:
         with self._translate_errors("check it, or overwrite=True"), translate_write_errors(self.path):
             if not has_object(self.url, _TIMEOUT_S):
                 return None
-            with self.path.open("wb") as file:
+            with open_atomically(self.path) as file:  # a part of it would look like the results of a run
                 download_object(self.url, file, _TIMEOUT_S)
             return self.path.stat().st_mtime_ns
 
