@@ -141,6 +141,12 @@ def test_features(photos: ObjectStore, mf: Callable[..., Ran]) -> None:
     assert photos.get("s3://photos/features.parquet").startswith(b"PAR1")
 
 
+@pytest.mark.usefixtures("photos")
+def test_find_names_the_object(mf: Callable[..., Ran]) -> None:
+    ran = mf("find", "dog", "s3://photos/in/", "-o", URL)
+    assert ran.err.splitlines()[-1].endswith(f" found; {URL}")
+
+
 def test_large_objects_are_uploaded_in_parts(photos: ObjectStore, tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.write_bytes(bytes(17 * 2**20))

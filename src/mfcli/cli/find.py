@@ -136,7 +136,7 @@ def find(
         raise
     found = sum(counter.matches for counter in counters)
     if path is not None and not quiet:
-        note(f"{summary.in_words()}; {found} found; {path}")
+        note(f"{summary.in_words()}; {found} found; {request.destination.name}")
     code = exit_code(summary, allow_failures=allow_failures)
     raise typer.Exit(code or (ExitCode.OK if found else ExitCode.NOTHING_FOUND))
 
