@@ -92,7 +92,7 @@ def list_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
     """Return what matches a glob in a folder; see `files.list_files`."""
     if isinstance(folder, Path):
         return list[AnyPath](files.list_files(folder, pattern))
-    return [path for path in folder.iterdir() if fnmatchcase(path.name, pattern)]
+    return [path for path in folder.iterdir() if path.parent == folder and fnmatchcase(path.name, pattern)]
 
 
 @contextlib.contextmanager

@@ -111,3 +111,12 @@ def test_a_profile_that_is_not_there(
         f"error: cannot write {OUT}: the configuration of AWS cannot be used (ProfileNotFound)",
     )
     assert not store.requests
+
+
+def test_parts_below_a_folder_are_not_its_own(planned: ObjectStore, mf: Callable[..., Ran]) -> None:
+    assert mf("predict", "--plan", PLAN, "-o", OUT, "--shard", "0/2").code == 0
+    for shard in (0, 1):
+        planned.put(f"{OUT}/other/part-0000{shard}.jsonl", b"")
+    assert status(mf)["missing"] == "1"
+    assert mf("predict", "--plan", PLAN, "-o", OUT).code == 0
+    assert status(mf, "finish")["ok"] == 3

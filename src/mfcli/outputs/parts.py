@@ -119,8 +119,8 @@ class PartFolder:
             OutputError: the folder cannot be listed.
         """
         with translate_write_errors(self.folder):
-            names = {entry.name for entry in self.folder.iterdir()}
-        return {shard for shard in range(shards) if self.path(shard).name in names}
+            found = set(self.folder.iterdir())
+        return {shard for shard in range(shards) if self.path(shard) in found}
 
     def is_done(self, shard: int) -> bool:
         """Return whether a part is there, and so whole."""
