@@ -120,3 +120,10 @@ def test_parts_below_a_folder_are_not_its_own(planned: ObjectStore, mf: Callable
     assert status(mf)["missing"] == "1"
     assert mf("predict", "--plan", PLAN, "-o", OUT).code == 0
     assert status(mf, "finish")["ok"] == 3
+
+
+def test_a_store_that_does_not_answer_is_no_other_job(planned: ObjectStore, mf: Callable[..., Ran]) -> None:
+    assert mf("predict", "--plan", PLAN, "-o", OUT).code == 0
+    planned.fault = lambda path: DENIED if path.endswith("_job.json") else None
+    ran = mf("plan", "status", PLAN, OUT)
+    assert (ran.code, ran.err.splitlines()[0]) == (8, f"error: cannot read {OUT}/_job.json: access is denied")

@@ -223,9 +223,15 @@ class PartFolder:
 
 
 def _read_json(path: AnyPath) -> dict[str, Any]:
-    """Return the object in a file; an empty one where it is missing or damaged."""
+    """Return the object in a file; an empty one where it is missing or damaged.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
     return found if isinstance(found, dict) else {}
