@@ -127,3 +127,16 @@ def test_a_store_that_does_not_answer_is_no_other_job(planned: ObjectStore, mf: 
     planned.fault = lambda path: DENIED if path.endswith("_job.json") else None
     ran = mf("plan", "status", PLAN, OUT)
     assert (ran.code, ran.err.splitlines()[0]) == (8, f"error: cannot read {OUT}/_job.json: access is denied")
+
+
+@pytest.mark.parametrize("page", [1, 2])
+def test_a_listing_that_ends_early_is_no_plan(
+    store: ObjectStore, mf: Callable[..., Ran], tmp_path: Path, page: int
+) -> None:
+    for number in range(1001):
+        store.put(f"s3://photos/in/{number:04}.jpg", b"")
+    store.fault = lambda path: DENIED if path.count("continuation-token") + 1 == page else None
+    ran = mf("plan", "s3://photos/in/", "-o", tmp_path / "plan")
+    assert (ran.code, ran.err.splitlines()[0]) == (3, "error: cannot list s3://photos/in/: access is denied")
+    store.fault = lambda _: None
+    assert mf("plan", "s3://photos/in/", "-o", tmp_path / "plan").code == 0

@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from typing import Any
 
-from mfcli.errors import NoInputsError, OutputError, UsageError
+from mfcli.errors import FailureCode, NoInputsError, OutputError, UsageError
 from mfcli.inputs.archive_sources import iter_named_sources
-from mfcli.inputs.selection import Selection
+from mfcli.inputs.selection import OFFLINE, Selection
 from mfcli.inputs.source import Source
 from mfcli.inputs.walk import read_state
 from mfcli.results import Progress, Tally
 from mfcli.store_paths import AnyPath, find_path, list_files, open_atomically, write_atomically
+from mfcli.stores import is_store_url
 
 PLAN_SCHEMA = "mf.plan/1"
 DEFAULT_SHARD_SIZE = 10_000
@@ -29,6 +30,7 @@ _UNFINISHED = ".unfinished"
 _STEP = 1000
 """Names between two calls of the progress."""
 
+_NO_ANSWER = frozenset({FailureCode.NETWORK, FailureCode.TIMEOUT, FailureCode.PERMISSION})
 _BAD_ROW = (ValueError, TypeError, KeyError, RecursionError)  # UnicodeError is a ValueError
 
 Name = tuple[str, str | None]
@@ -156,6 +158,7 @@ def make_plan(sources: Iterable[Source], folder: AnyPath, shard_size: int, progr
         progress: told how many names there are so far.
 
     Raises:
+        NoInputsError: a store does not list all of its pictures.
         OutputError: the folder is a plan already, has other files, or cannot be written.
         UsageError: a picture is on standard input.
     """
@@ -209,6 +212,7 @@ def _make_lines(sources: Iterable[Source], path: AnyPath) -> Iterator[bytes]:
     for source in sources:
         if source.is_stdin:
             raise UsageError("a picture on standard input cannot be planned: it is not there later", "name a file")
+        _check_listed(source)
         row = {"input": source.input, "input_b64": source.input_b64, "member": source.member}
         known = next(left, None)
         if source.state is None and isinstance(known, dict) and row.items() <= known.items():
@@ -218,6 +222,17 @@ def _make_lines(sources: Iterable[Source], path: AnyPath) -> Iterator[bytes]:
             if state := source.state or read_state(source.argument):
                 row |= {name: value for name, value in asdict(state).items() if value is not None}
         yield json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+
+
+def _check_listed(source: Source) -> None:
+    """Check that this is not where a store has stopped to answer: the plan would lack what it has not listed.
+
+    Raises:
+        NoInputsError: it is.
+    """
+    failure = source.failure
+    if failure not in (None, OFFLINE) and failure.code in _NO_ANSWER and is_store_url(source.argument):
+        raise NoInputsError(f"cannot list {source.argument}: {failure.message}", "the same command again")
 
 
 def _read_left(path: AnyPath) -> Iterator[Any]:
