@@ -185,6 +185,13 @@ def test_what_is_not_there(url: str, message: str) -> None:
     assert list(read(url).values()) == [message]
 
 
+@pytest.mark.parametrize("body", [b"<html>Log in</html>", b'{"error": "?"}', b'[{"type": "file"}]', b"[1]", b"\xff"])
+@pytest.mark.usefixtures("hub")
+def test_a_listing_that_is_none(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    monkeypatch.setattr(Handler, "list", lambda handler, *_: handler.answer(200, body))
+    assert read(f"{ROOT}/") == {f"{ROOT}/": "network: the hub answers with no list of files"}
+
+
 def test_limits(hub: Hub) -> None:
     assert read(f"{ROOT}/raw", selection=Selection(max_bytes=3)) == {f"{ROOT}/raw": "too_large: is over 3 bytes"}
     hub.log.clear()

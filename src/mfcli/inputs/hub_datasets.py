@@ -48,10 +48,21 @@ def list_objects(url: str, timeout_s: float) -> Iterator[StoredObject]:
             response = _receive(page, body, timeout_s, _MAX_PAGE_BYTES)
         except _NoEntryError:
             return
-        for entry in json.loads(body.getvalue()):
-            if entry["type"] == "file" and entry["path"].startswith(prefix):
-                yield StoredObject(entry["path"], int(entry["size"]))
+        yield from (found for found in _parse_page(body.getvalue()) if found.key.startswith(prefix))
         page = response.links.get("next", {}).get("url", "")
+
+
+def _parse_page(body: bytes) -> list[StoredObject]:
+    """Return the files in a page of a listing.
+
+    Raises:
+        PictureError: it is none, as a proxy may send.
+    """
+    try:
+        files = [entry for entry in json.loads(body) if entry["type"] == "file"]
+        return [StoredObject(str(entry["path"]), int(entry["size"])) for entry in files]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise PictureError(FailureCode.NETWORK, "the hub answers with no list of files") from error
 
 
 def read_object(url: str, timeout_s: float, max_bytes: int) -> BinaryIO:
