@@ -92,6 +92,14 @@ def test_a_cluster_without_room(mf: Mf, mf_process: Mf) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_no_shards_at_all(mf: Mf) -> None:
+    shutil.copy(next((CHECKOUT / "examples").glob("*.jpg")), "a.jpg")
+    assert mf("plan", "a.jpg", "-o", "plan", "-q").code == 0
+    ran = mf(*COMMAND, "--shard", "7/8")
+    assert (ran.code, ran.err.splitlines()) == (0, ["note: 0 pictures: 0 classified; out"])
+
+
+@pytest.mark.usefixtures("folder")
 def test_workers_and_nodes_that_are_killed() -> None:
     script = CHECKOUT / "benchmarks" / "on_ray.py"
     command = [sys.executable, str(script), "kills", "--inputs", "1200", "--workers", "3", "--nodes", "1"]

@@ -63,9 +63,10 @@ def predict_shards(
                 from mfcli.tasks.distribute import distribute
 
                 # a part that is there shows whether it is of this run
-                make_actor, left = partial(_make_actor, request, plan, parts), missing or chosen[:1]
-                with mute_libraries(), redirect_stdout(StringIO()):  # Ray writes to both
-                    distribute(make_actor, left, report, cluster)
+                if left := missing or chosen[:1]:
+                    make_actor = partial(_make_actor, request, plan, parts)
+                    with mute_libraries(), redirect_stdout(StringIO()):  # Ray writes to both
+                        distribute(make_actor, left, report, cluster)
     finally:
         parts.drop_unfinished()
     if lost := set(chosen) - parts.list_done(len(plan.sha256)):
