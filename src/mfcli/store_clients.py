@@ -94,7 +94,7 @@ def _make_client(bucket: str, timeout_s: float, is_bulk: bool) -> Any:
     """Return a new client of a bucket; nothing is requested yet.
 
     Args:
-        bucket: as `split_store_url` returns it.
+        bucket: as `store_urls.split_store_url` returns it.
         timeout_s: for one request, and for its retries together.
         is_bulk: whether the time limits single reads, not the whole request.
     """

@@ -14,6 +14,7 @@ from typing import BinaryIO, Literal
 
 from mfcli import files, stores
 from mfcli.errors import FailureCode, PictureError
+from mfcli.store_urls import find_store_url, split_store_url
 
 _TIMEOUT_S = 30.0
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
@@ -29,7 +30,7 @@ class StorePath(PurePosixPath):
 
     def __str__(self) -> str:
         joined = super().__str__()
-        return stores.find_store_url(joined) or joined
+        return find_store_url(joined) or joined
 
     def exists(self) -> bool:
         """Return whether there is an object of this name."""
@@ -42,7 +43,7 @@ class StorePath(PurePosixPath):
 
     def iterdir(self) -> Iterator["StorePath"]:
         """Yield the objects below this one, whose names may have slashes."""
-        _, prefix = stores.split_store_url(f"{self}/")
+        _, prefix = split_store_url(f"{self}/")
         with _raise_os_errors(self):
             for found in stores.list_objects(f"{self}/", _TIMEOUT_S):
                 yield self / found.key[len(prefix) :]
@@ -85,7 +86,7 @@ AnyPath = Path | StorePath
 
 def find_path(path: AnyPath) -> AnyPath:
     """Return a path that was made from the URL of a store as one in that store, and any other as it is."""
-    return StorePath(path) if stores.find_store_url(str(path)) else path
+    return StorePath(path) if find_store_url(str(path)) else path
 
 
 def list_files(folder: AnyPath, pattern: str) -> list[AnyPath]:

@@ -6,14 +6,12 @@ cloud's own tools find them. What the clients say may hold credentials, so that 
 
 import contextlib
 import io
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from mfcli.errors import FailureCode, PictureError
-from mfcli.files import url_scheme
 from mfcli.store_clients import (
     NO_BUCKET,
     find_code,
@@ -23,13 +21,10 @@ from mfcli.store_clients import (
     open_bucket,
     translate_errors,
 )
+from mfcli.store_urls import split_store_url
 
-SCHEMES = ("s3", "gs", "az")
-HUB_SCHEME = "hf"
-"""Data sets of the Hugging Face hub, which are read alone; see inputs/hub_datasets.py."""
 _CHUNK_BYTES = 2**23
 _PAGE = 1000
-_JOINED = re.compile(rf"({'|'.join(SCHEMES)}):/([^/].*)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +40,6 @@ class StoredObject:
     key: str
     size_bytes: int
     etag: str | None = None
-
-
-def is_store_url(name: str) -> bool:
-    """Return whether a name is that of an object, or of all whose keys begin with it, in a store or on the hub."""
-    return url_scheme(name) in (*SCHEMES, HUB_SCHEME)
-
-
-def find_store_url(path: str | Path) -> str | None:
-    """Return the URL that a path was made from, which has joined its slashes; None for an ordinary one."""
-    match = _JOINED.fullmatch(str(path))
-    return f"{match[1].lower()}://{match[2]}" if match else None
-
-
-def split_store_url(url: str) -> tuple[str, str]:
-    """Return scheme and bucket as `s3://bucket/`, and the key; the bucket of the hub is `hf://datasets/OWNER/NAME/`."""
-    scheme, _, rest = url.partition("://")
-    depth = 3 if scheme.lower() == HUB_SCHEME else 1
-    parts = rest.split("/")
-    return f"{scheme.lower()}://{'/'.join(parts[:depth])}/", "/".join(parts[depth:])
 
 
 # --------------------------------------------------------------------------------------------------------- operations

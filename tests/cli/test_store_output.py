@@ -16,7 +16,8 @@ pytest.importorskip("moto.server")
 
 from mfcli.errors import FailureCode, PictureError
 from mfcli.outputs import upload
-from mfcli.stores import find_store_url, upload_file
+from mfcli.store_urls import find_store_url
+from mfcli.stores import upload_file
 from object_store import DENIED, EXPIRED, OTHER_REGION, SECRET, SERVER_ERROR, ObjectStore
 
 URL = "s3://photos/out/answers.jsonl"

@@ -14,7 +14,7 @@ from mfcli.files import exists, is_file
 from mfcli.inputs.arguments import is_input_name
 from mfcli.outputs.writer import FormatName, Writer
 from mfcli.settings import Settings
-from mfcli.stores import find_store_url
+from mfcli.store_urls import find_store_url
 
 if TYPE_CHECKING:
     from mfcli.cli.layouts import FeatureLayout, Layout

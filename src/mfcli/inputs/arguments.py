@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from mfcli.files import is_glob, is_url
 from mfcli.inputs.codecs import ALL_SUFFIXES
-from mfcli.stores import is_store_url, split_store_url
+from mfcli.store_urls import is_store_url, split_store_url
 
 STDIN = "-"
 """The argument that stands for the bytes of one picture on standard input."""

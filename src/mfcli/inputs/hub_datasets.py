@@ -20,7 +20,8 @@ from mfcli.connections import watch, watch_session
 from mfcli.errors import FailureCode, ModelError, PictureError
 from mfcli.http import Backoff, Session, TryLaterError, classify_error, get
 from mfcli.settings import HUB, Settings, find_hub_token
-from mfcli.stores import StoredObject, split_store_url
+from mfcli.store_urls import split_store_url
+from mfcli.stores import StoredObject
 from mfcli.version import __version__
 
 _CHUNK_BYTES = 2**16

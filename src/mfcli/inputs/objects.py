@@ -17,7 +17,8 @@ from mfcli.inputs.read_ahead import Download
 from mfcli.inputs.selection import OFFLINE, Selection
 from mfcli.inputs.walk import FileState, FoundPath, compile_member_glob, open_file
 from mfcli.results import Failure
-from mfcli.stores import HUB_SCHEME, StoredObject, split_store_url
+from mfcli.store_urls import HUB_SCHEME, split_store_url
+from mfcli.stores import StoredObject
 
 
 def _get_client(url: str) -> ModuleType:

@@ -15,12 +15,11 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from mfcli.errors import FailureCode, PictureError
 from mfcli.files import url_scheme
 from mfcli.inputs.arguments import STDIN
-from mfcli.inputs.objects import open_ahead
 from mfcli.inputs.read_ahead import Download
 from mfcli.inputs.selection import OFFLINE, Selection
 from mfcli.inputs.walk import FileState, open_file, translate_os_errors
 from mfcli.results import Failure, join_member
-from mfcli.stores import HUB_SCHEME, SCHEMES, is_store_url
+from mfcli.store_urls import HUB_SCHEME, SCHEMES, is_store_url
 
 if TYPE_CHECKING:
     from mfcli.inputs.decode import DecodedPicture
@@ -109,6 +108,8 @@ def make_url_source(url: str, selection: Selection) -> Source:
     if selection.offline:
         return Source(url, failure=OFFLINE)
     if is_store_url(url):
+        from mfcli.inputs.objects import open_ahead
+
         return Source(url, opener=open_ahead(url, selection))
     return Source(url, opener=partial(_fetch, url, selection.timeout_s, selection.max_bytes))
 

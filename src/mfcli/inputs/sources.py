@@ -19,7 +19,6 @@ from mfcli.files import is_url, url_scheme
 from mfcli.inputs.archive_sources import expand_archive, expand_listed_member, expand_member
 from mfcli.inputs.arguments import STDIN, Argument, ArgumentKind, classify, is_parquet_name, split_member
 from mfcli.inputs.lists import MAX_LINE_BYTES, open_list, read_names
-from mfcli.inputs.objects import match_keys, walk_prefix
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.source import Source, make_url_source
 from mfcli.inputs.walk import (
@@ -29,8 +28,7 @@ from mfcli.inputs.walk import (
     walk_glob,
 )
 from mfcli.results import Failure
-from mfcli.store_clients import import_obstore
-from mfcli.stores import SCHEMES, is_store_url
+from mfcli.store_urls import SCHEMES, is_store_url
 
 if TYPE_CHECKING:
     from mfcli.inputs.archives import LastArchive
@@ -84,6 +82,8 @@ def iter_sources(
 
         import_parquet()
     if any(url_scheme(name) in SCHEMES for name in arguments):
+        from mfcli.store_clients import import_obstore
+
         import_obstore()
     expansions: _Expansions = (_expand(classify(name), stdin, selection) for name in arguments)
     if files_from is not None:
@@ -185,8 +185,7 @@ def _expand(
         case ArgumentKind.URL:
             return None, iter([make_url_source(name, selection)])
         case ArgumentKind.FOLDER:
-            walk = walk_prefix if is_url(name) else walk_folder
-            found = (_make_found_source(each, selection) for each in walk(name, selection))
+            found = (_make_found_source(each, selection) for each in _walk(name, selection))
             return _make_empty(name, None, selection), found
         case ArgumentKind.OBJECT:
             return None, _expand_object(name, selection)
@@ -222,6 +221,22 @@ def _read_stdin(stdin: BinaryIO, max_bytes: int) -> bytes:
     return data
 
 
+def _walk(name: str, selection: Selection) -> Iterator[FoundPath]:
+    if not is_url(name):
+        return walk_folder(name, selection)
+    from mfcli.inputs.objects import walk_prefix
+
+    return walk_prefix(name, selection)
+
+
+def _match(pattern: str, selection: Selection) -> Iterator[FoundPath]:
+    if not is_url(pattern):
+        return walk_glob(pattern, selection)
+    from mfcli.inputs.objects import match_keys
+
+    return match_keys(pattern, selection)
+
+
 def _make_found_source(found: FoundPath, selection: Selection) -> Source:
     if found.failure is None and is_url(found.path):
         return replace(make_url_source(found.path, selection), state=found.state)
@@ -231,7 +246,7 @@ def _make_found_source(found: FoundPath, selection: Selection) -> Source:
 def _expand_object(url: str, selection: Selection) -> Iterator[Source]:
     """Yield the pictures below a prefix, or else the object of this very name."""
     is_empty = True
-    for found in walk_prefix(url, selection):
+    for found in _walk(url, selection):
         is_empty = False
         yield _make_found_source(found, selection)
     if is_empty:
@@ -239,7 +254,7 @@ def _expand_object(url: str, selection: Selection) -> Iterator[Source]:
 
 
 def _expand_glob(pattern: str, selection: Selection) -> Iterator[Source]:
-    for found in match_keys(pattern, selection) if is_url(pattern) else walk_glob(pattern, selection):
+    for found in _match(pattern, selection):
         for source in _expand_match(found, selection):
             yield replace(source, whole=(pattern, None), state=found.state)
 

@@ -10,12 +10,14 @@ import shlex
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from mfcli.errors import OutputError
 from mfcli.files import list_files
 from mfcli.signals import defer_signals
-from mfcli.store_paths import AnyPath
+
+if TYPE_CHECKING:
+    from mfcli.store_paths import AnyPath
 
 _PARTIAL_SUFFIX = ".partial"
 
@@ -99,7 +101,7 @@ def check_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def translate_write_errors(path: AnyPath) -> Iterator[None]:
+def translate_write_errors(path: "AnyPath") -> Iterator[None]:
     """Turn an OSError of writing `path` into an OutputError; a closed pipe stays a BrokenPipeError."""
     try:
         yield

@@ -15,7 +15,7 @@ from mfcli.outputs.writer import Writer
 from mfcli.results import PictureResult, Progress, Tally
 from mfcli.runs import RowStatus, RunInfo, Summary, digest_input
 from mfcli.signals import ForcedInterrupt, defer_signals
-from mfcli.stores import is_store_url
+from mfcli.store_urls import is_store_url
 
 if TYPE_CHECKING:
     from mfcli.outputs.journal import Journal
