@@ -20,9 +20,11 @@ from timm.optim import create_optimizer_v2
 import mfcli
 from colours import write_classes, write_picture
 from conftest import Ran
+from mfcli.errors import UsageError
 from mfcli.hub.bundled import bundled_file
 from mfcli.inference.engines.base import Precision
 from mfcli.inputs.dataset import read_dataset
+from mfcli.inputs.source import Source
 from mfcli.models.metaformer import create_model
 from mfcli.models.registry import find_variant
 from mfcli.settings import Settings
@@ -101,6 +103,16 @@ def learn(lessons: finetune.Lessons, state: Path, epochs: int = 1, **options: An
     plan, chosen = mfcli.load_predictor().artifact.plan, FinetuneOptions(epochs, batch_size=4, device="cpu", **options)
     finetune.finetune(find_variant("bundled").architecture, weights, plan, lessons, chosen, 0, state, "fingerprint")
     return dict(torch.load(state / "last.pt")["ema"])
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_picture_that_can_no_longer_be_read(processes: int, tmp_path: Path) -> None:
+    gone = Source(str(tmp_path / "gone.jpg"))
+    pictures = AugmentedPictures([gone], mfcli.load_predictor().artifact.plan, 0)
+    (error,) = make_loader(pictures, [[(0, 0), (0, 0)]], processes)
+    assert isinstance(error, UsageError)
+    assert error.message == f"{gone.argument} can no longer be read: no such file"
+    assert error.hint == "put it back"
 
 
 def test_pictures_that_are_held_out_teach_nothing(photos: Path, tmp_path: Path) -> None:
@@ -274,9 +286,11 @@ def test_learning_rates_fall_towards_the_stem() -> None:
 def test_the_same_key_gives_the_same_picture(photos: Path) -> None:
     plan = mfcli.load_predictor().artifact.plan
     pictures = AugmentedPictures(make_lessons(photos).sources, plan, 0)
-    assert torch.equal(pictures[3, 1], pictures[3, 1])
-    assert not torch.equal(pictures[3, 1], pictures[4, 1])
-    assert torch.equal(pictures[AS_IT_IS, 1], pictures[AS_IT_IS, 1])
+    twice = [pictures[key] for key in ((3, 1), (4, 1), (AS_IT_IS, 1)) for _ in range(2)]
+    first, again, other, _, as_it_is, as_it_was = [own for own in twice if isinstance(own, torch.Tensor)]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(as_it_is, as_it_was)
 
 
 @pytest.mark.slow

@@ -29,8 +29,11 @@ _AUGMENT = "rand-m7-mstd0.5-inc1-mmax9"
 """At magnitude 10 timm posterizes to 0 bits, which Pillow refuses."""
 
 
-class AugmentedPictures(Dataset[Tensor]):
+class AugmentedPictures(Dataset[Tensor | UsageError]):
     """Normalised pictures, float32 (3, H, W), by epoch and index; the same key always gives the same tensor.
+
+    Of a picture that can no longer be read it gives the error: torch would make a text with a traceback of one that is
+    raised in another process.
 
     Args:
         sources: the pictures.
@@ -51,14 +54,14 @@ class AugmentedPictures(Dataset[Tensor]):
             std=plan.std,
         )
 
-    def __getitem__(self, key: Key) -> Tensor:
+    def __getitem__(self, key: Key) -> Tensor | UsageError:
         epoch, index = key
         source, is_changed = self._sources[index], epoch != AS_IT_IS
         try:
             with source.open() as file:  # a crop of half the side is not enlarged
                 picture = decode(file, least_side=2 * max(self._plan.crop_size) if is_changed else None).rgb
         except PictureError as error:
-            raise UsageError(f"{source.shown_name} can no longer be read: {error.message}", "put it back") from error
+            return UsageError(f"{source.shown_name} can no longer be read: {error.message}", "put it back")
         if not is_changed:
             return torch.from_numpy(self._plan.apply(picture))
         seed_generators(self._seed, epoch, index)
@@ -74,8 +77,10 @@ def seed_generators(*numbers: int) -> None:
     torch.manual_seed(seed)
 
 
-def make_loader(pictures: AugmentedPictures, batches: list[list[Key]], processes: int) -> "DataLoader[Tensor]":
-    """Return what loads the batches that are in the list when it is iterated over.
+def make_loader(
+    pictures: AugmentedPictures, batches: list[list[Key]], processes: int
+) -> "DataLoader[Tensor | UsageError]":
+    """Return what loads the batches that are in the list when it is iterated over, or the first error in each.
 
     Args:
         pictures: the pictures.
@@ -83,4 +88,9 @@ def make_loader(pictures: AugmentedPictures, batches: list[list[Key]], processes
         processes: that load; 0 for this one.
     """
     more: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True} if processes else {}
-    return DataLoader(pictures, batch_sampler=batches, num_workers=processes, **more)
+    return DataLoader(pictures, batch_sampler=batches, num_workers=processes, collate_fn=_stack, **more)
+
+
+def _stack(loaded: Sequence[Tensor | UsageError]) -> Tensor | UsageError:
+    error = next((own for own in loaded if isinstance(own, UsageError)), None)
+    return error or torch.stack([own for own in loaded if isinstance(own, Tensor)])

@@ -228,6 +228,8 @@ class _Run:
     def _load(self, batches: Iterable[NDArray[np.intp]], epoch: int) -> Iterator[Tensor]:
         self._batches[:] = [[(epoch, int(index)) for index in batch] for batch in batches]
         for pixels in self._loader:
+            if isinstance(pixels, UsageError):
+                raise pixels
             yield pixels.to(self._device, memory_format=torch.channels_last)
 
     def _learn(self, pixels: Tensor, indices: NDArray[np.intp], update: int) -> float:
