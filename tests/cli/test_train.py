@@ -19,11 +19,12 @@ import mfcli
 from colours import COLOURS, write_classes, write_picture
 from conftest import CHECKOUT, Ran
 from mfcli.cli.progress import StderrProgress
+from mfcli.errors import BatchTooLargeError
 from mfcli.inputs.dataset import read_dataset
 from mfcli.results import Step, Tally
 from mfcli.settings import Settings
 from mfcli.training.folder import hold_folder
-from mfcli.training.views import compute_views
+from mfcli.training.views import Views, compute_views
 
 Mf = Callable[..., Ran]
 
@@ -331,6 +332,24 @@ def test_the_progress_has_a_total(photos: Path) -> None:
     compute_views(mfcli.load_predictor(features=True), sources[:10], Settings.from_environ())
     compute_views(mfcli.load_predictor(features=True), sources, Settings.from_environ(), tallies.append)
     assert tallies[-1] == Tally(26, 0, 10, 36)
+
+
+def test_batches_are_halved_where_memory_is_short(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [picture.source for picture in read_dataset(photos).pictures]
+    predictor = mfcli.load_predictor(features=True)
+    expected = compute_views(predictor, sources, None)
+    compute = predictor.engine.compute
+
+    def compute_few(batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        if len(batch) > 1:
+            raise BatchTooLargeError("too little memory")
+        return compute(batch)
+
+    monkeypatch.setattr(predictor.engine, "compute", compute_few)
+    for own, wanted in zip(compute_views(predictor, sources, None), expected, strict=True):
+        assert isinstance(own, Views)
+        assert isinstance(wanted, Views)
+        np.testing.assert_allclose(own.features, wanted.features, rtol=1e-4, atol=1e-4)
 
 
 def test_torch_gives_the_same_answers(mf: Mf, photos: Path, tmp_path: Path) -> None:

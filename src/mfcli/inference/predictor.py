@@ -247,7 +247,7 @@ class Predictor:
 
     def _compute(self, pictures: Sequence[PreparedPicture]) -> list[PictureResult]:
         try:
-            logits, *extra = self._run_engine(np.stack([picture.pixels for picture in pictures]))
+            logits, *extra = self.compute(np.stack([picture.pixels for picture in pictures]))
         except MemoryError as error:
             raise memory_error(f"classify {len(pictures)} pictures at once") from error
         self._check_logits(logits, pictures)
@@ -259,8 +259,12 @@ class Predictor:
             for picture_and_outputs in zip(pictures, logits, features, distances, strict=True)
         ]
 
-    def _run_engine(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-        """Compute a batch; where the engine's memory is too short, in halves, and later batches as well."""
+    def compute(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Compute what the engine does; where its memory is too short, in halves, and later batches as well.
+
+        Raises:
+            EngineError: the engine fails, or has too little memory for one picture.
+        """
         while True:
             size = min(len(batch), self._max_batch_size or len(batch))
             try:

@@ -156,8 +156,8 @@ def _compute_missing(predictor: Predictor, missing: dict[bytes, Source], store: 
 
     def compute(pictures: Sequence[tuple[bytes, PreparedPicture]]) -> list[Views | _Failed]:
         pixels = np.stack([picture.pixels for _, picture in pictures])
-        _, as_is = predictor.engine.compute(pixels)
-        _, mirrored = predictor.engine.compute(np.ascontiguousarray(pixels[..., ::-1]))
+        _, as_is = predictor.compute(pixels)
+        _, mirrored = predictor.compute(np.ascontiguousarray(pixels[..., ::-1]))
         features = np.stack([as_is, mirrored], 1)
         hashes = hash_pictures(pixels).tolist()
         views = [
