@@ -21,7 +21,7 @@ from mfcli.inputs.source import Source
 from mfcli.inputs.walk import read_state
 from mfcli.results import Progress, Tally
 from mfcli.store_paths import AnyPath, find_path, list_files, open_atomically, write_atomically
-from mfcli.stores import is_store_url
+from mfcli.store_urls import is_store_url
 
 PLAN_SCHEMA = "mf.plan/1"
 DEFAULT_SHARD_SIZE = 10_000
