@@ -74,6 +74,13 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in tmp_path.iterdir()] == ["_job.json"]
 
 
+@pytest.mark.parametrize("job", ["", "[]", '{"plan": "PLAN"}'])
+def test_a_damaged_job_is_none(job: str, tmp_path: Path) -> None:
+    (tmp_path / "_job.json").write_text(job.replace("PLAN", PLAN))
+    with pytest.raises(OutputError, match="has no parts"):
+        PartFolder.find(tmp_path, PLAN)
+
+
 def test_finishing_deletes_what_was_left(parts: PartFolder) -> None:
     for name in (".part-00000.jsonl.1-ab", "._part-00000.json.1-ab", "._job.json.host.1"):
         (parts.folder / name).touch()

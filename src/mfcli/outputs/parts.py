@@ -71,7 +71,7 @@ class PartFolder:
         """
         folder = find_path(folder)
         job = _read_json(folder / _JOB)
-        if not job:
+        if not {"plan", "format", "run"} <= job.keys():
             raise OutputError(f"{folder} has no parts", f"mf predict plan=PLAN output={folder}")
         if job.get("plan") != plan_digest:
             raise OutputError(f"{folder} has parts of another plan", _ANOTHER)
