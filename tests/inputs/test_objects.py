@@ -19,7 +19,8 @@ pytest.importorskip("obstore")
 pytest.importorskip("botocore")
 pytest.importorskip("moto.server")
 
-from mfcli.errors import EngineError, PictureError
+from mfcli.errors import EngineError, FailureCode, PictureError
+from mfcli.inputs.archive_sources import iter_named_sources
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source, iter_sources
 from object_store import DENIED, EXPIRED, OTHER_REGION, SECRET, SERVER_ERROR, SLOW_DOWN, ObjectStore
@@ -126,6 +127,20 @@ def test_archives(store: ObjectStore, tmp_path: Path) -> None:
     assert [open_source(each) for each in iter_sources([], files_from=str(names))] == [b"two", b"one", b"one"]
     assert [path for method, path in store.requests if method == "GET"] == ["/photos/a.zip"]
     assert read("s3://photos/gone.zip") == {"s3://photos/gone.zip": "not_found: no such object"}
+
+
+def test_an_archive_that_cannot_be_reached_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def fail(url: str, _: float) -> str:
+        tries.append(url)
+        raise PictureError(FailureCode.TIMEOUT, "the store does not answer in time")
+
+    monkeypatch.setattr("mfcli.stores.identify_object", fail)
+    names = [("s3://photos/far.zip", f"{number}.jpg") for number in range(5)]
+    failures = [source.failure for source in iter_named_sources(names, Selection())]
+    assert [failure and failure.code for failure in failures] == [FailureCode.TIMEOUT] * 5
+    assert len(tries) == 1
 
 
 @pytest.mark.parametrize(

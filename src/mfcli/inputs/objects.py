@@ -4,14 +4,16 @@ A prefix that ends with a slash is a folder. Objects come in the order of their 
 order would need all names first. Archives are copied to a temporary file, which is kept for the next member.
 """
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import IO, BinaryIO
 
 from mfcli import stores
-from mfcli.errors import PictureError
+from mfcli.errors import FailureCode, PictureError
 from mfcli.files import is_glob, is_url, url_scheme
 from mfcli.inputs.read_ahead import Download
 from mfcli.inputs.selection import OFFLINE, Selection
@@ -76,6 +78,9 @@ def _is_folder(found: StoredObject) -> bool:
 
 _copies: "dict[str, IO[bytes]]" = {}
 """The last archive that was copied; the file is deleted when it is replaced, or with the program."""
+_failures: dict[str, tuple[float, PictureError]] = {}
+"""The last archive that could not be reached, when and why: each of its members in a plan asks for it again."""
+_REPEAT_S = 60.0
 _lock = threading.Lock()
 
 
@@ -89,14 +94,27 @@ def open_archive(name: str, selection: Selection) -> BinaryIO:
         return open_file(name)
     if selection.offline:
         raise PictureError(OFFLINE.code, OFFLINE.message)
+    failed_s, failure = _failures.get(name, (-math.inf, None))
+    if failure is not None and time.monotonic() - failed_s < _REPEAT_S:
+        raise PictureError(failure.code, failure.message)
+    client = _get_client(name)
+    try:
+        return _open_copy(client, name, selection.timeout_s)
+    except PictureError as error:
+        if error.code in (FailureCode.NETWORK, FailureCode.TIMEOUT):
+            _failures.clear()
+            _failures[name] = time.monotonic(), error
+        raise
+
+
+def _open_copy(client: ModuleType, name: str, timeout_s: float) -> BinaryIO:
     import tempfile  # takes a few milliseconds
 
-    client = _get_client(name)
-    version = client.identify_object(name, selection.timeout_s)
+    version = client.identify_object(name, timeout_s)
     with _lock:
         if version not in _copies:
             _copies.clear()
             file = tempfile.NamedTemporaryFile(prefix="mf-")  # noqa: SIM115 - it stays
-            client.download_object(name, file, selection.timeout_s)
+            client.download_object(name, file, timeout_s)
             _copies[version] = file
         return Path(_copies[version].name).open("rb")
