@@ -289,6 +289,15 @@ def test_a_killed_run_is_resumed_to_the_same_rows(mf: Mf, tmp_path: Path, kind: 
     assert drop(read(mf, tmp_path / "val", "--predictions", rows, "--resume"), *names) == drop(expected, *names)
 
 
+def test_rows_of_other_pictures_are_not_gone_on_with(mf: Mf, folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    read(mf, folder, "--predictions", rows)
+    before = rows.read_bytes()
+    ran = mf("evaluate", folder, "--limit", "2", "--predictions", rows, "--resume")
+    assert (ran.code, "is not among the pictures of this one" in ran.err, "--limit N" in ran.err) == (8, True, True)
+    assert (rows.read_bytes(), list(tmp_path.glob("*.partial"))) == (before, [])
+
+
 def test_the_table_and_the_csv(mf: Mf, folder: Path, tmp_path: Path) -> None:
     ran = mf("evaluate", folder, "--per-class", "--confusion", tmp_path / "confusion.png")
     assert (ran.code, Image.open(tmp_path / "confusion.png").format) == (0, "PNG")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.errors import UsageError
+from mfcli.errors import OutputError, UsageError
 from mfcli.files import sha256_of_json
 from mfcli.inference.judging import (
     FAILED,
@@ -319,13 +319,22 @@ class _Run:
             self._progress(note)
 
     def _read_finished(self, file: ResultFile, pictures: Sequence[LabelledPicture]) -> dict[bytes, Judgement]:
-        """Return what an earlier run has judged."""
+        """Return what an earlier run has judged.
+
+        Raises:
+            OutputError: it judged other pictures, too.
+        """
         wanted = {(p.source.input, p.source.input_b64): p for p in pictures}
         found = {}
         with file.partial.open("rb") as stream:
             for row in iter_rows(StoredResults(stream, str(file.partial))):
                 picture = wanted.get((row.result.input, row.result.input_b64))
-                if picture is not None:
-                    target = self._truth.mapping.indices[picture.label]
-                    found[picture.source.raw] = judge_row(row.result, target, self._truth, row.judged)
+                if picture is None:
+                    raise OutputError(
+                        f"{self._request.predictions} belongs to a different run: {row.result.shown_name} is not among "
+                        "the pictures of this one",
+                        "use the data and the limit=N that it was begun with, or another file: predictions=FILE",
+                    )
+                target = self._truth.mapping.indices[picture.label]
+                found[picture.source.raw] = judge_row(row.result, target, self._truth, row.judged)
         return found
