@@ -46,6 +46,11 @@ class RunSettings:
     values: dict[str, Any]
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number of things as text: `1 picture`, `2 pictures`."""
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Counts over a run.
@@ -66,10 +71,11 @@ class Summary:
     left_out: Mapping[str, int] = field(default_factory=dict)
     finished_before: int = 0
 
-    def in_words(self) -> str:
-        """Return the counts as text."""
-        pictures = "1 picture" if self.inputs == 1 else f"{self.inputs} pictures"
-        words = f"{pictures}: {self.ok} classified" + (f", {self.failed} failed" if self.failed else "")
+    def in_words(self, done: str = "classified") -> str:
+        """Return the counts as text; `done` is what was done with pictures."""
+        words = f"{count(self.inputs, 'picture')}: {self.ok} {done}" + (
+            f", {self.failed} failed" if self.failed else ""
+        )
         if self.complete is False:
             return f"{words}; incomplete"
         return f"nothing was left to do; {words} before" if 0 < self.inputs == self.finished_before else words

@@ -36,7 +36,7 @@ def test_npz(mf: Mf, broken: Path, expected: NDArray[np.float32], tmp_path: Path
     out = tmp_path / "features.npz"
     ran = mf("embed", ORANGE, broken, LEMON, "-o", out)
     assert (ran.code, ran.out) == (5, "")
-    assert f"3 pictures: 2 classified, 1 failed; {out}" in ran.err
+    assert f"3 pictures: 2 embedded, 1 failed; {out}" in ran.err
     file = np.load(out)
     assert file["input"].tolist() == [str(ORANGE), str(broken), str(LEMON)]
     assert file["status"].tolist() == ["ok", "error", "ok"]
@@ -87,7 +87,7 @@ def test_a_killed_run_is_resumed(suffix: str, mf: Mf, broken: Path, tmp_path: Pa
         run.kill()
     assert mf("embed", ORANGE, broken, LEMON, "-o", out).code == 8
     broken.write_bytes(LEMON.read_bytes())  # its row is there already
-    for words in ("3 pictures: 2 classified, 1 failed", "nothing was left to do"):
+    for words in ("3 pictures: 2 embedded, 1 failed", "nothing was left to do"):
         ran = mf("embed", ORANGE, broken, LEMON, "-o", out, "--resume")
         assert (ran.code, words in ran.err, partial.exists()) == (5, True, False)
         assert out.read_bytes() == whole.read_bytes()

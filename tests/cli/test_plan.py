@@ -59,7 +59,10 @@ def merged(out: Path) -> str:
 def test_the_parts_are_the_rows_of_one_run(mf: Mf, folder: Path) -> None:
     ran = mf("plan", *INPUTS, "-o", "plan", "--shard-size", "4")
     assert (ran.code, ran.out) == (0, "")
-    assert ran.err == "note: 14 pictures in 4 shards; mf predict --plan plan -o OUT\n"
+    assert ran.err.splitlines() == [
+        "note: no such file, and planned all the same: missing.jpg",
+        "note: 14 pictures in 4 shards; mf predict --plan plan -o OUT",
+    ]
     assert mf("predict", "--plan", "plan", "-o", "out", "--shards", "0,2-3", "-q").code == 5
     status = rows(mf("plan", "status", "plan", "out", "--format", "jsonl").out)[0]
     assert status.pop("images_per_s") > 0
@@ -76,6 +79,31 @@ def test_the_parts_are_the_rows_of_one_run(mf: Mf, folder: Path) -> None:
     assert json.loads((folder / "out/_summary.json").read_text())["inputs"] == 14
     assert (folder / "out/_SUCCESS").exists()
     assert merged(folder / "out") == mf("predict", *INPUTS, "--format", "jsonl").out
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["plan", "photoz", "-o", "plan"], 3, "error: no such file: photoz\nhint: did you mean photos?"),
+        (["plan", "nothing", "-o", "plan"], 3, "error: no such file: nothing\n"),
+        (["plan", "photos", "photoz/1.jpg", "-o", "plan"], 0, "photoz/1.jpg; did you mean photos?"),
+        (["plan", "stauts", "plan", "out"], 2, "hint: mf plan status --help"),
+        (["plan", "photos/4.jpg", "-o", "plan"], 0, "note: 1 picture in 1 shard;"),
+        (["predict", "photoz"], 6, "note: photoz: did you mean photos?"),
+    ],
+)
+def test_misspelt_names_are_told(mf: Mf, arguments: list[str], code: int, words: str) -> None:
+    ran = mf(*arguments)
+    assert (ran.code, words in ran.err, Path("plan").exists()) == (code, True, code == 0), ran.err
+
+
+@pytest.mark.usefixtures("folder")
+def test_finish_says_that_nothing_was_classified(mf: Mf) -> None:
+    assert mf("plan", "photos/4.jpg", "-o", "plan", "-q").code == 0
+    assert mf("predict", "--plan", "plan", "-o", "out", "-q").code == 6
+    ran = mf("plan", "finish", "plan", "out")
+    assert (ran.code, ran.err, Path("out/_SUCCESS").exists()) == (6, "note: none of 1 picture was classified\n", True)
 
 
 def test_parquet_in_and_out(mf: Mf, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +309,7 @@ def test_an_interrupted_plan_goes_on(mf: Mf, folder: Path, monkeypatch: pytest.M
             "--device cuda:1: Ray chooses the GPU of each actor",
         ),
         (["--plan", "plan", "-o", "out", "--shard", "2/2"], "--shard 2/2 chooses none of the shards 0 to 0"),
+        (["--plan", "plan", "-o", "out", "--shard", "1"], "--shard 1 is not I/N: every N-th shard, from I on"),
     ],
 )
 def test_what_does_not_go_together(arguments: list[str], message: str, mf: Mf, folder: Path) -> None:

@@ -82,5 +82,5 @@ def embed(
         if words := left_out.in_words():
             progress(words)
     if not quiet:
-        note(f"{summary.in_words()}; {destination.name}")
+        note(f"{summary.in_words('embedded')}; {destination.name}")
     raise typer.Exit(exit_code(summary, allow_failures=allow_failures))

@@ -1,5 +1,8 @@
 """The commands of `mf plan`, and mf predict for the shards of a plan."""
 
+import os
+import shlex
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +15,19 @@ from mfcli.cli.option_groups import DecodingOptions, InputOptions
 from mfcli.cli.options import Format, Offline, Quiet
 from mfcli.cli.requests import InputRequest
 from mfcli.cli.streams import note, standard_output
+from mfcli.errors import ExitCode, NoInputsError, UsageError
 from mfcli.inputs.plan import DEFAULT_SHARD_SIZE
 from mfcli.outputs.writer import RecordFormat
+from mfcli.results import Progress
+from mfcli.runs import count
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
     from mfcli.tasks.plan import PlanStatus
 
 _CREATE = "create"
+_MAX_MISSING = 10
+"""Missing files that are named."""
 
 
 class _PlanGroup(TyperGroup):
@@ -27,15 +35,29 @@ class _PlanGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "-h", "--help"):
+            _check_command(args[0], list(self.commands))
             args = [_CREATE, *args]
         return super().parse_args(ctx, args)
+
+
+def _check_command(word: str, commands: list[str]) -> None:
+    """Check that an input is not a misspelt command.
+
+    Raises:
+        UsageError: it is.
+    """
+    from mfcli.models.meanings import find_similar
+
+    if not os.path.lexists(word) and (near := find_similar(word, {name: name for name in commands}, 1)):
+        raise UsageError(f"mf plan has no command {word!r}, and there is no such file", f"mf plan {near[0]} --help")
 
 
 app = typer.Typer(
     name="plan",
     cls=_PlanGroup,
     no_args_is_help=True,
-    help="Divide a big job into shards, for any number of processes and machines.",
+    help="Divide a big job into shards, for any number of processes and machines.\n\n"
+    "mf plan INPUT... is mf plan create INPUT...; mf plan create --help has its options, such as -o and --shard-size.",
     epilog=list_examples(
         ("mf plan photos -o plan", "mf predict --plan plan -o out --shard 0/8", "mf plan finish plan out")
     ),
@@ -65,11 +87,29 @@ def create(
     from mfcli.inputs.plan import make_plan
 
     decoding = DecodingOptions(formats=formats)
-    sources = InputRequest.parse(inputs, decoding, Settings.from_environ(offline=offline)).open(names_only=True)
+    request = InputRequest.parse(inputs, decoding, Settings.from_environ(offline=offline))
+    sources = request.open(names_only=True)
     with StderrProgress(note, quiet, with_bar=True) as progress:
+        _check_missing(request, progress)
         plan = make_plan(sources, output, shard_size, progress)
     if not quiet:
-        note(f"{plan.inputs} pictures in {len(plan.sha256)} shards; mf predict --plan {output} -o OUT")
+        counts = f"{count(plan.inputs, 'picture')} in {count(len(plan.sha256), 'shard')}"
+        note(f"{counts}; mf predict --plan {output} -o OUT")
+
+
+def _check_missing(request: InputRequest, progress: Progress) -> None:
+    """Say which arguments name no file: each is planned, and fails when it is classified.
+
+    Raises:
+        NoInputsError: all of them.
+    """
+    missing = dict(islice(request.iter_missing(), _MAX_MISSING))
+    if missing and request.files_from is None and missing.keys() == set(request.names):
+        meant = " ".join(shlex.quote(near) for near in missing.values() if near)
+        hint = f"did you mean {meant}?" if meant else "ls shows the names"
+        raise NoInputsError(f"no such file: {', '.join(missing)}", hint)
+    for name, near in missing.items():
+        progress(f"no such file, and planned all the same: {name}" + (f"; did you mean {near}?" if near else ""))
 
 
 def status(plan: _Plan, out: _Out, format: Format = RecordFormat.TABLE) -> None:
@@ -85,7 +125,7 @@ def status(plan: _Plan, out: _Out, format: Format = RecordFormat.TABLE) -> None:
 def finish(plan: _Plan, out: _Out, format: Format = RecordFormat.TABLE) -> None:
     """Check that every picture has exactly one row, and write _SUCCESS and _summary.json.
 
-    Exit code 9: parts are missing, or have other rows.
+    Exit code 9: parts are missing, or have other rows. 6: they are whole, and no picture was classified.
     """
     from mfcli.cli.progress import StderrProgress
     from mfcli.inputs.plan import Plan
@@ -96,6 +136,9 @@ def finish(plan: _Plan, out: _Out, format: Format = RecordFormat.TABLE) -> None:
     with StderrProgress(note, with_bar=True) as progress:
         status = task.finish(planned, PartFolder.find(out, planned.digest), progress)
     _write(status, format)
+    if status.failed and not status.ok:
+        note(f"none of {count(status.inputs, 'picture')} was classified")
+        raise typer.Exit(ExitCode.ALL_FAILED)
 
 
 def _write(status: "PlanStatus", format: RecordFormat) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from mfcli.cli.destination import Sink, name_leftovers
@@ -32,6 +33,9 @@ MANY = 4
 
 _LONG_DECODING_S = 5
 """Seconds of decoding from which on it is worth a word."""
+
+_MAX_MISSING = 10
+"""Missing files among which misspelt names are looked for."""
 
 _THUMBNAIL_SIDE = 384
 """Pixels of a picture beside its table, sharp on a screen of high resolution."""
@@ -76,6 +80,10 @@ def run(request: PredictRequest) -> Summary:
         summary = _classify(request, predictor, sources, sink, left_out, progress, is_few=is_few)
     if words := left_out.in_words():
         progress(words)
+    if summary.failed:
+        for name, near in islice(inputs.iter_missing(), _MAX_MISSING):
+            if near is not None:
+                progress(f"{name}: did you mean {near}?")
     if is_terminal(sys.stderr) and (words := _recommend_scaled(predictor, time.perf_counter() - started_s)):
         progress(words)
     return summary

@@ -1,10 +1,13 @@
 """What commands that classify were asked for, checked as far as it can be without reading a file."""
 
+import contextlib
 import math
 import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mfcli.cli.destination import Destination
@@ -13,7 +16,7 @@ from mfcli.cli.options import parse_numbers
 from mfcli.cli.streams import standard_input
 from mfcli.errors import ExitCode, UsageError
 from mfcli.hub.bundled import is_bundled
-from mfcli.inputs.arguments import Argument, classify, classify_list
+from mfcli.inputs.arguments import Argument, ArgumentKind, classify, classify_list
 from mfcli.inputs.codecs import DecodeMode, formats_with, suffixes_of
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from mfcli.inputs.source import Source
     from mfcli.results import Progress
     from mfcli.tasks.predict import MaxFailures
+
+_MAX_SEARCHED = 10_000
+"""Names in a folder among which a misspelt one is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,12 @@ class InputRequest:
         """The inputs and the list of inputs, told apart."""
         listed = [] if self.files_from is None else [classify_list(self.files_from)]
         return [*map(classify, self.names), *listed]
+
+    def iter_missing(self) -> Iterator[tuple[str, str | None]]:
+        """Yield the arguments that name a file that there is not, each with the path that may have been meant."""
+        for argument in map(classify, self.names):
+            if argument.kind is ArgumentKind.FILE and not os.path.lexists(argument.name):
+                yield argument.name, _find_near(argument.name)
 
     def open(self, left_out: LeftOut | None = None, *, names_only: bool = False) -> "Iterator[Source]":
         """Return the pictures, or only their names."""
@@ -198,6 +210,19 @@ class PredictRequest:
     quiet: bool
     show: bool = False
     wrap: Callable[[Writer], Writer] | None = None
+
+
+def _find_near(name: str) -> str | None:
+    """Return a path that a missing one may be a misspelling of, up to its first missing part; None without any."""
+    from mfcli.models.meanings import find_similar, make_key
+
+    path = Path(name)
+    while not path.parent.is_dir() and path != path.parent:
+        path = path.parent
+    with contextlib.suppress(OSError, ValueError), os.scandir(path.parent) as entries:
+        names = {make_key(entry.name): entry.name for entry in islice(entries, _MAX_SEARCHED)}
+        return next((str(path.with_name(near)) for near in find_similar(path.name, names, 1)), None)
+    return None
 
 
 def import_numpy() -> None:

@@ -257,19 +257,23 @@ def select_shards(count: int, *, shard: str | None = None, shards: str | None = 
     """
     if shard is not None and shards is not None:
         raise UsageError(f"shard={shard} and shards={shards} exclude each other", "leave out one of them")
-    with contextlib.suppress(ValueError):
-        if shard is not None:
+    known = f"the shards 0 to {count - 1}"
+    if shard is not None:
+        try:
             first, step = map(int, shard.split("/"))
-            if 0 <= first < step:
-                return list(range(first, count, step))
-            raise ValueError
-        if shards is None:
-            return list(range(count))
+        except ValueError:
+            raise UsageError(f"shard={shard} is not I/N: every N-th shard, from I on", "shard=0/8") from None
+        if 0 <= first < step:
+            return list(range(first, count, step))
+        hint = f"shard=0/{step} is the first of {step}, shard={step - 1}/{step} the last" if step > 0 else "shard=0/8"
+        raise UsageError(f"shard={shard} chooses none of {known}", hint)
+    if shards is None:
+        return list(range(count))
+    with contextlib.suppress(ValueError):
         ends = [tuple(map(int, part.split("-"))) for part in shards.split(",")]
         if all(len(end) <= 2 and end[0] <= end[-1] < count for end in ends):
             return sorted({number for end in ends for number in range(end[0], end[-1] + 1)})
-    given = f"shard={shard}" if shard is not None else f"shards={shards}"
-    raise UsageError(f"{given} chooses none of the shards 0 to {count - 1}", "shard=0/8, or shards=3,7-9")
+    raise UsageError(f"shards={shards} chooses none of {known}", "shards=3,7-9")
 
 
 def format_shards(numbers: Iterable[int]) -> str:
