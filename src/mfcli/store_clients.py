@@ -13,8 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
-from mfcli.errors import EngineError, FailureCode, PictureError, package_error
+from mfcli.errors import FailureCode, MfError, PictureError, UsageError, package_error
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -25,12 +26,23 @@ _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequ
 _REFUSED = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity", "AuthenticationFailed"}
 )
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_PROFILE_ENDPOINT = "endpoint_url of the profile"
 _CREDENTIALS_TTL = timedelta(minutes=10)
 """How long the client uses credentials before it asks for them again; botocore refreshes its own in time."""
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _BOTOCORE_CODE = re.compile(r"An error occurred \((\w+)\)")
 _REGION = re.compile(r"<Region>([\w-]+)</Region>")
 _STATUS = re.compile(r"status code: (\d{3})")
+_GOOGLE_FILE = re.compile("OpenCredentials|DecodeCredentials|service account file")
+_METADATA_SERVER = re.compile(r"169\.254\.169\.254|metadata\.google")
+"""Asked for credentials where there are no others."""
+_CREDENTIALS = {
+    "s3:": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs:": "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login",
+    "az:": "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+}
+"""What gives each store's credentials."""
 _ANOTHER_REGION = re.compile("PermanentRedirect|AuthorizationHeaderMalformed|redirect without LOCATION")
 
 
@@ -41,6 +53,19 @@ def import_obstore() -> Any:
         EngineError: it is not installed.
     """
     return _import("obstore")
+
+
+def check_client(url: str) -> None:
+    """Check before any work that there is a client for the store of a URL.
+
+    Raises:
+        EngineError: it is not installed.
+        UsageError: the endpoint of S3 is not an address.
+    """
+    import_obstore()
+    if url.lower().startswith("s3:"):
+        with contextlib.suppress(PictureError), translate_errors(url):  # which the row of each picture says
+            _find_aws_config()
 
 
 def interruptible(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -138,7 +163,7 @@ def _find_aws_config() -> tuple[dict[str, Any], bool]:
     The client itself reads the environment alone, and not ~/.aws.
     """
     session = _get_session()
-    profile, credentials = session.get_scoped_config(), session.get_credentials()
+    credentials = session.get_credentials()
     config: dict[str, Any] = {}
     if credentials is None:
         config["skip_signature"] = True  # as for public buckets
@@ -146,10 +171,46 @@ def _find_aws_config() -> tuple[dict[str, Any], bool]:
         config["credential_provider"] = _AwsCredentials(credentials)
     if region := os.environ.get("AWS_REGION") or session.get_config_variable("region"):
         config["region"] = region
-    named = (os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL"), profile.get("endpoint_url"))
-    if endpoint := next(filter(None, named), ""):
+    _, endpoint = _find_endpoint()
+    if endpoint:
         config["endpoint"] = endpoint
-    return config, endpoint.startswith("http:")
+    return config, endpoint.lower().startswith("http:")
+
+
+def _find_endpoint() -> tuple[str, str]:
+    """Return what names the endpoint of S3, and the endpoint; empty texts for that of AWS.
+
+    Raises:
+        UsageError: it is not an address.
+    """
+    for variable in _ENDPOINTS:
+        if os.environ.get(variable) == "":
+            del os.environ[variable]  # unset for the tools of AWS, no address for obstore
+    named = [(variable, os.environ.get(variable)) for variable in _ENDPOINTS]
+    named.append((_PROFILE_ENDPOINT, _get_session().get_scoped_config().get("endpoint_url")))
+    for name, endpoint in named:
+        if endpoint:
+            _check_endpoint(name, endpoint)
+            return name, endpoint
+    return "", ""
+
+
+def _check_endpoint(name: str, endpoint: str) -> None:
+    shown = _hide_credentials(endpoint)
+    if "://" not in endpoint:
+        raise UsageError(f"{name} {shown!r} has no scheme", f"http://{shown}")
+    try:
+        parts = urlsplit(endpoint)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or re.search(r"\s", endpoint):
+        raise UsageError(f"{name} {shown!r} is not an address", "http://HOST:PORT or https://HOST")
+
+
+def _hide_credentials(endpoint: str) -> str:
+    scheme, separator, rest = endpoint.rpartition("://")
+    return scheme + separator + re.split(r"[?#]", rest.rpartition("@")[2])[0]
 
 
 @functools.cache
@@ -188,27 +249,35 @@ def _is_anonymous(bucket: str) -> bool:
 
 @contextlib.contextmanager
 def translate_errors(bucket: str) -> Iterator[None]:
-    """Turn whatever the clients raise into a PictureError, without their words."""
+    """Turn whatever the clients raise into a PictureError, without their words.
+
+    Args:
+        bucket: as `store_urls.split_store_url` returns it; one without a name is an error.
+    """
+    if bucket.endswith(":///"):
+        raise PictureError(FailureCode.NOT_FOUND, f"names no bucket: {bucket.removesuffix('/')}BUCKET/KEY")
     try:
         yield
-    except (PictureError, EngineError, MemoryError):
+    except (MfError, MemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of obstore, in Rust
+            raise
         raise _to_picture_error(error, bucket) from None  # its text may hold credentials
 
 
-def _find(pattern: re.Pattern[str], error: Exception) -> str:
+def _find(pattern: re.Pattern[str], error: BaseException) -> str:
     """Return what a pattern finds in the words of a client, else an empty text."""
     match = pattern.search(str(error))
     return match[1] if match else ""
 
 
-def find_code(error: Exception) -> str:
+def find_code(error: BaseException) -> str:
     """Return the code of a failure that a store sent, else an empty text."""
     return _find(_CODE, error) or _find(_BOTOCORE_CODE, error)
 
 
-def _to_picture_error(error: Exception, bucket: str) -> PictureError:
+def _to_picture_error(error: BaseException, bucket: str) -> PictureError:
     text, kind = str(error), type(error).__name__
     code, status = find_code(error), _find(_STATUS, error)
     if code in NO_BUCKET:
@@ -223,12 +292,19 @@ def _to_picture_error(error: Exception, bucket: str) -> PictureError:
         return PictureError(FailureCode.PERMISSION, f"the store does not accept the credentials ({code})")
     if _ANOTHER_REGION.search(text):
         region = f"another region, {_find(_REGION, error)}".removesuffix(", ")
-        message = f"the bucket is in {region}; AWS_REGION names it, AWS_ENDPOINT_URL another server"
-        return PictureError(FailureCode.NETWORK, message)
+        return PictureError(FailureCode.NETWORK, f"the bucket is in {region}: set AWS_REGION")
     if "credential provider" in text:  # what botocore raised for _AwsCredentials
         return PictureError(FailureCode.PERMISSION, "the credentials of AWS cannot be renewed; log in again")
+    if _GOOGLE_FILE.search(text):
+        message = "the file of credentials cannot be used: check GOOGLE_APPLICATION_CREDENTIALS"
+        return PictureError(FailureCode.PERMISSION, message)
+    if "Account must be specified" in text:
+        message = "the storage account is not named: set AZURE_STORAGE_ACCOUNT_NAME"
+        return PictureError(FailureCode.PERMISSION, message)
+    if _METADATA_SERVER.search(text):
+        return PictureError(FailureCode.PERMISSION, f"no credentials were found: {_name_credentials(bucket)}")
     if status in ("401", "403") or code == "AccessDenied" or kind in ("UnauthenticatedError", "PermissionDeniedError"):
-        without = ", and no credentials were found" if _is_anonymous(bucket) else ""
+        without = f", and no credentials were found: {_name_credentials(bucket)}" if _is_anonymous(bucket) else ""
         return PictureError(FailureCode.PERMISSION, f"access is denied{without}")
     if kind in ("InvalidPathError", "ValueError"):
         return PictureError(FailureCode.UNSUPPORTED, "has a key with an empty part, or one that is . or ..: not read")
@@ -239,6 +315,19 @@ def _to_picture_error(error: Exception, bucket: str) -> PictureError:
         return PictureError(FailureCode.TIMEOUT, "the store does not answer in time")
     if kind in ("ProfileNotFound", "ConfigParseError", "PartialCredentialsError", "CredentialRetrievalError"):
         return PictureError(FailureCode.PERMISSION, f"the configuration of AWS cannot be used ({kind})")
-    if "kind: Connect" in text:
-        return PictureError(FailureCode.NETWORK, "the store cannot be reached; AWS_ENDPOINT_URL names another server")
+    if "kind: Connect" in text or kind == "EndpointConnectionError":
+        return PictureError(FailureCode.NETWORK, _tell_unreachable(bucket))
     return PictureError(FailureCode.NETWORK, f"the store cannot be read ({kind})")
+
+
+def _name_credentials(bucket: str) -> str:
+    return _CREDENTIALS[bucket.partition("//")[0]]
+
+
+def _tell_unreachable(bucket: str) -> str:
+    if not bucket.startswith("s3:"):
+        return "the store cannot be reached: check the network"
+    name, endpoint = _find_endpoint()
+    if endpoint:
+        return f"{_hide_credentials(endpoint)} ({name}) cannot be reached"
+    return "the store cannot be reached: check the network, and the region in AWS_REGION"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 import sys
 import tarfile
@@ -19,7 +20,8 @@ pytest.importorskip("obstore")
 pytest.importorskip("botocore")
 pytest.importorskip("moto.server")
 
-from mfcli.errors import EngineError, FailureCode, PictureError
+from mfcli import store_clients
+from mfcli.errors import EngineError, FailureCode, PictureError, UsageError
 from mfcli.inputs.archive_sources import iter_named_sources
 from mfcli.inputs.selection import Selection
 from mfcli.inputs.sources import Source, iter_sources
@@ -148,7 +150,7 @@ def test_an_archive_that_cannot_be_reached_is_tried_once(monkeypatch: pytest.Mon
     [
         (EXPIRED, "permission: the credentials have expired"),
         (DENIED, "permission: access is denied"),
-        (OTHER_REGION, "network: the bucket is in another region, eu-west-1; AWS_REGION names it"),
+        (OTHER_REGION, "network: the bucket is in another region, eu-west-1: set AWS_REGION"),
         (SLOW_DOWN, "network: the store answers 503 SlowDown"),
         (SERVER_ERROR, "network: the store answers 500 InternalError"),
     ],
@@ -202,9 +204,57 @@ def test_too_large(store: ObjectStore) -> None:
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     began = time.monotonic()
-    message = "network: the store cannot be reached; AWS_ENDPOINT_URL names another server"
+    message = "network: http://127.0.0.1:9 (AWS_ENDPOINT_URL) cannot be reached"
     assert read("s3://photos/a.jpg") == {"s3://photos/a.jpg": message}
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        ("127.0.0.1:9", "AWS_ENDPOINT_URL '127.0.0.1:9' has no scheme\nhint: http://127.0.0.1:9"),
+        ("me:secret@localhost:9000", "AWS_ENDPOINT_URL 'localhost:9000' has no scheme\nhint: http://localhost:9000"),
+        ("ftp://host", "AWS_ENDPOINT_URL 'ftp://host' is not an address\nhint: http://HOST:PORT or https://HOST"),
+        ("http://a b", "AWS_ENDPOINT_URL 'http://a b' is not an address\nhint: http://HOST:PORT or https://HOST"),
+    ],
+)
+def test_an_endpoint_that_is_no_address(endpoint: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UsageError) as raised:
+        iter_sources(["s3://photos/a.jpg"])
+    assert str(raised.value) == message
+
+
+def test_an_empty_endpoint_is_none(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put("s3://photos/a.jpg", b"a")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "")
+    assert read("s3://photos/a.jpg") == {"s3://photos/a.jpg": b"a"}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
+    store_clients._find_aws_config.cache_clear()
+    assert "endpoint" not in store_clients._find_aws_config()[0]
+    store_clients.open_bucket("s3://photos/", 1.0)  # obstore panics at an empty one
+    assert "AWS_ENDPOINT_URL" not in os.environ
+
+
+METADATA = "Generic GCS error: Error performing token request: GET http://169.254.169.254/: 403 Forbidden"
+
+
+@pytest.mark.parametrize(
+    ("bucket", "text", "message"),
+    [
+        ("gs://b/", METADATA, "permission: no credentials were found: GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth"),
+        ("az://b/", METADATA, "permission: no credentials were found: AZURE_STORAGE_ACCOUNT_KEY or"),
+        ("gs://b/", "Unable to open service account file", "permission: the file of credentials cannot be used: check"),
+        ("az://b/", "Account must be specified", "permission: the storage account is not named: set AZURE_STORAGE_ACC"),
+        ("gs://b/", "kind: Connect", "network: the store cannot be reached: check the network"),
+        ("s3:///", "", "not_found: names no bucket: s3://BUCKET/KEY"),
+    ],
+)
+def test_failures_of_the_set_up(bucket: str, text: str, message: str) -> None:
+    with pytest.raises(PictureError) as raised, store_clients.translate_errors(bucket):
+        raise RuntimeError(text)
+    assert f"{raised.value.code}: {raised.value.message}".startswith(message)
 
 
 def test_offline(store: ObjectStore) -> None:
@@ -281,7 +331,8 @@ def test_without_credentials(store: ObjectStore, monkeypatch: pytest.MonkeyPatch
     store.fault = lambda _: ("200 OK", b"a")
     assert read("s3://photos/a.jpg") == {"s3://photos/a.jpg": b"a"}
     store.fault = lambda _: DENIED
-    message = "permission: access is denied, and no credentials were found"
+    keys = "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    message = f"permission: access is denied, and no credentials were found: {keys}"
     assert read("s3://photos/a.jpg") == {"s3://photos/a.jpg": message}
 
 

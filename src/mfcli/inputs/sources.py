@@ -69,7 +69,8 @@ def iter_sources(
 
     Raises:
         NoInputsError: there are no arguments, or, while iterating, none of them has pictures.
-        UsageError: standard input is named twice, is a terminal, or is closed; the list cannot be read.
+        UsageError: standard input is named twice, is a terminal, or is closed; the list cannot be read; the endpoint of
+            an object store is not an address.
         EngineError: a package that an argument needs is not installed.
         TypeError: the arguments are a single string.
     """
@@ -81,10 +82,11 @@ def iter_sources(
         from mfcli.outputs.parquet import import_parquet
 
         import_parquet()
-    if any(url_scheme(name) in SCHEMES for name in arguments):
-        from mfcli.store_clients import import_obstore
+    for name in arguments:
+        if url_scheme(name) in SCHEMES:
+            from mfcli.store_clients import check_client
 
-        import_obstore()
+            check_client(name)
     expansions: _Expansions = (_expand(classify(name), stdin, selection) for name in arguments)
     if files_from is not None:
         file = stdin if files_from == STDIN else open_list(files_from)
