@@ -140,6 +140,11 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def hint_at_permissions(error: OSError) -> str | None:
+    """Return the next step after a file could not be read; None where the error says it all."""
+    return "check its permissions" if isinstance(error, PermissionError) else None
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that memory has run out; runtimes say it in words alone."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -129,6 +129,37 @@ def test_a_store_that_does_not_answer_is_no_other_job(planned: ObjectStore, mf: 
     assert (ran.code, ran.err.splitlines()[0]) == (8, f"error: cannot read {OUT}/_job.json: access is denied")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (["plan", "status", PLAN, OUT], 3, f"read {PLAN}"),
+        (["predict", "--plan", PLAN, "-o", OUT], 3, f"read {PLAN}"),
+        (["predict", "--plan", "local", "-o", OUT], 8, f"write {OUT}"),
+        (["predict", "a.jpg", "-o", f"{OUT}.csv"], 8, f"write {OUT}.csv"),
+    ],
+)
+@pytest.mark.usefixtures("store")
+def test_a_store_that_cannot_be_reached(
+    mf: Callable[..., Ran],
+    coffee: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    what: str,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("mfcli.store_paths._TIMEOUT_S", 0.5)
+    monkeypatch.setattr("mfcli.outputs.upload._TIMEOUT_S", 0.5)
+    monkeypatch.chdir(tmp_path)
+    assert mf("plan", coffee, "-o", "local").code == 0
+    ran = mf(*arguments)
+    assert (ran.code, ran.err) == (
+        code,
+        f"error: cannot {what}: http://127.0.0.1:9 (AWS_ENDPOINT_URL) cannot be reached\n",
+    )
+
+
 @pytest.mark.parametrize("page", [1, 2])
 def test_a_listing_that_ends_early_is_no_plan(
     store: ObjectStore, mf: Callable[..., Ran], tmp_path: Path, page: int

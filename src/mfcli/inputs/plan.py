@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from typing import Any
 
-from mfcli.errors import FailureCode, NoInputsError, OutputError, UsageError
+from mfcli.errors import FailureCode, NoInputsError, OutputError, UsageError, hint_at_permissions
 from mfcli.inputs.archive_sources import iter_named_sources
 from mfcli.inputs.selection import OFFLINE, Selection
 from mfcli.inputs.source import Source
@@ -63,7 +63,7 @@ class Plan:
         """Read a manifest.
 
         Raises:
-            NoInputsError: the folder has none, or a damaged one.
+            NoInputsError: the folder has none, or a damaged one, or cannot be read.
         """
         folder = find_path(folder)
         try:
@@ -73,8 +73,10 @@ class Plan:
             plan = cls(folder, int(fields["inputs"]), int(fields["shard_size"]), tuple(map(str, fields["sha256"])))
             if plan.shard_size < 1 or len(plan.sha256) != -(-plan.inputs // plan.shard_size):
                 raise ValueError(plan.inputs)
-        except (OSError, OverflowError, *_BAD_ROW) as error:
+        except (FileNotFoundError, NotADirectoryError, OverflowError, *_BAD_ROW) as error:
             raise NoInputsError(f"{folder} is not a complete plan", f"mf plan INPUT... output={folder}") from error
+        except OSError as error:
+            raise NoInputsError(f"cannot read {folder}: {error.strerror}", hint_at_permissions(error)) from error
         return plan
 
     def count(self, shards: Iterable[int]) -> int:
@@ -97,8 +99,10 @@ class Plan:
                     raise NoInputsError(f"{path} has changed since it was planned", "plan again, into another folder")
                 file.seek(0)
                 yield from map(_parse_row, file)
-        except OSError as error:
+        except FileNotFoundError as error:
             raise NoInputsError(f"cannot read {path}: {error.strerror}", "plan again, into another folder") from error
+        except OSError as error:
+            raise NoInputsError(f"cannot read {path}: {error.strerror}", hint_at_permissions(error)) from error
         except _BAD_ROW as error:
             raise NoInputsError(f"{path} is damaged", "plan again, into another folder") from error
 

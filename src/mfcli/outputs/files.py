@@ -109,7 +109,9 @@ def translate_write_errors(path: "AnyPath") -> Iterator[None]:
         raise
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = f"{'free some space, or ' if is_full else ''}name another file: output=FILE"
+        hint: str | None = f"{'free some space, or ' if is_full else ''}name another file: output=FILE"
+        if error.errno == errno.EIO and not isinstance(path, Path):  # of a store that cannot be reached
+            hint = None
         if error.errno == errno.ENAMETOOLONG:
             hint = f"choose a shorter name: output=FILE; until a run is complete, its rows are in FILE{_PARTIAL_SUFFIX}"
         with contextlib.suppress(OSError):

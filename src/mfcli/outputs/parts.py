@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from mfcli.errors import EngineError, OutputError
+from mfcli.errors import EngineError, OutputError, hint_at_permissions
 from mfcli.outputs.files import open_text, translate_write_errors
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import Writer
@@ -203,7 +203,7 @@ class PartFolder:
                     file.seek(0)
                     yield from iterate(StoredResults(file, str(path)))
         except OSError as error:
-            raise OutputError(f"cannot read {path}: {error.strerror}", "check its permissions: ls -l") from error
+            raise OutputError(f"cannot read {path}: {error.strerror}", hint_at_permissions(error)) from error
 
     def finish(self, totals: dict[str, Any]) -> None:
         """Leave the totals and `_SUCCESS`, and delete what killed processes have left.
@@ -233,5 +233,5 @@ def _read_json(path: AnyPath) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     except OSError as error:
-        raise OutputError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
+        raise OutputError(f"cannot read {path}: {error.strerror}", hint_at_permissions(error)) from error
     return found if isinstance(found, dict) else {}

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from mfcli.errors import OutputError, PictureError
+from mfcli.errors import FailureCode, OutputError, PictureError
 from mfcli.files import exists, open_atomically
 from mfcli.outputs.files import has_content, partial_path, translate_write_errors
 from mfcli.stores import check_writable, download_object, has_object, upload_file
@@ -41,7 +41,7 @@ class Upload:
         Raises:
             OutputError: it cannot, or there is one.
         """
-        with self._translate_errors("name another object: output=FILE"):
+        with self._translate_errors("name another object: output=FILE", unreachable=None):
             is_there = has_object(self.url, _TIMEOUT_S)
             if not is_there or replace:
                 check_writable(self.url, _TIMEOUT_S)
@@ -78,7 +78,8 @@ class Upload:
         """Copy the object, unless an earlier run has left a file here; return when the copy was made."""
         if has_content(self.path) or has_content(partial_path(self.path)):
             return None
-        with self._translate_errors("check it, or overwrite=True"), translate_write_errors(self.path):
+        hint = "check it, or overwrite=True"
+        with self._translate_errors(hint, unreachable=None), translate_write_errors(self.path):
             if not has_object(self.url, _TIMEOUT_S):
                 return None
             with open_atomically(self.path) as file:  # a part of it would look like the results of a run
@@ -87,14 +88,16 @@ class Upload:
 
     def _upload(self, replace: bool) -> None:
         hint = f"the results are in {self.path}; resume=True uploads them"
-        with self._translate_errors(hint):
+        with self._translate_errors(hint, unreachable=hint):
             if not replace and has_object(self.url, _TIMEOUT_S):
                 raise OutputError(f"{self.url} was created while this run was in progress", hint)
             upload_file(self.path, self.url, _TIMEOUT_S)
 
     @contextlib.contextmanager
-    def _translate_errors(self, hint: str) -> Iterator[None]:
+    def _translate_errors(self, hint: str, *, unreachable: str | None) -> Iterator[None]:
+        """Turn the errors of the store into an OutputError, with another hint where it cannot be reached."""
         try:
             yield
         except PictureError as error:
-            raise OutputError(f"cannot write {self.url}: {error.message}", hint) from error
+            hint_here = unreachable if error.code in (FailureCode.NETWORK, FailureCode.TIMEOUT) else hint
+            raise OutputError(f"cannot write {self.url}: {error.message}", hint_here) from error
