@@ -416,6 +416,11 @@ def test_names_of_models_that_are_refused(name: str, mf: Mf, photos: Path, tmp_p
     assert (ran.code, "cannot be the name of a model" in ran.err) == (2, True)
 
 
+def test_a_model_is_not_written_to_a_store(mf: Mf, photos: Path) -> None:
+    ran = mf("train", photos, "-o", "s3://bucket/m")
+    assert (ran.code, ran.err.splitlines()[0]) == (2, "error: s3://bucket/m: a model cannot be in an object store")
+
+
 def test_folders_that_are_no_models(mf: Mf, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "m"
     assert mf("train", photos, "-o", folder, "-q").code == 0

@@ -125,6 +125,15 @@ def test_nothing_there(tmp_path: Path) -> None:
         read_dataset(touch(tmp_path, "a/x.txt", "b/y.txt"))
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/x", "hf://datasets/a/b", "https://host/x.csv"])
+def test_addresses_are_not_supported(url: str, tmp_path: Path) -> None:
+    message = f"{url}: object stores and addresses are not supported here"
+    with pytest.raises(UsageError, match=message):
+        read_dataset(Path(url))
+    with pytest.raises(UsageError, match=message):
+        read_judged(Path(url), tmp_path / "truth.txt")
+
+
 def judged(path: Path, ground_truth: Path | None = None) -> list[tuple[str, str]]:
     return [(Path(p.source.input).name, p.label) for p in read_judged(path, ground_truth)]
 

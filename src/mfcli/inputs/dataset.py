@@ -5,6 +5,7 @@ Classes are matched by name, never by position; names that could be confused are
 
 import csv
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,10 +20,12 @@ from mfcli.inputs.selection import Selection, is_hidden
 from mfcli.inputs.source import Source
 from mfcli.inputs.walk import walk_folder
 from mfcli.results import Progress
+from mfcli.store_urls import HUB_SCHEME, SCHEMES
 
 _LAYOUTS = "DIR/CLASS/*.jpg, DIR/{train,val}/CLASS/*.jpg, or a CSV file with the columns path,label"
 Value = TypeVar("Value")
 _MAX_NAMED = 5
+_ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}|{HUB_SCHEME}|https?):/([^/].*)", re.IGNORECASE | re.DOTALL)
 _ANNOTATIONS = "val_annotations.txt"
 """The ground truth that Tiny ImageNet has beside the folder of its pictures."""
 
@@ -136,6 +139,7 @@ def read_judged(
             progress(f"{len(empty)} classes have no pictures and are left out: {join_names(empty)}")
         return tuple(picture for picture in pictures if picture.split is chosen)
     if not path.is_dir():
+        _refuse_addresses(path)
         raise UsageError(f"{path} is not a folder", "ground_truth=FILE gives the classes of the pictures in a folder")
     sources = _list_pictures(path)
     if not sources:
@@ -172,10 +176,19 @@ def _find_classes(path: Path) -> list[tuple[str, Split, list[Source]]]:
     elif path.is_file():
         found = [(label, split, [source]) for label, split, source in _read_csv(path)]
     else:
+        _refuse_addresses(path)
         raise UsageError(f"{path} is neither a folder nor a file", _LAYOUTS)
     if not found:
         raise UsageError(f"{path} has no folders with pictures", _LAYOUTS)
     return found
+
+
+def _refuse_addresses(path: Path) -> None:
+    """Refuse a path that was made from an address, which has joined its slashes."""
+    if match := _ADDRESS.match(str(path)):
+        raise UsageError(
+            f"{match[1]}://{match[2]}: object stores and addresses are not supported here", "copy it to a local folder"
+        )
 
 
 def _list_labelled(path: Path, found: list[tuple[str, Split, list[Source]]]) -> tuple[LabelledPicture, ...]:

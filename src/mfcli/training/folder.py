@@ -23,6 +23,7 @@ from mfcli.models.own import ARGS_FILE
 from mfcli.models.registry import VARIANTS
 from mfcli.outputs.training import METRICS_FILE
 from mfcli.signals import defer_signals
+from mfcli.store_urls import find_store_url
 from mfcli.training.request import TrainRequest
 
 STATE_FILE = "last.pt"
@@ -33,9 +34,12 @@ def check_name(request: TrainRequest) -> None:
     """Check what can be known before anything is there.
 
     Raises:
-        UsageError: the name is that of another model, or is none, or the folder is to be both replaced and kept.
+        UsageError: the name is that of another model or of an object, or is none, or the folder is to be both replaced
+            and kept.
     """
     name = request.output.name
+    if url := find_store_url(request.output):
+        raise UsageError(f"{url}: a model cannot be in an object store", "-o runs/NAME")
     if request.overwrite and request.resume:
         raise UsageError("overwrite=True and resume=True exclude each other", "leave one of them out")
     if name.lower() in VARIANTS or not name.isprintable() or name in ("", "..", "bundled"):
