@@ -1,6 +1,7 @@
 """mf doctor: findings, secrets that stay out of them, and broken installations."""
 
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,25 @@ def test_extras_for_developers_are_no_findings(monkeypatch: pytest.MonkeyPatch) 
     required = [f"package>=1; extra == '{extra}'" for extra in ("fuzz", "heif", "release", "test")]
     monkeypatch.setattr("importlib.metadata.requires", lambda _: required)
     assert [finding.name for finding in task._check_extras()] == ["heif"]
+
+
+USED = {
+    "heif": "pip install pillow-heif",
+    "openvino": "pip install openvino",
+    "ray": "pip install 'ray[data]'",
+    "scale": "pip install pyarrow",
+    "show": "pip install textual-image",
+    "stores": "pip install obstore botocore",
+}
+
+
+def test_each_extra_for_users_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    required = [f"{package}; extra == '{name}'" for name, packages in extras.items() for package in packages]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: required)
+    monkeypatch.setattr(task, "_find_version", lambda _: None)
+    assert {finding.name: finding.hint for finding in task._check_extras()} == USED
 
 
 def test_a_cache_that_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

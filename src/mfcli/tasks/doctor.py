@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -265,9 +266,9 @@ def _add_size(sizes: dict[str, dict[str, int]], name: str, kind: str, path: Path
 
 def _check_extras() -> Iterator[Finding]:
     for extra, packages in _list_extras().items():
-        versions = {name: version for name in packages if (version := _find_version(name))}
+        versions = {name: version for name in packages if (version := _find_version(name.partition("[")[0]))}
         complete = len(versions) == len(packages)
-        hint = None if complete else f"pip install {' '.join(packages)}"
+        hint = None if complete else f"pip install {shlex.join(packages)}"
         status = FindingStatus.OK if complete else FindingStatus.ABSENT
         yield Finding(Group.EXTRAS, extra, status, versions or None, hint)
 
@@ -280,7 +281,7 @@ def _list_extras() -> dict[str, list[str]]:
         return {}
     extras: dict[str, list[str]] = {}
     for requirement in requirements:
-        match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
+        match = re.match(r"([\w.-]+(?:\[[\w,-]+\])?).*\bextra == ['\"]([\w-]+)['\"]", requirement)
         if match and match[2] not in _DEVELOPERS:
             extras.setdefault(match[2], []).append(match[1])
     return extras
