@@ -157,7 +157,9 @@ def test_exit_codes_count_failures(mf: Mf, bad: dict[str, Path], coffee: Path, f
         (["cache", "x"], "mf cache --help"),
         (["predict", "x.jpg", "-o"], "mf predict --help"),
         (["predict", "x.jpg", "-m", "s36"], "did you mean caformer_s36 or "),
-        (["predict"], "names on standard input: --files-from -; mf predict - < PICTURE"),
+        (["find", "sports car"], "mf find 'sports car' photos"),
+        (["find", "cat", "x.jpg", "-o", "found"], "-o found.csv, or --format, one of json, jsonl,"),
+        (["predict"], "mf predict cat.jpg; names on standard input: --files-from -"),
     ],
 )
 def test_hints(mf: Mf, arguments: list[str], hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +172,7 @@ def test_hints(mf: Mf, arguments: list[str], hint: str, monkeypatch: pytest.Monk
     ("arguments", "code", "message"),
     [
         (["predict"], 3, "nothing to classify"),
+        (["find", "sports car"], 3, "no pictures to find 'sports car' in"),
         (["predict", "x.jpg", "--nonsense"], 2, "No such option"),
         (["predict", "x.jpg", "--format", "xml"], 2, "'xml' is not one of"),
         (["predict", "x.jpg", "-k", "0"], 2, "--top-k 0 is less than 1"),

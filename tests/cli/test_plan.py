@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from conftest import AFTER_CTRL_C, CHECKOUT, Ran
 from mfcli.errors import UsageError
@@ -66,12 +67,12 @@ def test_the_parts_are_the_rows_of_one_run(mf: Mf, folder: Path) -> None:
     assert mf("predict", "--plan", "plan", "-o", "out", "--shards", "0,2-3", "-q").code == 5
     status = rows(mf("plan", "status", "plan", "out", "--format", "jsonl").out)[0]
     assert status.pop("images_per_s") > 0
-    assert status == {"inputs": 14, "shards": 4, "done": 3, "missing": "1", "ok": 9, "failed": 1, "changed": 0}
+    assert status == {"inputs": 14, "shards": 4, "done": 3, "missing_shards": "1", "ok": 9, "failed": 1, "changed": 0}
     ran = mf("plan", "finish", "plan", "out")
     hint = "hint: mf predict --plan plan --output out --shards 1\n"
     assert (ran.code, ran.err) == (9, f"error: 1 of 4 parts are missing\n{hint}")
     ran = mf("predict", "--plan", "plan", "-o", "out")
-    assert ran.err.splitlines()[1:] == [
+    assert ran.err.splitlines() == [
         "note: 4 pictures: 3 classified, 1 failed; out/part-00001.jsonl",
         "note: 14 pictures: 12 classified, 2 failed; out",
     ]
@@ -96,6 +97,15 @@ def test_the_parts_are_the_rows_of_one_run(mf: Mf, folder: Path) -> None:
 def test_misspelt_names_are_told(mf: Mf, arguments: list[str], code: int, words: str) -> None:
     ran = mf(*arguments)
     assert (ran.code, words in ran.err, Path("plan").exists()) == (code, True, code == 0), ran.err
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("name", "is_doubtful"), [("photos/0 a.jpg", False), ("plain.png", True)])
+def test_the_limits_of_the_model_are_told_of_doubtful_answers(mf: Mf, name: str, is_doubtful: bool) -> None:
+    Image.new("RGB", (80, 80), (90, 120, 150)).save("plain.png")
+    assert mf("plan", name, "-o", "plan", "-q").code == 0
+    ran = mf("predict", "--plan", "plan", "-o", "out")
+    assert (ran.code, "answered by the small bundled model" in ran.err) == (0, is_doubtful)
 
 
 @pytest.mark.usefixtures("folder")
@@ -298,6 +308,7 @@ def test_an_interrupted_plan_goes_on(mf: Mf, folder: Path, monkeypatch: pytest.M
         (["--plan", "plan", "-o", "out", "--resume"], "a part of a plan that is there is done"),
         (["--plan", "plan"], "a plan has a folder of parts in jsonl or parquet"),
         (["--plan", "plan", "-o", "out", "--format", "csv"], "a plan has a folder of parts in jsonl or parquet"),
+        (["--plan", "plan", "-o", "out.csv"], "out.csv is to be a folder of parts in jsonl, not a file"),
         (["photos", "--shard", "0/2"], "--shard, --shards and --ray are about a plan"),
         (["photos", "--ray", "local"], "--shard, --shards and --ray are about a plan"),
         (

@@ -42,12 +42,12 @@ def test_a_job_from_store_to_store(planned: ObjectStore, mf: Callable[..., Ran],
         "plan/shard-00001.jsonl",
     ]
     assert mf("predict", "--plan", PLAN, "-o", OUT, "--shard", "1/2", "--format", format).code == 0
-    assert (status(mf)["done"], status(mf)["missing"]) == (1, "0")
+    assert (status(mf)["done"], status(mf)["missing_shards"]) == (1, "0")
     assert mf("plan", "finish", PLAN, OUT).code == 9
     planned.requests.clear()
     assert mf("predict", "--plan", PLAN, "-o", OUT, "--format", format).code == 0
     assert ("GET", "/photos/in/c.jpg") not in planned.requests
-    assert (status(mf, "finish")["ok"], status(mf)["missing"]) == (3, "")
+    assert (status(mf, "finish")["ok"], status(mf)["missing_shards"]) == (3, "")
     assert [key for key in planned.list("photos") if key.startswith("out/")] == [
         "out/_SUCCESS",
         "out/_job.json",
@@ -117,7 +117,7 @@ def test_parts_below_a_folder_are_not_its_own(planned: ObjectStore, mf: Callable
     assert mf("predict", "--plan", PLAN, "-o", OUT, "--shard", "0/2").code == 0
     for shard in (0, 1):
         planned.put(f"{OUT}/other/part-0000{shard}.jsonl", b"")
-    assert status(mf)["missing"] == "1"
+    assert status(mf)["missing_shards"] == "1"
     assert mf("predict", "--plan", PLAN, "-o", OUT).code == 0
     assert status(mf, "finish")["ok"] == 3
 

@@ -340,6 +340,7 @@ def test_a_run_is_named_by_what_shapes_its_answers(small_weights: Path) -> None:
         ({"labels": ["a"]}, "1 label for the 200 classes of convformer_t8_64"),
         ({"confidence": 0.49}, "confidence=0.49 is not between 0.5 and 1"),
         ({"confidence": float("nan"), "model": "caformer_s18"}, "confidence=nan is not between 0.5 and 1"),
+        ({"max_error": "10%"}, "max_error='10%' is not between 0 and 1"),
         ({"engine": "abacus"}, "unknown engine 'abacus'"),
         ({"decode": "half"}, "unknown decode 'half'"),
     ],

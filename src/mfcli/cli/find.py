@@ -1,5 +1,6 @@
 """The command `mf find`: mf predict with a question."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -21,7 +22,7 @@ from mfcli.cli.options import Offline, Quiet, parse_batch_size
 from mfcli.cli.predict_run import run
 from mfcli.cli.requests import InputRequest, ModelRequest, PredictRequest, exit_code, import_numpy
 from mfcli.cli.streams import note, say
-from mfcli.errors import ExitCode, UsageError, escape_control_characters
+from mfcli.errors import ExitCode, NoInputsError, UsageError, escape_control_characters
 from mfcli.inputs.codecs import DecodeMode
 from mfcli.outputs.writer import FormatName, Writer
 from mfcli.results import Query
@@ -97,6 +98,8 @@ def find(
     from mfcli.models.meanings import AmbiguousWordError
     from mfcli.outputs.names import MatchCounter
 
+    if not inputs.inputs and not inputs.lists:
+        raise NoInputsError(f"no pictures to find {concepts!r} in", f"mf find {shlex.quote(concepts)} photos")
     import_numpy()
     from mfcli.tasks.predict import MaxFailures
 

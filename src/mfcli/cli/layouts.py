@@ -132,5 +132,8 @@ def _format_of_suffix(path: Path) -> FormatName:
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix.removeprefix(".")
     suffix = _OTHER_SUFFIXES.get(suffix, suffix)
     if suffix not in list(FormatName):
-        raise UsageError(f"the suffix of {path} names no format", f"add --format, one of {', '.join(FormatName)}")
+        formats = ", ".join(name for name in FormatName if name is not FormatName.TABLE)  # mf find has no tables
+        raise UsageError(
+            f"the suffix of {path} names no format", f"-o {path.with_suffix('.csv')}, or --format, one of {formats}"
+        )
     return FormatName(suffix)

@@ -1,5 +1,6 @@
 """Mf predict for the shards of a plan: in this process, or in the actors of a Ray cluster."""
 
+import math
 import time
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from mfcli.cli.requests import ModelRequest, PredictRequest
 from mfcli.cli.streams import mute_libraries, note
 from mfcli.errors import OutputError, UsageError
 from mfcli.outputs.writer import FormatName, MappingWriter
-from mfcli.results import Progress, Step, Tally, Transfer
+from mfcli.results import PictureResult, Progress, Step, Tally, Transfer
 from mfcli.runs import Summary
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ def predict_shards(
     out, format = request.destination.name, request.destination.layout.format
     if out is None or format not in (FormatName.JSONL, FormatName.PARQUET):
         raise UsageError("a plan has a folder of parts in jsonl or parquet", "-o OUT --format parquet")
+    suffix = Path(out).suffix.removeprefix(".")
+    if suffix != format and suffix in (*FormatName, "gz") and not Path(out).is_dir():
+        hint = f"-o {out.removesuffix(f'.{suffix}')}"
+        raise UsageError(f"{out} is to be a folder of parts in {format}, not a file", hint)
     cluster = None if ray is None else _make_cluster(ray, ray_timeout_s, request.model)
     parts = PartFolder(Path(out), str(format))
     parts.prepare()
@@ -96,7 +101,7 @@ class _Made:
     """What was made of a shard.
 
     Attributes:
-        limits: what the reader of the answers has to know about the model, if anything.
+        limits: what the reader of its answers has to know about the model, if anything.
         summary: the counts of its part; None for one that was there.
         words: the same as text.
     """
@@ -122,8 +127,7 @@ class _ShardPredictor:
         with StderrProgress(note, request.quiet) as loading:
             self._predictor = request.model.load(request.settings, loading)
         parts.claim(plan.digest, self._predictor.settings)
-        limits = request.model.describe_limits(self._predictor)
-        self._limits = None if limits is None else limits[0]
+        self._limits = request.model.describe_limits(self._predictor)
 
     def __call__(self, number: int) -> _Made:
         from mfcli.inputs.plan import Changes
@@ -131,14 +135,20 @@ class _ShardPredictor:
 
         request, parts = self._request, self._parts
         if parts.is_done(number):
-            return _Made(self._limits)
+            return _Made(None)
         parts.check_attempts(number)
-        changes, started = Changes(), time.monotonic()
+        changes, started, least = Changes(), time.monotonic(), math.inf
+
+        def watch(result: PictureResult) -> PictureResult:
+            nonlocal least
+            least = min(least, math.inf if result.prob is None else result.prob)
+            return name_flags_of_error(result)
+
         with parts.open(number, partial(request.destination.layout.open_writer, compact=True)) as writer:
             summary = predict(
                 self._predictor,
                 self._plan.sources(number, request.inputs.selection, changes),
-                MappingWriter(writer, name_flags_of_error),
+                MappingWriter(writer, watch),
                 batch_size=request.batch_size,
                 workers=request.workers,
                 max_failures=request.max_failures,
@@ -146,7 +156,8 @@ class _ShardPredictor:
             )
             parts.write_counts(number, summary, time.monotonic() - started, changes.count)
         changed = f", {changes.count} changed since they were planned" if changes.count else ""
-        return _Made(self._limits, summary, f"{summary.in_words()}{changed}; {parts.path(number)}")
+        limits = self._limits[0] if self._limits is not None and least < self._limits[1] else None
+        return _Made(limits, summary, f"{summary.in_words()}{changed}; {parts.path(number)}")
 
 
 def _make_actor(request: PredictRequest, plan: "Plan", parts: "PartFolder", threads: int) -> _ShardPredictor:

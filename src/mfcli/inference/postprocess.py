@@ -55,8 +55,8 @@ class PostprocessOptions:
                 f"confidence={self.confidence:g} is not between {MIN_CONFIDENCE} and 1",
                 f"confidence={DEFAULT_CONFIDENCE}",
             )
-        if self.max_error is not None and not 0 < self.max_error < 1:
-            raise UsageError(f"max_error={self.max_error:g} is not between 0 and 1", f"max_error={DEFAULT_MAX_ERROR:g}")
+        if self.max_error is not None and not (isinstance(self.max_error, int | float) and 0 < self.max_error < 1):
+            raise UsageError(f"max_error={self.max_error!r} is not between 0 and 1", f"max_error={DEFAULT_MAX_ERROR:g}")
         if self.query is not None and not 0 < self.query.min_prob <= 1:
             raise UsageError(f"min_prob={self.query.min_prob:g} is not more than 0 and at most 1", "min_prob=0.5")
 

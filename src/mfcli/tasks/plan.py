@@ -17,7 +17,7 @@ class PlanStatus:
         inputs: names in the plan.
         shards: of the plan.
         done: shards whose part is there.
-        missing: the others, as `select_shards` takes them.
+        missing_shards: the others, as `select_shards` takes them.
         ok: pictures in the parts that were classified.
         failed: the other rows.
         changed: pictures whose file had changed since it was planned.
@@ -27,7 +27,7 @@ class PlanStatus:
     inputs: int
     shards: int
     done: int
-    missing: str
+    missing_shards: str
     ok: int
     failed: int
     changed: int
@@ -48,7 +48,7 @@ def get_status(plan: Plan, parts: PartFolder) -> PlanStatus:
         inputs=plan.inputs,
         shards=len(shards),
         done=len(counts),
-        missing=format_shards(missing),
+        missing_shards=format_shards(missing),
         ok=sum(count.ok for count in counts),
         failed=sum(count.failed for count in counts),
         changed=sum(count.changed for count in counts),
@@ -76,10 +76,10 @@ def finish(plan: Plan, parts: PartFolder, progress: Progress = lambda _: None) -
         OutputError: the folder cannot be written.
     """
     status = get_status(plan, parts)
-    if status.missing:
+    if status.missing_shards:
         raise CheckError(
             f"{status.shards - status.done} of {status.shards} parts are missing",
-            f"mf predict plan={plan.folder} output={parts.folder} shards={status.missing}",
+            f"mf predict plan={plan.folder} output={parts.folder} shards={status.missing_shards}",
         )
     for shard in range(status.shards):
         _check_part(plan, parts, shard)
