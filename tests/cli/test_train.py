@@ -53,6 +53,11 @@ def test_a_trained_model_is_a_model_like_any_other(
         ["judged_by", "pictures", "top1", "interval_95", "log_loss", "calibration_error"],
     )
     assert f"the model is in {folder}" in ran.err
+    val = read_metrics(folder)["val"]
+    assert (
+        f"of the pictures set aside {val['abstention']['answered']} of {val['pictures']} are answered without a mark, "
+        f"{val['abstention']['error_of_answers']:.1%} of them wrong"
+    ) in ran.err
     picture = write_picture(tmp_path / "new.png", "green", 99)
     row = json.loads(mf("predict", picture, "--model", folder, "--format", "jsonl", "-q").out)
     assert (row["model"], row["predictions"][0]["label"], len(row["predictions"])) == ("colours", "green", 3)
@@ -96,8 +101,10 @@ def test_a_promise_that_cannot_be_kept_marks_nothing_unless_it_is_asked_for(mf: 
         ran = mf("predict", photos / "red", "-m", folder, *options, "--format", "jsonl")
         marks[options] = {json.loads(line)["abstained"] for line in ran.out.splitlines()} - {"unfamiliar"}
         assert (
-            f"so {'every one' if options else 'none'} is marked as unsure; what it can promise: --max-error " in ran.err
+            f"so {'every one' if options else 'none'} is marked as unsure; what it can promise: --max-error 37%"
+            in ran.err
         )
+        assert f"at most {'5' if '5%' in options else '10'}% of the answers" in ran.err
     assert marks == {(): {None}, ("--max-error", "5%"): {"unsure"}, ("--abstain", "unsure"): {"unsure"}}
     assert mf("predict", photos / "red", "-m", folder, "--abstain", "off").err == ""
 
@@ -185,7 +192,7 @@ def test_a_val_class_that_is_missing_changes_nothing_else(mf: Mf, tmp_path: Path
     assert mf("train", data, "-o", tmp_path / "whole", "-q").code == 0
     shutil.rmtree(data / "val" / "blue")
     ran = mf("train", data, "-o", tmp_path / "less" / "whole")
-    assert (ran.code, "1 classes have no pictures to judge by: blue" in ran.err) == (0, True)
+    assert (ran.code, "1 class has no pictures to judge by: blue" in ran.err) == (0, True)
     models = [(folder / "model.onnx").read_bytes() for folder in (tmp_path / "whole", tmp_path / "less" / "whole")]
     assert models[0] == models[1]
     rows = [
@@ -202,10 +209,10 @@ def test_what_is_wrong_with_pictures_is_listed(mf: Mf, photos: Path, tmp_path: P
     write_picture(photos / "orange" / "0.png", "red", 77)
     ran = mf("train", photos, "-o", tmp_path / "m")
     assert ran.code == 0
-    assert f"note: 1 pictures cannot be read and are left out: {photos}/red/broken.jpg" in ran.err
-    assert "note: 2 pictures are under two labels" in ran.err
-    assert "note: 1 classes have no pictures and are left out: empty" in ran.err
-    assert "note: 1 classes have fewer than 5 pictures: orange" in ran.err
+    assert f"note: 1 picture cannot be read and is left out: {photos}/red/broken.jpg" in ran.err
+    assert "note: 2 pictures are left out: under two labels" in ran.err
+    assert "note: 1 class has no pictures and is left out: empty" in ran.err
+    assert "note: 1 class has fewer than 5 pictures: orange" in ran.err
     notes = {Path(row["path"]).name: row["note"] for row in read_csv(tmp_path / "m" / "split.csv") if row["note"]}
     assert notes["also.png"] == "the same picture is in red"
     assert notes["broken.jpg"].startswith("unsupported: ")
@@ -241,8 +248,28 @@ def test_a_csv_file_with_a_missing_picture(mf: Mf, photos: Path, tmp_path: Path)
     rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in sorted(photos.glob("*/*.png"))]
     (photos / "labels.csv").write_bytes("\r\n".join(["path,label", *rows, "gone.png,red", ""]).encode())
     ran = mf("train", photos / "labels.csv", "-o", tmp_path / "m")
-    assert (ran.code, "1 pictures cannot be read and are left out" in ran.err) == (0, True)
+    assert (ran.code, "1 picture cannot be read and is left out" in ran.err) == (0, True)
     assert read_metrics(tmp_path / "m")["pictures"] == {"train": 30, "val": 6, "test": 0, "left_out": 1}
+
+
+def test_a_class_that_has_only_a_missing_picture(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    (photos / "labels.csv").write_text("path,label\nred/0.png,red\ngone.png,bees\n")
+    ran = mf("train", photos / "labels.csv", "-o", tmp_path / "m")
+    assert ran.code == 3
+    assert f"hint: class bees has no readable picture: {photos / 'gone.png'}: no such file; at least two" in ran.err
+
+
+def test_a_model_that_nothing_judges(mf: Mf, tmp_path: Path) -> None:
+    ran = mf("train", write_classes(tmp_path / "few", 1), "-o", tmp_path / "m")
+    assert (ran.code, "no pictures were set aside to judge the model by" in ran.err) == (0, True)
+
+
+def test_similar_folders_are_suggested(mf: Mf, photos: Path, tmp_path: Path) -> None:
+    assert mf("train", photos, "-o", tmp_path / "runs" / "insects", "-q").code == 0
+    ran = mf("predict", photos, "-m", tmp_path / "runs" / "insect")
+    assert ran.code == 4
+    assert "and no such folder" in ran.err
+    assert f"did you mean {tmp_path / 'runs' / 'insects'}?" in ran.err
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -390,7 +417,7 @@ def test_a_known_digest_is_that_of_the_file(mf: Mf, photos: Path, tmp_path: Path
     assert len(json.loads(index.read_bytes())) == 36
     shutil.copy(photos / "blue" / "0.png", photos / "red" / "0.png")  # the same size, perhaps
     ran = mf("train", photos, "-o", tmp_path / "b")
-    assert "note: 2 pictures are under two labels" in ran.err
+    assert "note: 2 pictures are left out: under two labels" in ran.err
     index.write_bytes(b"{")
     assert mf("train", photos, "-o", tmp_path / "c", "-q").code == 0
     for name in ("model.onnx", "predictions.jsonl"):

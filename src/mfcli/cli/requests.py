@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _MAX_SEARCHED = 10_000
 """Names in a folder among which a misspelt one is looked for."""
+_MOST_ERRORS = 0.5
+"""The largest share of wrong answers that is worth a promise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +164,14 @@ class ModelRequest:
     def describe_limits(self, predictor: "Predictor") -> tuple[str, float] | None:
         """Return what the reader of answers below a probability has to know about the model, if anything."""
         classes = len(predictor.labels)
+        if words := self.describe_promise(predictor):
+            return words, math.inf
         if is_bundled(predictor.artifact.path):
             words = (
                 f"answered by the small bundled model, which knows {classes} classes and can name nothing else; "
                 "one that knows 1000: --model caformer_s18"
             )
             return words, predictor.doubtful_below
-        if words := self._describe_promise(predictor):
-            return words, math.inf
         if self.model.weights is None:
             return None
         if (
@@ -180,16 +182,21 @@ class ModelRequest:
             return words, math.inf
         return None
 
-    def _describe_promise(self, predictor: "Predictor") -> str:
+    def describe_promise(self, predictor: "Predictor") -> str:
         """Say that the model knows too little of its errors to promise how many there are; else an empty text."""
         thresholds, max_error = predictor.artifact.thresholds, self.max_error or DEFAULT_MAX_ERROR
-        if thresholds is None or self.abstain is Abstain.OFF or thresholds.least_error <= max_error:
+        if thresholds is None or self.abstain in (Abstain.OFF, Abstain.UNFAMILIAR):
             return ""
-        least = math.ceil(100 * thresholds.least_error) / 100
+        least = thresholds.least_error
+        if least <= max_error:
+            return ""
+        advice = f"what it can promise: max_error={math.ceil(100 * least)}%"
+        if least > _MOST_ERRORS:
+            advice = "it takes more pictures to learn from"
         marked = "none" if self.max_error is None and self.abstain is None else "every one"
         return (
-            f"too little was learned to promise that at most {max_error:.4g} of the answers are wrong, so {marked} is "
-            f"marked as unsure; what it can promise: max_error={least:g}"
+            f"too little was learned to promise that at most {100 * max_error:.4g}% of the answers are wrong, so "
+            f"{marked} is marked as unsure; {advice}"
         )
 
 

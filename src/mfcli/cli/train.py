@@ -151,7 +151,19 @@ def train(
         else:
             write_records(RecordFormat.TABLE, stream, _list_figures(metrics))
     if not quiet:
+        note(_describe_judging(metrics))
         note(f"the model is in {output}: mf predict PICTURE --model {output}")
+
+
+def _describe_judging(metrics: dict[str, Any]) -> str:
+    """Return how many of the pictures set aside are answered without a mark, or that there are none."""
+    val = metrics["val"]
+    if not val:
+        return "no pictures were set aside to judge the model by: how good it is on new ones is not known"
+    marks = val["abstention"]
+    answered, error = marks["answered"], marks["error_of_answers"]
+    wrong = "" if error is None else f", {error:.1%} of them wrong"
+    return f"of the pictures set aside {answered} of {val['pictures']} are answered without a mark{wrong}"
 
 
 def _list_figures(metrics: dict[str, Any]) -> list[dict[str, Any]]:

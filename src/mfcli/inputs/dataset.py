@@ -136,7 +136,9 @@ def read_judged(
         splits = {picture.split for picture in pictures}
         chosen = next(split for split in (Split.VAL, Split.TEST, Split.TRAIN) if split in splits)
         if empty := [label for label, split, sources in found if split is chosen and not sources]:
-            progress(f"{len(empty)} classes have no pictures and are left out: {join_names(empty)}")
+            progress(
+                count_names(empty, "class has no pictures and is left out", "classes have no pictures and are left out")
+            )
         return tuple(picture for picture in pictures if picture.split is chosen)
     if not path.is_dir():
         _refuse_addresses(path)
@@ -278,6 +280,11 @@ def _check_names(names: list[str]) -> None:
                 f"the classes {seen[key]!r} and {shown!r} differ only in case or Unicode form", "rename or merge them"
             )
         seen[key] = name
+
+
+def count_names(names: Sequence[str], one: str, several: str) -> str:
+    """Return how many names there are, what is said of one or of several, and the first few."""
+    return f"{len(names)} {one if len(names) == 1 else several}: {join_names(names)}"
 
 
 def join_names(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,18 @@ def find_own_variant(name: str) -> Variant | None:
         if name and is_folder(folder):
             return read_own_variant(folder)
     return None
+
+
+def list_similar_folders(name: str) -> list[str]:
+    """Return the names of models of `mf train` that are like a path, or like a name in the folder of models."""
+    import difflib
+
+    parent = Path(name).parent
+    folders = [*list_files(parent, f"*/{ARGS_FILE}")]
+    known = {str(path.parent) for path in folders} | {
+        own.name for own in list_own_variants(Settings.from_environ().models_dir)
+    }
+    return difflib.get_close_matches(os.path.normpath(name), sorted(known), n=2)
 
 
 def make_own_variant(base: Variant, name: str, num_classes: int, folder: Path) -> Variant:

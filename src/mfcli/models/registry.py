@@ -393,8 +393,12 @@ def find_variant(name: str) -> Variant:
 
         near = difflib.get_close_matches(key, [*VARIANTS, *_ALIASES], n=3, cutoff=0.5)
         near = near or sorted((known for known in VARIANTS if key and key in known), key=len)[:3]
+        from mfcli.models.own import list_similar_folders
+
+        near = [*list_similar_folders(name), *near][:3]
         did_you_mean = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ModelError(f"unknown model {name!r}", f"{did_you_mean}All names: mf list-models")
+        what = f"unknown model {name!r}" + (", and no such folder" if "/" in key else "")
+        raise ModelError(what, f"{did_you_mean}All names: mf list-models")
     return variant
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mfcli.errors import NoInputsError, UsageError
 from mfcli.inference.model_loading import load_predictor
-from mfcli.inputs.dataset import read_dataset
+from mfcli.inputs.dataset import Dataset, read_dataset
 from mfcli.outputs.training import describe_choice, write_report
 from mfcli.results import Failure, Progress
 from mfcli.settings import Settings
@@ -67,7 +67,7 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
         if len(classes) < 2:
             raise NoInputsError(
                 f"{len(classes)} of {len(dataset.classes)} classes have readable pictures to learn from",
-                f"{_first_failure(views)}; at least two are needed",
+                f"{_describe_failure(dataset, views, classes)}at least two are needed",
             )
         for note in list_notes(dataset, pictures):
             progress(note)
@@ -84,5 +84,10 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
     return report.metrics
 
 
-def _first_failure(views: Sequence[Views | Failure]) -> str:
-    return next((f"the first one that cannot be read {own.message}" for own in views if isinstance(own, Failure)), "")
+def _describe_failure(dataset: Dataset, views: Sequence[Views | Failure], classes: Sequence[str]) -> str:
+    """Return why the first class without readable pictures has none; an empty text if there is none."""
+    for picture, own in zip(dataset.pictures, views, strict=True):
+        if isinstance(own, Failure) and picture.label not in classes:
+            name = picture.source.shown_name
+            return f"class {picture.label} has no readable picture: {name}: {own.message}; "
+    return ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.inputs.dataset import Dataset, LabelledPicture, Split, join_names
+from mfcli.inputs.dataset import Dataset, LabelledPicture, Split, count_names
 from mfcli.models.head import TrainingSet, count_divisions
 from mfcli.models.splits import divide, group_duplicates
 from mfcli.results import Failure
@@ -121,22 +121,25 @@ def list_notes(dataset: Dataset, pictures: Sequence[AssignedPicture]) -> list[st
     unreadable = [own for own in pictures if own.views is None]
     twice = [own for own in pictures if own.views is not None and own.split is None]
     leaked = [own for own in pictures if own.split is not None and own.note]
-    for found, what in (
-        (unreadable, "cannot be read and are left out"),
-        (twice, "are under two labels, or of a class that cannot be learned, and are left out"),
-        (leaked, "to judge by are also in train, which flatters the figures"),
+    for found, verbs, what in (
+        (unreadable, ("cannot be read and is", "cannot be read and are"), "left out"),
+        (twice, ("is", "are"), "left out: under two labels, or of a class that cannot be learned"),
+        (leaked, ("to judge by is", "to judge by are"), "also in train, which flatters the figures"),
     ):
         if found:
             names = [own.labelled.source.shown_name for own in found]
-            notes.append(f"{len(found)} pictures {what}: {join_names(names)}")
+            notes.append(count_names(names, f"picture {verbs[0]} {what}", f"pictures {verbs[1]} {what}"))
     counts = Counter(own.label for own in pictures if own.split is not None)
     if gone := [name for name in (*dataset.classes, *dataset.empty) if not counts[name]]:
-        notes.append(f"{len(gone)} classes have no pictures and are left out: {join_names(gone)}")
+        notes.append(
+            count_names(gone, "class has no pictures and is left out", "classes have no pictures and are left out")
+        )
+    fewer = f"fewer than {FEW} pictures"
     if few := [name for name, count in sorted(counts.items()) if count < FEW]:
-        notes.append(f"{len(few)} classes have fewer than {FEW} pictures: {join_names(few)}")
+        notes.append(count_names(few, f"class has {fewer}", f"classes have {fewer}"))
     judged = {own.label for own in pictures if own.split is Split.VAL}
     if unjudged := [name for name in sorted(counts) if name not in judged]:
-        notes.append(f"{len(unjudged)} classes have no pictures to judge by: {join_names(unjudged)}")
+        notes.append(count_names(unjudged, "class has no pictures to judge by", "classes have no pictures to judge by"))
     return notes
 
 

@@ -61,7 +61,9 @@ def read_finished(request: TrainRequest) -> dict[str, Any] | None:
     if request.overwrite:
         return None
     if not request.resume:
-        raise OutputError(f"{folder} exists", "overwrite=True replaces it")
+        raise OutputError(
+            f"{folder} exists", "overwrite=True replaces it, resume=True keeps it if its arguments are the same"
+        )
     check_arguments(request, folder / ARGS_FILE)
     try:
         metrics: dict[str, Any] = json.loads((folder / METRICS_FILE).read_bytes())
