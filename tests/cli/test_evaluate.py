@@ -136,7 +136,7 @@ def test_answers_are_restricted_to_valid_labels(mf: Mf, folder: Path, tmp_path: 
     (tmp_path / "valid.txt").write_text("cracked\n")
     ran = mf("evaluate", folder, "--valid-labels", tmp_path / "valid.txt")
     assert (ran.code, f"{tmp_path / 'valid.txt'}: no name is a class of the model: 'cracked'" in ran.err) == (2, True)
-    assert f"note: 1 classes have no pictures and are left out: {BASSET}" in ran.err
+    assert f"note: 1 class has no pictures and is left out: {BASSET}" in ran.err
     (tmp_path / "valid.txt").write_text(f"{LEMON}\n{BEACON}\n")
     rows = tmp_path / "rows.jsonl"
     ran = mf("evaluate", folder, "--valid-labels", tmp_path / "valid.txt", "--predictions", rows, "--format", "json")
@@ -207,6 +207,27 @@ def test_the_rows_of_mf_train_are_judged(mf: Mf, tmp_path: Path) -> None:
     assert again["log_loss"] == pytest.approx(figures["log_loss"], abs=1e-6)
     photos = read(mf, tmp_path / "photos", "-m", tmp_path / "runs" / "x")
     assert (photos["pictures"], photos["num_classes"]) == (30, 3)
+
+
+def test_pictures_that_were_learned_from_and_promises_that_cannot_be_kept_are_told(mf: Mf, tmp_path: Path) -> None:
+    from colours import write_classes
+
+    photos, model = write_classes(tmp_path / "photos", 10), tmp_path / "runs" / "x"
+    assert mf("train", photos, "-o", model, "-q").code == 0
+    told = "24 of the 30 pictures were learned from: these figures are too good"
+    ran = mf("evaluate", photos, "-m", model, "--max-error", "5%")
+    assert told in ran.err
+    assert "at most 5% of the answers are wrong, so every one is marked as unsure" in ran.err
+    assert mf("predict", photos, "-m", model, "-o", tmp_path / "rows.jsonl", "-q").code == 0
+    assert told in mf("evaluate", tmp_path / "rows.jsonl", "-m", model).err
+    new = mf("evaluate", write_classes(tmp_path / "new", 2), "-m", model, "--abstain", "off")
+    assert ("learned" in new.err, "promise" in new.err) == (False, False)
+
+
+def test_the_bundled_model_says_which_errors_it_can_promise(mf: Mf, folder: Path) -> None:
+    for arguments in (["evaluate", folder], ["predict", folder]):
+        ran = mf(*arguments, "--max-error", "1%")
+        assert "to promise that at most 1% of the answers are wrong, so every one is marked as unsure" in ran.err
 
 
 def test_answers_that_abstain_are_counted(mf: Mf, folder: Path, tmp_path: Path) -> None:
@@ -319,7 +340,8 @@ def test_the_table_and_the_csv(mf: Mf, folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["cracked"], 2, "no name is a class of the model: 'cracked'"),
+        (["cracked"], 2, "no name is a class of the model convformer_t8_64: 'cracked'"),
+        (["cracked"], 2, "or name a model of yours: --model FOLDER"),
         (["empty"], 2, "has no folders with pictures"),
         (["missing"], 2, "is neither a folder nor a file"),
         (["rows.csv", "--limit", "3"], 2, "holds results, for which nothing is computed"),

@@ -199,7 +199,7 @@ def evaluate(
             given = None if overrides.labels is None else read_labels(overrides.labels)
             evaluation = task.evaluate_results(stored, request, settings, progress, labels=given, model=model.model)
         else:
-            predictor = ModelRequest(
+            asked = ModelRequest(
                 model=model,
                 running=running,
                 decoding=DecodingOptions(no_exif, max_pixels=max_pixels, decode_timeout=decode_timeout),
@@ -208,7 +208,10 @@ def evaluate(
                 abstain=abstain,
                 max_error=None if max_error is None else parse_share(max_error, "--max-error"),
                 logits=True,
-            ).load(settings, progress)
+            )
+            predictor = asked.load(settings, progress)
+            if promise := asked.describe_promise(predictor):
+                progress(promise)
             with _announce_unfinished(predictions, quiet):
                 evaluation = task.evaluate(predictor, request, progress)
     _write_figures(evaluation, format, per_class=per_class)

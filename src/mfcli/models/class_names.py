@@ -49,7 +49,10 @@ class ClassMapping:
 
 
 def map_classes(
-    names: Iterable[str], labels: Sequence[Label], class_map: Sequence[Label] | None = None
+    names: Iterable[str],
+    labels: Sequence[Label],
+    class_map: Sequence[Label] | None = None,
+    model: str = "the model",
 ) -> ClassMapping:
     """Find out which classes of a head a dataset is about: by WordNet id, else by name, else by index.
 
@@ -57,6 +60,7 @@ def map_classes(
         names: what the dataset calls its classes.
         labels: the head's, in its order.
         class_map: the dataset's names in the head's order, instead of the head's own.
+        model: what errors call the model.
 
     Raises:
         UsageError: a name means no class or several, or none is a class of the head.
@@ -77,13 +81,13 @@ def map_classes(
         others = _list_others(naming)
         outside = tuple(name for name in names if name not in found and _key_of(name, naming) in others)
         if unknown := [name for name in names if name not in found and name not in outside]:
-            raise _unknown(unknown, labels, f"{len(unknown)} of {len(names)} names are not classes")
+            raise _unknown(unknown, labels, f"{len(unknown)} of {len(names)} names are not classes of {model}")
         return ClassMapping(naming, {name: classes[0] for name, classes in found.items()}, outside)
     if set(names) <= _list_others(Naming.WNID):
         raise UsageError(
-            f"the model has none of these {len(names)} classes of ImageNet", "one that may have: model=caformer_s18"
+            f"{model} has none of these {len(names)} classes of ImageNet", "one that may have: model=caformer_s18"
         )
-    raise _unknown(names, labels, "no name is a class")
+    raise _unknown(names, labels, f"no name is a class of {model}")
 
 
 def _list_finders(labels: Sequence[Label], class_map: Sequence[Label] | None) -> Iterator[tuple[Naming, _Finder]]:
@@ -129,5 +133,8 @@ def _unknown(names: Sequence[str], labels: Sequence[Label], message: str) -> Usa
     known = {make_key(name): name.strip() for label in labels for name in label.name.split(",")}
     near = [f"{name}: did you mean {' or '.join(found)}?" for name in names if (found := find_similar(name, known, 2))]
     shown = ", ".join(repr(name) for name in names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
-    hint = "classes are named by WordNet id, name or index: mf labels; or give class_map=FILE"
-    return UsageError(f"{message} of the model: {shown}", "; ".join([*near[:_MAX_NAMED], hint]))
+    hint = (
+        "classes are named by WordNet id, name or index: mf labels; or give class_map=FILE; "
+        "or name a model of yours: model=FOLDER"
+    )
+    return UsageError(f"{message}: {shown}", "; ".join([*near[:_MAX_NAMED], hint]))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from mfcli.results import PictureResult
 from mfcli.version import __version__
 
 METRICS_FILE = "metrics.json"
+_SPLIT_FILE = "split.csv"
 _SHOWN = 5
 """Confusions and classes in the model card."""
 
@@ -74,7 +76,7 @@ def write_report(folder: Path, report: TrainingReport) -> None:
     """
     (folder / METRICS_FILE).write_text(json.dumps(report.metrics, indent=1, ensure_ascii=False), encoding="utf-8")
     _write_csv(
-        folder / "split.csv",
+        folder / _SPLIT_FILE,
         ["path", "label", "split", "fold", "note"],
         [[row.path, row.label, row.split, row.fold if row.fold >= 0 else "", row.note] for row in report.rows],
     )
@@ -86,6 +88,15 @@ def write_report(folder: Path, report: TrainingReport) -> None:
     if report.metrics["val"]:
         _write_confusions(folder, report)
     (folder / "card.md").write_text(_format_card(report), encoding="utf-8")
+
+
+def read_learned(folder: Path) -> set[str]:
+    """Return the real paths of the pictures that a model was trained on; none where split.csv cannot be read."""
+    try:
+        with (folder / _SPLIT_FILE).open(encoding="utf-8", errors="replace", newline="") as file:
+            return {os.path.realpath(row["path"]) for row in csv.DictReader(file) if row["split"] == "train"}
+    except (OSError, KeyError, csv.Error):
+        return set()
 
 
 def describe_choice(metrics: Mapping[str, Any]) -> list[str]:
@@ -166,6 +177,8 @@ def _format_card(report: TrainingReport) -> str:
         "## What it must not be used for",
         "",
         "- It answers with one of its classes whatever is in a picture; it was not trained to know anything else.",
+        "- Its answers are marked as *unsure*, or as *unfamiliar* where a picture is unlike all that it learned from.",
+        "  The marks miss some: pictures of other things can be answered with a high probability and without a mark.",
         "- The figures hold for pictures like those it was judged by: same source, light and quality.",
         "- It must not decide about people, or where an error causes harm, without a person who checks its answers.",
         "- The base model's own licence and limits apply.",

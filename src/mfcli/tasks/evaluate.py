@@ -1,6 +1,7 @@
 """Judge a model, or the results of an earlier run, by pictures whose classes are known."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,11 +31,12 @@ from mfcli.inputs.ground_truth import GroundTruth, read_real_labels
 from mfcli.models.class_names import map_classes
 from mfcli.models.label_files import read_labels
 from mfcli.models.labels import load_imagenet_labels
-from mfcli.models.registry import VARIANTS
+from mfcli.models.registry import VARIANTS, find_variant
 from mfcli.outputs.files import translate_write_errors
 from mfcli.outputs.json import format_line
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.result_file import ResultFile
+from mfcli.outputs.training import read_learned
 from mfcli.results import Label, PictureResult, Progress, Tally
 from mfcli.runs import RunSettings, Summary
 from mfcli.settings import Settings
@@ -99,7 +101,8 @@ def evaluate(predictor: Predictor, request: EvaluateRequest, progress: Progress 
     labels = predictor.labels
     pictures = read_judged(request.data, request.ground_truth, progress=progress)
     class_map = None if request.class_map is None else read_labels(request.class_map)
-    mapping = map_classes((picture.label for picture in pictures), labels, class_map)
+    model = f"the model {predictor.run_info.model}"
+    mapping = map_classes((picture.label for picture in pictures), labels, class_map, model)
     progress(mapping.in_words(labels))
     truth = Truth(labels, mapping, _select_allowed(request, labels))
     judged = [picture for picture in pictures if truth.find(picture.label) is not None]
@@ -108,6 +111,9 @@ def evaluate(predictor: Predictor, request: EvaluateRequest, progress: Progress 
     if request.real_labels is not None:
         names = [picture.source.shown_name for picture in chosen]
         truth = replace(truth, real=_map_real_labels(read_real_labels(request.real_labels, names), labels))
+    if predictor.artifact.folder is not None:
+        names = [picture.source.shown_name for picture in chosen]
+        _warn_of_learned(predictor.artifact.folder, names, progress)
     run = _Run(predictor, truth, request, progress)
     judgements = run.judge(chosen)
     info = run.info
@@ -171,6 +177,8 @@ def evaluate_results(
         real = read_real_labels(request.real_labels, [row.result.shown_name for row in iter_rows(results)])
         truth = replace(truth, real=_map_real_labels(real, labels))
     coverage = _describe_coverage(list(survey.labels), truth, progress)
+    if model is not None and (folder := find_variant(model).folder) is not None:
+        _warn_of_learned(folder, [row.result.shown_name for row in iter_rows(results)], progress)
     judgements = []
     for row, label in zip(iter_rows(results), survey.labels, strict=True):
         if row.result.error is not None:
@@ -188,6 +196,14 @@ def evaluate_results(
         **coverage,
     }
     return summarize(figures, judgements, truth, _find_published(run.model, request))
+
+
+def _warn_of_learned(folder: Path, names: Sequence[str], progress: Progress) -> None:
+    """Say how many of the pictures a model of `mf train` has learned from, as far as their paths tell."""
+    learned = read_learned(folder)
+    if count := sum(os.path.realpath(name) in learned for name in names):
+        what = "was" if count == 1 else "were"
+        progress(f"{count} of the {len(names)} pictures {what} learned from: these figures are too good")
 
 
 def _find_published(model: str, request: EvaluateRequest) -> float | None:
