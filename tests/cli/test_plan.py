@@ -90,6 +90,7 @@ def test_the_parts_are_the_rows_of_one_run(mf: Mf, folder: Path) -> None:
         (["plan", "nothing", "-o", "plan"], 3, "error: no such file: nothing\n"),
         (["plan", "photos", "photoz/1.jpg", "-o", "plan"], 0, "photoz/1.jpg; did you mean photos?"),
         (["plan", "stauts", "plan", "out"], 2, "hint: mf plan status --help"),
+        (["plan", "stat*", "-o", "plan"], 0, "note: 6 pictures in 1 shard;"),
         (["plan", "photos/4.jpg", "-o", "plan"], 0, "note: 1 picture in 1 shard;"),
         (["predict", "photoz"], 6, "note: photoz: did you mean photos?"),
     ],

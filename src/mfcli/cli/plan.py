@@ -16,6 +16,7 @@ from mfcli.cli.options import Format, Offline, Quiet
 from mfcli.cli.requests import InputRequest
 from mfcli.cli.streams import note, standard_output
 from mfcli.errors import ExitCode, NoInputsError, UsageError
+from mfcli.files import is_glob
 from mfcli.inputs.plan import DEFAULT_SHARD_SIZE
 from mfcli.outputs.writer import RecordFormat
 from mfcli.results import Progress
@@ -48,7 +49,8 @@ def _check_command(word: str, commands: list[str]) -> None:
     """
     from mfcli.models.meanings import find_similar
 
-    if not os.path.lexists(word) and (near := find_similar(word, {name: name for name in commands}, 1)):
+    is_free = not is_glob(word) and not os.path.lexists(word)
+    if is_free and (near := find_similar(word, {name: name for name in commands}, 1)):
         raise UsageError(f"mf plan has no command {word!r}, and there is no such file", f"mf plan {near[0]} --help")
 
 
