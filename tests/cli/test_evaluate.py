@@ -111,7 +111,7 @@ def test_a_model_is_judged_by_what_it_knows(mf: Mf, folder: Path) -> None:
     shutil.copytree(folder / BEACON, folder / BASSET)
     ran = mf("evaluate", folder, "--format", "json")
     figures = json.loads(ran.out)
-    assert "left out: 1 of 5 pictures, of 1 classes that cannot be given" in ran.err
+    assert "left out: 1 of 5 pictures, of 1 class that the model does not have, or is not to give" in ran.err
     assert "classes by WordNet id: n02814860 = beacon" in ran.err
     assert (figures["coverage"], figures["pictures_outside"], figures["classes_outside"]) == (0.8, 1, 1)
     names = ("coverage", "pictures_outside", "classes_outside", "images_per_s")

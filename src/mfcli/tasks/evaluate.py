@@ -253,9 +253,11 @@ def _describe_coverage(names: Sequence[str], truth: Truth, progress: Progress) -
     if len(outside) == len(names):
         raise UsageError("none of the pictures is of a class that can be given", "mf labels lists the model's classes")
     if outside:
+        classes = len(set(outside))
+        what = "1 class" if classes == 1 else f"{classes} classes"
         progress(
-            f"left out: {len(outside)} of {len(names)} pictures, of {len(set(outside))} classes that cannot be given: "
-            "the model does not have them, or is not to give them"
+            f"left out: {len(outside)} of {len(names)} pictures, of {what} that the model does not have, "
+            "or is not to give"
         )
     return {
         "classes_outside": len(set(outside)),
