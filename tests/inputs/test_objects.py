@@ -224,6 +224,10 @@ def test_an_endpoint_that_is_no_address(endpoint: str, message: str, monkeypatch
     with pytest.raises(UsageError) as raised:
         iter_sources(["s3://photos/a.jpg"])
     assert str(raised.value) == message
+    monkeypatch.setenv("AWS_ENDPOINT", endpoint)
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with pytest.raises(UsageError, match="AWS_ENDPOINT '"):
+        iter_sources(["s3://photos/a.jpg"])
 
 
 def test_an_empty_endpoint_is_none(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
