@@ -11,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfcli.inputs.dataset import Dataset, LabelledPicture, Split, count_names
-from mfcli.models.head import TrainingSet, count_divisions
+from mfcli.models.head import FEW, TrainingSet, count_divisions
 from mfcli.models.splits import divide, group_duplicates
 from mfcli.results import Failure
 from mfcli.training.request import ClassWeight
 from mfcli.training.views import Views
 
 FOLDS = 5
-FEW = 5
-"""Pictures below which a class is reported."""
 
 
 @dataclass(frozen=True, slots=True)

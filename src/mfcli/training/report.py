@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mfcli.inference.predictor import Predictor
 from mfcli.inputs.dataset import Split
 from mfcli.models.head import FittedHead
-from mfcli.models.metrics import compute_figures, judge, list_class_figures, list_confusions
+from mfcli.models.metrics import Answers, compute_figures, judge, list_class_figures, list_confusions
 from mfcli.outputs.training import JudgedPicture, SplitRow, TrainingReport
 from mfcli.results import Abstention, PictureResult
 from mfcli.training.assignment import AssignedPicture, index_labels
@@ -37,11 +37,10 @@ def make_report(
     figures: dict[str, Any] = {}
     judged: list[JudgedPicture] = []
     for split in (Split.VAL, Split.TEST):
-        rows = _list_judged(own, kept, split)
-        figures[split.value] = _judge_split(kept, split, classes)
-        if rows:
-            answers = judge(*_answer(kept, split, classes))
-            figures[split.value] |= {
+        figures[split.value] = None
+        if (answers := _judge_split(kept, split, classes)) is not None:
+            rows = _list_judged(own, kept, split)
+            figures[split.value] = compute_figures(answers, len(classes)) | {
                 "per_class": [asdict(row) for row in list_class_figures(answers, classes)],
                 "confusions": list_confusions(answers, classes),
                 "abstention": _judge_abstention(rows, classes),
@@ -69,32 +68,30 @@ def make_report(
     return TrainingReport(metrics, dict(zip(classes, learned_counts, strict=True)), split_rows, judged)
 
 
-def _answer(
-    candidate: Candidate, split: Split, classes: tuple[str, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Return the logits for the pictures of a split, and their classes."""
+def _judge_split(candidate: Candidate, split: Split, classes: tuple[str, ...]) -> Answers | None:
+    """Return the answers for the pictures of a split; None without any."""
     chosen = [own for own in candidate.pictures if own.split is split]
-    features = np.stack([own.known_views.features[0] for own in chosen])
-    return candidate.fitted.head.logits(features), index_labels(chosen, classes)
-
-
-def _judge_split(candidate: Candidate, split: Split, classes: tuple[str, ...]) -> dict[str, Any] | None:
-    """Return the figures for the pictures of a split; None without any."""
-    if not any(own.split is split for own in candidate.pictures):
+    if not chosen:
         return None
-    return compute_figures(judge(*_answer(candidate, split, classes)), len(classes))
+    features = np.stack([own.known_views.features[0] for own in chosen])
+    return judge(candidate.fitted.head.logits(features), index_labels(chosen, classes))
 
 
 def _compare(kept: Candidate, candidates: Sequence[Candidate], classes: tuple[str, ...]) -> dict[str, Any]:
     """Return the figures of all candidates, side by side."""
-    splits = (Split.VAL, Split.TEST)
+
+    def measure(answers: Answers | None) -> dict[str, float] | None:
+        return None if answers is None else compute_figures(answers, len(classes))
+
     return {
         "kept": kept.kind.value,
         "best_epoch": max(own.best_epoch for own in candidates),
         "epochs": [figures for own in candidates for figures in own.epochs],
         **{
-            own.kind.value: {split.value: _judge_split(own, split, classes) for split in splits}
-            | {"held_out": compute_figures(judge_held_out(own, classes), len(classes))}
+            own.kind.value: {
+                split.value: measure(_judge_split(own, split, classes)) for split in (Split.VAL, Split.TEST)
+            }
+            | {"held_out": measure(judge_held_out(own, classes))}
             for own in candidates
         },
     }
@@ -113,10 +110,8 @@ def _describe_head(fitted: FittedHead) -> dict[str, Any]:
 
 
 def _list_judged(own: Predictor, kept: Candidate, split: Split) -> list[JudgedPicture]:
-    """Return the answers for the pictures of a split."""
+    """Return the rows of the pictures of a split, of which there are some."""
     chosen = [picture for picture in kept.pictures if picture.split is split]
-    if not chosen:
-        return []
     features = np.stack([picture.known_views.features[0] for picture in chosen])
     logits, distances = kept.fitted.head.logits(features), kept.limits.familiarity.distances(features)
     return [
