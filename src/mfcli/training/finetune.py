@@ -132,7 +132,9 @@ def finetune(
         shutil.rmtree(state, ignore_errors=True)  # it would diverge again
         raise
     except OSError as error:
-        raise OutputError(f"cannot write {state}: {error.strerror or error}", "name another folder: -o DIR") from error
+        raise OutputError(
+            f"cannot write {state}: {error.strerror or error}", "name another folder: output=DIR"
+        ) from error
     except torch.OutOfMemoryError as error:
         raise EngineError(
             f"{device} has too little memory for {options.batch_size} pictures at once",

@@ -39,11 +39,11 @@ def check_name(request: TrainRequest) -> None:
     """
     name = request.output.name
     if url := find_store_url(request.output):
-        raise UsageError(f"{url}: a model cannot be in an object store", "-o runs/NAME")
+        raise UsageError(f"{url}: a model cannot be in an object store", "output=runs/NAME")
     if request.overwrite and request.resume:
         raise UsageError("overwrite=True and resume=True exclude each other", "leave one of them out")
     if name.lower() in VARIANTS or not name.isprintable() or name in ("", "..", "bundled"):
-        raise UsageError(f"{name!r} cannot be the name of a model of yours", "-o runs/NAME")
+        raise UsageError(f"{name!r} cannot be the name of a model of yours", "output=runs/NAME")
 
 
 def read_finished(request: TrainRequest) -> dict[str, Any] | None:
@@ -57,7 +57,7 @@ def read_finished(request: TrainRequest) -> dict[str, Any] | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if not (folder / ARGS_FILE).is_file():
-        raise OutputError(f"{folder} is not a folder of mf train", "name another one: -o runs/NAME")
+        raise OutputError(f"{folder} is not a folder of mf train", "name another one: output=runs/NAME")
     if request.overwrite:
         return None
     if not request.resume:
@@ -205,7 +205,7 @@ def _hold(folder: NewFolder) -> int:
         except BlockingIOError as error:
             os.close(descriptor)
             raise OutputError(
-                f"another mf train is writing {folder.target}", "wait for it, or name another folder: -o runs/NAME"
+                f"another mf train is writing {folder.target}", "wait for it, or name another folder: output=runs/NAME"
             ) from error
         except OSError:
             pass  # a file system without locks
@@ -221,4 +221,4 @@ def _is_open_as(descriptor: int, path: Path) -> bool:
 
 
 def _cannot_write(target: Path, error: OSError) -> OutputError:
-    return OutputError(f"cannot write {target}: {error.strerror or error}", "name another folder: -o DIR")
+    return OutputError(f"cannot write {target}: {error.strerror or error}", "name another folder: output=DIR")
