@@ -8,7 +8,7 @@ from mfcli.files import url_scheme
 SCHEMES = ("s3", "gs", "az")
 HUB_SCHEME = "hf"
 """Data sets of the Hugging Face hub, which are read alone; see inputs/hub_datasets.py."""
-_JOINED = re.compile(rf"({'|'.join(SCHEMES)}):/([^/].*)", re.IGNORECASE | re.DOTALL)
+_JOINED = re.compile(r"([a-z][a-z0-9+.-]+)://?([^/].*)", re.IGNORECASE | re.DOTALL)
 
 
 def is_store_url(name: str) -> bool:
@@ -16,10 +16,16 @@ def is_store_url(name: str) -> bool:
     return url_scheme(name) in (*SCHEMES, HUB_SCHEME)
 
 
-def find_store_url(path: str | Path) -> str | None:
-    """Return the URL that a path was made from, which has joined its slashes; None for an ordinary one."""
+def find_url(path: str | Path) -> str | None:
+    """Return the URL that a path is, or was made from, which joins its slashes; None for an ordinary one."""
     match = _JOINED.fullmatch(str(path))
     return f"{match[1].lower()}://{match[2]}" if match else None
+
+
+def find_store_url(path: str | Path) -> str | None:
+    """Return the URL of an object that can be written, likewise; None for any other path."""
+    url = find_url(path)
+    return url if url is not None and url_scheme(url) in SCHEMES else None
 
 
 def split_store_url(url: str) -> tuple[str, str]:

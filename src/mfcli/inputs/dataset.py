@@ -5,7 +5,6 @@ Classes are matched by name, never by position; names that could be confused are
 
 import csv
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,12 +19,11 @@ from mfcli.inputs.selection import Selection, is_hidden
 from mfcli.inputs.source import Source
 from mfcli.inputs.walk import walk_folder
 from mfcli.results import Progress
-from mfcli.store_urls import HUB_SCHEME, SCHEMES
+from mfcli.store_urls import find_url
 
 _LAYOUTS = "DIR/CLASS/*.jpg, DIR/{train,val}/CLASS/*.jpg, or a CSV file with the columns path,label"
 Value = TypeVar("Value")
 _MAX_NAMED = 5
-_ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}|{HUB_SCHEME}|https?):/([^/].*)", re.IGNORECASE | re.DOTALL)
 _ANNOTATIONS = "val_annotations.txt"
 """The ground truth that Tiny ImageNet has beside the folder of its pictures."""
 
@@ -187,10 +185,8 @@ def _find_classes(path: Path) -> list[tuple[str, Split, list[Source]]]:
 
 def _refuse_addresses(path: Path) -> None:
     """Refuse a path that was made from an address, which has joined its slashes."""
-    if match := _ADDRESS.match(str(path)):
-        raise UsageError(
-            f"{match[1]}://{match[2]}: object stores and addresses are not supported here", "copy it to a local folder"
-        )
+    if url := find_url(path):
+        raise UsageError(f"{url}: object stores and addresses are not supported here", "copy it to a local folder")
 
 
 def _list_labelled(path: Path, found: list[tuple[str, Split, list[Source]]]) -> tuple[LabelledPicture, ...]:
