@@ -32,7 +32,7 @@ def test_other_addresses_are_refused(address: str) -> None:
 
 def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"Ray Data cannot be loaded.*\n.*metaformer-cli\[ray\]"):
+    with pytest.raises(EngineError, match=r"ray is not installed\n.*metaformer-cli\[ray\]"):
         Cluster("local", None, False, 1).check()
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mfcli.errors import EngineError, UsageError, first_line
+from mfcli.errors import EngineError, UsageError, first_line, package_error
 from mfcli.settings import usable_cores
 from mfcli.version import __version__
 
@@ -60,7 +60,8 @@ class Cluster:
         """Check what can be checked before there is a cluster.
 
         Raises:
-            UsageError: the address is of another kind, or Ray is not installed.
+            EngineError: Ray is not installed.
+            UsageError: the address is of another kind.
         """
         host, _, port = self.address.rpartition(":")
         if self.address not in (LOCAL, "auto") and ("://" in self.address or not host or not port.isdecimal()):
@@ -77,7 +78,7 @@ def _import_ray() -> Any:
         import ray
         import ray.data
     except Exception as error:  # a broken installation can raise anything
-        raise UsageError(f"Ray Data cannot be loaded: {first_line(error)}", _INSTALL) from error
+        raise package_error("ray", error, extra="ray") from error
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray
@@ -118,10 +119,7 @@ def distribute(
                     raise row["outcome"]
                 on_done(row["outcome"])
         except ray.exceptions.RayError as error:
-            raise EngineError(
-                f"Ray has failed: {first_line(error)}",
-                _AGAIN,
-            ) from error
+            raise EngineError(f"Ray has failed: {first_line(error)}", _AGAIN) from error
 
 
 class _Actor:
