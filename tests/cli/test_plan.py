@@ -333,6 +333,30 @@ def test_what_does_not_go_together(arguments: list[str], message: str, mf: Mf, f
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan", "photos", "-o", "s3://b/x"],
+        ["plan", "status", "s3://b/x", "out"],
+        ["plan", "finish", "plan", "s3://b/x"],
+        ["predict", "--plan", "s3://b/x", "-o", "out"],
+        ["predict", "--plan", "plan", "-o", "s3://b/x"],
+    ],
+)
+def test_stores_are_refused_while_offline(command: list[str], mf: Mf, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mf("plan", "photos", "-o", "plan", "-q").code == 0
+    monkeypatch.setenv("MF_OFFLINE", "1")
+    ran = mf(*command)
+    assert (ran.code, ran.err.splitlines()[0]) == (8, "error: s3://b/x cannot be used while offline")
+
+
+@pytest.mark.usefixtures("folder")
+def test_names_that_are_all_missing_are_no_plan(mf: Mf) -> None:
+    ran = mf("plan", *[f"{number}.jpg" for number in range(12)], "-o", "plan")
+    assert (ran.code, ran.err.splitlines()[0][-11:]) == (3, " 9.jpg, ...")
+
+
+@pytest.mark.usefixtures("folder")
 def test_parts_that_went_elsewhere_are_missed(mf: Mf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mfcli.tasks.distribute.Cluster.check", lambda _: None)
     monkeypatch.setattr("mfcli.tasks.distribute.distribute", lambda make_worker, *_: pickle.dumps(make_worker))

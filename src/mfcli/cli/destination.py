@@ -32,6 +32,16 @@ def parse_output(output: Path | None) -> Path | None:
     return None if output == _STANDARD_OUTPUT else output
 
 
+def refuse_offline(path: Path | str, *, offline: bool) -> None:
+    """Refuse what is in an object store while there is to be no connection.
+
+    Raises:
+        OutputError: it is.
+    """
+    if offline and (url := find_store_url(path)):
+        raise OutputError(f"{url} cannot be used while offline", "name a local file or folder, or leave out --offline")
+
+
 def name_leftovers(path: Path | None) -> None:
     """Note the files that killed runs have left beside a file of results."""
     from mfcli.outputs.files import find_leftovers
@@ -124,8 +134,7 @@ class Destination:
         if self.upload is not None:
             if self.upload.url in names:
                 raise OutputError(f"{self.upload.url} is an input", "name another object with -o")
-            if offline:
-                raise OutputError(f"{self.upload.url} cannot be written while offline", "name a file with -o")
+            refuse_offline(self.upload.url, offline=offline)
             self.upload.check(replace=self.overwrite or self.resume)
         if not (self.overwrite or self.resume):
             refuse_existing(self.path, resumable=True)

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +9,11 @@ import typer
 from typer.core import TyperGroup
 
 from mfcli.cli import predict_options as option
+from mfcli.cli.destination import refuse_offline
 from mfcli.cli.help import add_command, list_examples
 from mfcli.cli.option_groups import DecodingOptions, InputOptions
 from mfcli.cli.options import Format, Offline, Quiet
-from mfcli.cli.requests import InputRequest
+from mfcli.cli.requests import MAX_MISSING, InputRequest, find_near
 from mfcli.cli.streams import note, standard_output
 from mfcli.errors import ExitCode, NoInputsError, UsageError
 from mfcli.files import is_glob
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from mfcli.tasks.plan import PlanStatus
 
 _CREATE = "create"
-_MAX_MISSING = 10
-"""Missing files that are named."""
 
 
 class _PlanGroup(TyperGroup):
@@ -89,7 +87,9 @@ def create(
     from mfcli.inputs.plan import make_plan
 
     decoding = DecodingOptions(formats=formats)
-    request = InputRequest.parse(inputs, decoding, Settings.from_environ(offline=offline))
+    settings = Settings.from_environ(offline=offline)
+    refuse_offline(output, offline=settings.offline)
+    request = InputRequest.parse(inputs, decoding, settings)
     sources = request.open(names_only=True)
     with StderrProgress(note, quiet, with_bar=True) as progress:
         _check_missing(request, progress)
@@ -105,13 +105,14 @@ def _check_missing(request: InputRequest, progress: Progress) -> None:
     Raises:
         NoInputsError: all of them.
     """
-    missing = dict(islice(request.iter_missing(), _MAX_MISSING))
-    if missing and request.files_from is None and missing.keys() == set(request.names):
-        meant = " ".join(shlex.quote(near) for near in missing.values() if near)
-        hint = f"did you mean {meant}?" if meant else "ls shows the names"
-        raise NoInputsError(f"no such file: {', '.join(missing)}", hint)
-    for name, near in missing.items():
-        progress(f"no such file, and planned all the same: {name}" + (f"; did you mean {near}?" if near else ""))
+    missing = request.list_missing()
+    meant = {name: find_near(name) for name in missing[:MAX_MISSING]}
+    if missing and request.files_from is None and len(missing) == len(request.names):
+        near = " ".join(shlex.quote(name) for name in meant.values() if name)
+        hint = f"did you mean {near}?" if near else "ls shows the names"
+        raise NoInputsError(f"no such file: {', '.join(meant)}{', ...' * (len(missing) > len(meant))}", hint)
+    for name, other in meant.items():
+        progress(f"no such file, and planned all the same: {name}" + (f"; did you mean {other}?" if other else ""))
 
 
 def status(plan: _Plan, out: _Out, format: Format = RecordFormat.TABLE) -> None:
@@ -120,6 +121,7 @@ def status(plan: _Plan, out: _Out, format: Format = RecordFormat.TABLE) -> None:
     from mfcli.outputs.parts import PartFolder
     from mfcli.tasks.plan import get_status
 
+    _refuse_offline(plan, out)
     planned = Plan.read(plan)
     _write(get_status(planned, PartFolder.find(out, planned.digest)), format)
 
@@ -134,6 +136,7 @@ def finish(plan: _Plan, out: _Out, format: Format = RecordFormat.TABLE) -> None:
     from mfcli.outputs.parts import PartFolder
     from mfcli.tasks import plan as task
 
+    _refuse_offline(plan, out)
     planned = Plan.read(plan)
     with StderrProgress(note, with_bar=True) as progress:
         status = task.finish(planned, PartFolder.find(out, planned.digest), progress)
@@ -141,6 +144,11 @@ def finish(plan: _Plan, out: _Out, format: Format = RecordFormat.TABLE) -> None:
     if status.failed and not status.ok:
         note(f"none of {count(status.inputs, 'picture')} was classified")
         raise typer.Exit(ExitCode.ALL_FAILED)
+
+
+def _refuse_offline(*folders: Path) -> None:
+    for folder in folders:
+        refuse_offline(folder, offline=Settings.from_environ().offline)
 
 
 def _write(status: "PlanStatus", format: RecordFormat) -> None:

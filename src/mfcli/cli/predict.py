@@ -66,7 +66,7 @@ def predict(
     if plan is not None:
         _check_plan(inputs, existing, show=show)
         format = format or FormatName.JSONL
-    elif any(option is not None for option in (shard, shards, ray)):
+    elif any(given is not None for given in (shard, shards, ray)):
         raise UsageError("--shard, --shards and --ray are about a plan", "mf predict --plan PLAN -o OUT --shard 0/8")
     layout = Layout.parse(path, format, template, header=not no_header, csv_safe=csv_safe, label_type=label_type)
     destination = Destination.parse(path, layout, existing)

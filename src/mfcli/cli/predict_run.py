@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from mfcli.cli.destination import Sink, name_leftovers
 from mfcli.cli.flags import name_flags
-from mfcli.cli.requests import PredictRequest
+from mfcli.cli.requests import MAX_MISSING, PredictRequest, find_near
 from mfcli.cli.streams import is_terminal, note
 from mfcli.errors import MfError, UsageError
 from mfcli.inputs.arguments import ArgumentKind
@@ -33,9 +32,6 @@ MANY = 4
 
 _LONG_DECODING_S = 5
 """Seconds of decoding from which on it is worth a word."""
-
-_MAX_MISSING = 10
-"""Missing files among which misspelt names are looked for."""
 
 _THUMBNAIL_SIDE = 384
 """Pixels of a picture beside its table, sharp on a screen of high resolution."""
@@ -81,8 +77,8 @@ def run(request: PredictRequest) -> Summary:
     if words := left_out.in_words():
         progress(words)
     if summary.failed:
-        for name, near in islice(inputs.iter_missing(), _MAX_MISSING):
-            if near is not None:
+        for name in inputs.list_missing()[:MAX_MISSING]:
+            if near := find_near(name):
                 progress(f"{name}: did you mean {near}?")
     if is_terminal(sys.stderr) and (words := _recommend_scaled(predictor, time.perf_counter() - started_s)):
         progress(words)

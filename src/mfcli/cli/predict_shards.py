@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mfcli.cli.destination import refuse_offline
 from mfcli.cli.predict_run import name_flags_of_error
 from mfcli.cli.requests import ModelRequest, PredictRequest
 from mfcli.cli.streams import mute_libraries, note
@@ -42,11 +43,13 @@ def predict_shards(
     from mfcli.inputs.plan import Plan, select_shards
     from mfcli.outputs.parts import PartFolder
 
+    refuse_offline(folder, offline=request.settings.offline)
     plan = Plan.read(folder)
     chosen = select_shards(len(plan.sha256), shard=shard, shards=shards)
     out, format = request.destination.name, request.destination.layout.format
     if out is None or format not in (FormatName.JSONL, FormatName.PARQUET):
         raise UsageError("a plan has a folder of parts in jsonl or parquet", "-o OUT --format parquet")
+    refuse_offline(out, offline=request.settings.offline)
     suffix = Path(out).suffix.removeprefix(".")
     if suffix != format and suffix in (*FormatName, "gz") and not Path(out).is_dir():
         hint = f"-o {out.removesuffix(f'.{suffix}')}"

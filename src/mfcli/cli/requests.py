@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from mfcli.results import Progress
     from mfcli.tasks.predict import MaxFailures
 
+MAX_MISSING = 10
+"""Missing files that are named, and for which a near name is looked for."""
 _MAX_SEARCHED = 10_000
 """Names in a folder among which a misspelt one is looked for."""
 _MOST_ERRORS = 0.5
@@ -86,11 +88,13 @@ class InputRequest:
         listed = [] if self.files_from is None else [classify_list(self.files_from)]
         return [*map(classify, self.names), *listed]
 
-    def iter_missing(self) -> Iterator[tuple[str, str | None]]:
-        """Yield the arguments that name a file that there is not, each with the path that may have been meant."""
-        for argument in map(classify, self.names):
-            if argument.kind is ArgumentKind.FILE and not os.path.lexists(argument.name):
-                yield argument.name, _find_near(argument.name)
+    def list_missing(self) -> list[str]:
+        """Return the arguments that name a file that there is not."""
+        return [
+            argument.name
+            for argument in map(classify, self.names)
+            if argument.kind is ArgumentKind.FILE and not os.path.lexists(argument.name)
+        ]
 
     def open(self, left_out: LeftOut | None = None, *, names_only: bool = False) -> "Iterator[Source]":
         """Return the pictures, or only their names."""
@@ -219,7 +223,7 @@ class PredictRequest:
     wrap: Callable[[Writer], Writer] | None = None
 
 
-def _find_near(name: str) -> str | None:
+def find_near(name: str) -> str | None:
     """Return a path that a missing one may be a misspelling of, up to its first missing part; None without any."""
     from mfcli.models.meanings import find_similar, make_key
 
