@@ -115,7 +115,9 @@ def python_blocks(*names: str) -> list[ParameterSet]:
 )
 def test_the_python_runs(name: str, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CHECKOUT)
-    exec(compile(block, name, "exec"), {"__name__": "block"})
+    names: dict[str, object] = {"__name__": "block"}
+    exec(compile(block, name, "exec"), names)
+    assert len(names) > 2, "it has defined nothing"  # __builtins__ is there, too
 
 
 @pytest.mark.slow

@@ -60,6 +60,7 @@ def test_a_part_that_another_process_makes_meanwhile_is_no_other_file(
 
     monkeypatch.setattr(Path, "iterdir", list_late)
     PartFolder(tmp_path, "jsonl").claim(PLAN, RUN)
+    assert PartFolder.find(tmp_path, PLAN).list_done(2) == {0}
 
 
 def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
