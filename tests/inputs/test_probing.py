@@ -1,6 +1,8 @@
 """Pictures whose last data is zeros are refused, unless they may be whole."""
 
 import io
+import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,18 @@ def test_zeros_after_the_end_are_not_a_truncation(format: str, options: dict[str
     data = encoded(smooth(), format, **options).getvalue()
     whole = pixels_of(decode(io.BytesIO(data)))
     assert np.array_equal(pixels_of(decode(io.BytesIO(data + bytes(len(data))))), whole)
+
+
+def test_no_more_memory_is_taken_than_the_file_has_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "p.jpg"
+    path.write_bytes(encoded(smooth(), "JPEG", progressive=True).getvalue())
+    tracemalloc.start()
+    try:
+        with path.open("rb") as file:
+            decode(file)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_zeros_for_a_flat_end_are_not_a_truncation() -> None:

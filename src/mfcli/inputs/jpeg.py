@@ -12,11 +12,11 @@ from PIL import Image
 from mfcli.inputs.probing import (
     BLOCK,
     FLAT_LEVELS,
-    MAX_PROBED_BYTES,
     OTHER_DATA,
     ends_in_zeros,
     find_changed_row,
     is_flat_below,
+    read_probed,
 )
 
 JPEG_FORMATS = frozenset({"JPEG", "MPO"})
@@ -102,8 +102,7 @@ def is_cut_jpeg(file: BinaryIO, picture: Image.Image, full_size: tuple[int, int]
     may_be_cut = coding is not Coding.ONE_SCAN or _may_lack_last_block(picture, divisor)
     if not may_be_cut and not ends_in_zeros(file):
         return False
-    file.seek(0)
-    data = file.read(MAX_PROBED_BYTES)
+    data = read_probed(file)
     end = _find_end(data)
     if not may_be_cut and end is not None:
         return False

@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 
 OTHER_DATA = bytes(range(1, 255, 4))
 """Bytes that decode to different values with any table."""
-MAX_PROBED_BYTES = 2**28
+_MAX_PROBED_BYTES = 2**28
 ZEROS = bytes(16)
 _FORMATS = frozenset({"WEBP", "AVIF", "HEIF", "JPEG2000"})
 _MIN_SHARE = 1 / 32
@@ -28,6 +28,13 @@ def ends_in_zeros(file: BinaryIO) -> bool:
     return file.read() == ZEROS
 
 
+def read_probed(file: BinaryIO) -> bytes:
+    """Return a file's bytes, up to the most that are decoded again."""
+    size_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return file.read(min(size_bytes, _MAX_PROBED_BYTES))  # memory is taken for as many as are asked for
+
+
 def is_filled_up(file: BinaryIO, picture: Image.Image) -> bool:
     """Return whether zeros are in place of a picture's last data.
 
@@ -39,8 +46,7 @@ def is_filled_up(file: BinaryIO, picture: Image.Image) -> bool:
     """
     if picture.format not in _FORMATS or not ends_in_zeros(file):
         return False
-    file.seek(0)
-    data = file.read(MAX_PROBED_BYTES)
+    data = read_probed(file)
     if picture.format == "WEBP":
         data = data[: 8 + int.from_bytes(data[4:8], "little")]  # anything may follow
     before = data.rstrip(b"\0")
