@@ -22,6 +22,7 @@ import numpy as np
 from mfcli.inference.loading import PERHAPS_FOR_MEMORY, LoadedPicture, PictureLoader, is_short_of_memory
 from mfcli.inference.sandbox import confine
 from mfcli.inputs.codecs import DecodeMode
+from mfcli.memory import available_bytes
 from mfcli.models.preprocess import PreprocessPlan
 
 REQUEST = b"."
@@ -118,10 +119,12 @@ class _Server:
         for other in (self._control, *self._workers.values()):
             other.close()
         memory = mmap.mmap(shared, count_shared_bytes(self._loader))
+        available = available_bytes()
+        room_bytes = memory_bytes if available is None else min(memory_bytes, available)
         measures = confine(memory_bytes)
         if os.getppid() == 1:  # the server ended before `confine`
             return
-        connection.send(_to_line({"measures": measures}))
+        connection.send(_to_line({"measures": measures, "room_bytes": room_bytes}))
         work(connection, memory, self._loader)
 
     def _bury(self) -> None:

@@ -114,7 +114,7 @@ class DecoderPool:
             for _ in range(2):  # a worker that was idle may have died with its server
                 worker = self._take_worker(alone=alone)
                 try:
-                    return self._judge(self._ask(worker, given, keep=not alone), alone=alone)
+                    return self._judge(self._ask(worker, given, keep=not alone), worker.room_bytes, alone=alone)
                 except EOFError:
                     worker.server.close()
         return LoadedPicture(failure=_CRASHED)
@@ -166,12 +166,12 @@ class DecoderPool:
                 worker.close()
         return answer
 
-    def _judge(self, answer: dict[str, Any], *, alone: bool) -> LoadedPicture:
-        """Return what an answer means; whatever does not look like one is a crash."""
+    def _judge(self, answer: dict[str, Any], room_bytes: int, *, alone: bool) -> LoadedPicture:
+        """Return what the answer of a worker with this room means; whatever does not look like one is a crash."""
         if answer.get("is_short") is True or answer.get("died") == -signal.SIGKILL:  # the system does so for memory
             if not alone:
                 raise MemoryError
-            if self._is_run_to_blame(answer.get("pixels")):
+            if _is_run_to_blame(answer.get("pixels"), room_bytes):
                 raise OutOfMemoryError
             return LoadedPicture(failure=DOES_NOT_FIT)
         if answer.get("is_late") is True:
@@ -185,12 +185,6 @@ class DecoderPool:
             return LoadedPicture(width, height, answer["pixels"], answer["thumbnail"], spare_s=spare_s)
         except (KeyError, TypeError, ValueError):
             return LoadedPicture(failure=_CRASHED)
-
-    def _is_run_to_blame(self, pixels: object) -> bool:
-        """Whether a picture that did not fit would have, had there been memory for an ordinary one."""
-        if not isinstance(pixels, int):
-            return self._memory_bytes < ORDINARY_BYTES
-        return pixels <= _ORDINARY_PIXELS and BYTES_PER_PIXEL * pixels > self._memory_bytes
 
 
 class _Server:
@@ -271,7 +265,7 @@ class _Worker:
     """A process that loads pictures, one at a time."""
 
     def __init__(self, server: _Server, connection: socket.socket, memory: mmap.mmap, loader: PictureLoader) -> None:
-        """Wait until it has started.
+        """Wait until it has started, and has said what it is held to and how many bytes it may allocate.
 
         Raises:
             OSError: it does not.
@@ -280,7 +274,9 @@ class _Worker:
         """
         self.server = server
         self._connection, self._memory, self._loader = connection, memory, loader
-        self.measures = tuple(self._read_answer(time.monotonic() + _START_S).get("measures", ()))
+        greeting = self._read_answer(time.monotonic() + _START_S)
+        self.measures = tuple(greeting.get("measures", ()))
+        self.room_bytes = int(greeting.get("room_bytes", 0))
 
     def ask(self, file: BinaryIO, timeout_s: float) -> dict[str, Any]:
         """Return the answer about a picture, with its pixels and its thumbnail.
@@ -328,6 +324,12 @@ class _Worker:
     def close(self) -> None:
         """End it, whatever it does."""
         self._connection.close()
+
+
+def _is_run_to_blame(pixels: object, room_bytes: int) -> bool:
+    """Whether a picture that did not fit into this room would have, had there been memory for an ordinary one."""
+    known = pixels if isinstance(pixels, int) and pixels <= _ORDINARY_PIXELS else 0
+    return room_bytes < ORDINARY_BYTES + BYTES_PER_PIXEL * known
 
 
 def _make_file(size_bytes: int) -> BufferedRandom:
