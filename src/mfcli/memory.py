@@ -15,6 +15,8 @@ from mfcli.settings import list_cgroups
 
 _FIRST_BYTES = 2**24
 """What decoding takes besides the pixels."""
+_ARENA_MAX = -8
+"""A parameter of mallopt, as malloc.h numbers it."""
 
 
 def is_memory_limited() -> bool:
@@ -22,6 +24,17 @@ def is_memory_limited() -> bool:
     return any(
         resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
     )
+
+
+def share_arena() -> None:
+    """Let all threads allocate from one arena, where a limit counts addresses.
+
+    The GNU C library otherwise reserves 64 MiB of addresses, or 128, for each thread that allocates.
+    """
+    import ctypes  # takes 3 ms, and few have such a limit
+
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
 def has_free_memory(size_bytes: int) -> bool:

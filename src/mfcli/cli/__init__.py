@@ -21,6 +21,7 @@ from mfcli import signals
 from mfcli.cli.help import add_command, list_examples
 from mfcli.cli.streams import ReaderGoneError, fail, keep_descriptors, say, standard_output
 from mfcli.errors import EngineError, ExitCode, MfError, is_out_of_memory, memory_error
+from mfcli.memory import is_memory_limited, share_arena
 from mfcli.settings import Settings
 from mfcli.version import __version__
 
@@ -157,6 +158,8 @@ def run() -> NoReturn:
     gc.set_threshold(50_000)  # loading modules leaves little garbage; looking for it took 2 % of the time
     signals.install()
     keep_descriptors()
+    if is_memory_limited():
+        share_arena()
     try:
         code = main()
     except KeyboardInterrupt:

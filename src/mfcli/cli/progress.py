@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 from mfcli.cli.flags import name_flags
 from mfcli.cli.streams import is_terminal, mute_libraries
 from mfcli.errors import escape_control_characters
+from mfcli.memory import is_memory_limited
 from mfcli.results import Step, Tally, Transfer
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class StderrProgress:
         self._muted = ExitStack()
 
     def __enter__(self) -> Self:
-        if self._quiet:
+        if self._quiet and not is_memory_limited():  # the C library says so itself where memory ends in it
             self._muted.enter_context(mute_libraries())
         return self
 
