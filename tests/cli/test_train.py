@@ -21,7 +21,7 @@ from conftest import CHECKOUT, Ran
 from mfcli.cli.progress import StderrProgress
 from mfcli.errors import BatchTooLargeError
 from mfcli.inputs.dataset import read_dataset
-from mfcli.results import Step, Tally
+from mfcli.results import Step, Tally, Transfer
 from mfcli.settings import Settings
 from mfcli.training.folder import hold_folder
 from mfcli.training.views import Views, compute_views
@@ -351,6 +351,15 @@ def test_one_bar_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         for event, is_run in ((Tally(1, 0, 0, 2), True), (Step("epoch 1", 1, 2), False), (Tally(2, 0, 0, 2), True)):
             shown(event)
             assert (shown._run is not None, shown._bars is not None) == (is_run, not is_run)
+
+
+def test_steps_after_a_download_and_downloads_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfcli.cli.progress.is_terminal", lambda _: True)
+    with StderrProgress(note=lambda _: None) as shown:
+        for event in (Transfer("a", 1, 2), Step("loading", 0, 2), Transfer("b", 1, 2), Step("measuring", 1, 2)):
+            shown(event)
+            assert shown._bars is not None
+            assert len(shown._bars.tasks) == 1
 
 
 def test_the_progress_has_a_total(photos: Path) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import ProgressColumn, TaskID
 
+_STEPS = ""
+"""What the only bar of steps is called among the bars of downloads, which have names."""
+
 
 class StderrProgress:
     """A progress callback and context manager, which removes its bars at the end.
@@ -99,9 +102,10 @@ class StderrProgress:
             self._note(f"downloading {event.name}{size}")
 
     def _draw_transfer(self, event: Transfer) -> None:
-        if self._bars is None:
+        if self._bars is None or _STEPS in self._tasks:
             from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
+            self._stop_bars()
             columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
             self._bars = _make_bars(*columns, TimeRemainingColumn())
             self._bars.start()
@@ -112,10 +116,11 @@ class StderrProgress:
             self._bars.remove_task(self._tasks.pop(event.name))
 
     def _draw_step(self, event: Step) -> None:
-        if self._bars is None:
+        if self._bars is None or _STEPS not in self._tasks:
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.table import Column
 
+            self._stop_bars()
             # what is done may be long: it is cut in a narrow terminal
             description = TextColumn(
                 "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -123,8 +128,8 @@ class StderrProgress:
             self._bars = _make_bars(BarColumn(bar_width=20), TimeRemainingColumn(), description)
             self._bars.expand = True
             self._bars.start()
-            self._tasks[""] = self._bars.add_task("", total=event.total)
-        self._bars.update(self._tasks[""], completed=event.done, description=event.description)
+            self._tasks[_STEPS] = self._bars.add_task("", total=event.total)
+        self._bars.update(self._tasks[_STEPS], completed=event.done, description=event.description)
 
 
 def _make_bars(*columns: "str | ProgressColumn") -> "Bars":
