@@ -420,6 +420,6 @@ NARROW = {
 @pytest.mark.parametrize("columns", NARROW)
 def test_records_fit_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = make_terminal(columns, monkeypatch)
-    write_table(stream, [RECORD], optional=("size_bytes",))
+    write_table(stream, [RECORD], optional=("not_here", "size_bytes"))
     assert without_styles(stream) == NARROW[columns]
     assert max(map(cell_len, NARROW[columns])) <= columns

@@ -213,7 +213,8 @@ def write_table(stream: TextIO, records: Sequence[Mapping[str, str]], optional: 
     if not records:
         return
     console = _make_console(stream)
-    columns, left_out = list(records[0]), list(optional)
+    columns = list(records[0])
+    left_out = [column for column in optional if column in columns]
     while (table := _lay_out(records, columns, console.width)) is None and left_out:
         columns.remove(left_out.pop(0))
     for i, shown in enumerate([table] if table else (_lay_out_list(record) for record in records)):
