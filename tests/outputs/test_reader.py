@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,8 +68,17 @@ def write(name: FormatName, results: list[PictureResult], complete: bool = True)
     return file.getvalue()
 
 
-def damage(parquet: bytes) -> bytes:
-    return parquet[:4] + bytes(40) + parquet[44:]
+def damage(data: bytes) -> bytes:
+    return data[:12] + bytes(32) + data[44:]
+
+
+def write_npz(flag: bytes = b"\0") -> bytes:
+    """Return a file of NumPy; the flag 1 says that it is encrypted."""
+    file = io.BytesIO()
+    np.savez(file, features=np.zeros(9))
+    data = file.getvalue()
+    at = data.index(b"PK\1\2")
+    return data[:6] + flag + data[7 : at + 8] + flag + data[at + 9 :]
 
 
 def read(data: bytes, settings: RunSettings | None = SETTINGS) -> list[dict[str, Any]]:
@@ -134,6 +144,10 @@ def test_csv_without_the_last_columns_and_from_a_spreadsheet() -> None:
         (write(FormatName.CSV, [ROW, ROW])[:-20], "row 2 of it is not a row of mf predict"),
         (write(FormatName.CSV, [ROW]).replace(b"0.5", b"half"), "row 1 of it is not"),
         (gzip.compress(write(FormatName.CSV, [ROW]))[:-9], "cannot read it: "),
+        (damage(gzip.compress(write(FormatName.CSV, [ROW]))), "cannot read it: "),
+        (write_npz()[:-9], "cannot read it: File is not a zip file"),
+        (write_npz(b"\1"), "cannot read it: File 'features.npy' is encrypted"),
+        (write_npz(), "row 1 of it is not a row of mf predict"),
         (write(FormatName.PARQUET, [ROW])[:-9], "cannot read it: Parquet magic bytes not found"),
         (damage(write(FormatName.PARQUET, [ROW])), "cannot read it: "),
     ],

@@ -7,6 +7,7 @@ are written in groups. Both are read back as rows of JSON Lines, so that a run c
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from mfcli.errors import one_line
 from mfcli.outputs.parquet import import_parquet
 from mfcli.outputs.writer import FeatureFormat, Writer
 from mfcli.results import PREDICT_SCHEMA, PictureResult, encode_features
@@ -38,11 +39,17 @@ def read_npz_rows(file: BinaryIO) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file that `mf embed` wrote.
 
     Raises:
-        ValueError, KeyError: it did not.
+        OSError: the file is damaged.
+        ValueError, KeyError: `mf embed` did not write it.
     """
+    from zipfile import BadZipFile
+
     import numpy as np
 
-    arrays = dict(np.load(file))
+    try:
+        arrays = dict(np.load(file))
+    except (BadZipFile, RuntimeError) as error:  # the latter: encrypted, or compressed in another way
+        raise OSError(one_line(error)) from error
     origin = {name: str(arrays.pop(name)) for name in _ORIGIN}
     for values in zip(*(arrays[name].tolist() for name in (*_TEXTS, *_SIZES)), arrays["features"], strict=True):
         yield _make_json_row(dict(zip((*_TEXTS, *_SIZES, "features"), values, strict=True)), origin)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count, takewhile
@@ -24,6 +25,7 @@ _ROW_PREFIX = json.dumps({"schema": PREDICT_SCHEMA}, separators=(",", ":")).enco
 _DOCUMENT_HEAD_END = b'"results":[\n'
 _CSV_HEADER = re.compile(rb'(?:\xef\xbb\xbf)?"?input"?([,;\t])')
 _BAD_ROW = (ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error)  # UnicodeError is a ValueError
+_UNREADABLE = (OSError, EOFError, zlib.error)
 
 
 class StoredResults:
@@ -57,7 +59,7 @@ class StoredResults:
         self._file = _decompress(file)
         try:
             head = self._file.readline(MAX_ROW_BYTES)
-        except (OSError, EOFError) as error:
+        except _UNREADABLE as error:
             raise self._damaged(error) from error
         self._read: Callable[[], Iterator[dict[str, Any]]]
         if head.startswith(b"PAR1"):
@@ -126,7 +128,7 @@ class StoredResults:
             raise OutputError(
                 f"row {number} of {self.name} is not a row of mf predict", "remove that row, or name another file"
             ) from error
-        except (OSError, EOFError) as error:
+        except _UNREADABLE as error:
             raise self._damaged(error) from error
 
     def _parse(self, row: dict[str, Any]) -> tuple[dict[str, Any], PictureResult]:
