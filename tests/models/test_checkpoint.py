@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import json
 import math
 import os
 import pickle
@@ -422,12 +423,19 @@ def test_the_beginning_of_another_kind_of_file_proves_nothing(beginning: bytes) 
     assert prove_beginning("x", beginning, find_variant("bundled"))
 
 
+def make_header(shape: list[object]) -> bytes:
+    header = json.dumps({"head.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
 @pytest.mark.parametrize(
     ("beginning", "reason"),
     [
         (b"\xff" * 8 + b"{", "its header has 18446744073709551615 bytes"),
         (b"\x02" + bytes(7) + b"{x", "its header is not a table of tensors"),
         (b"\x09" + bytes(7) + b'{"a": []}', "its header is not a table of tensors"),
+        (make_header(["wide"]), "its header is not a table of tensors"),
+        (make_header([math.inf]), "its header is not a table of tensors"),
     ],
 )
 def test_a_damaged_header_is_refused_at_once(beginning: bytes, reason: str) -> None:

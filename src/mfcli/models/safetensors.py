@@ -105,10 +105,10 @@ def read_table(file: str, beginning: bytes) -> dict[str, tuple[str, Shape, int]]
     try:
         table = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
         return {
-            name: (FLOATS.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"][0])
-            for name, entry in table.items()
+            name: (FLOATS.get(e["dtype"], e["dtype"]), tuple(map(int, e["shape"])), e["data_offsets"][0])
+            for name, e in table.items()
         }
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(file, "its header is not a table of tensors") from error
 
 
