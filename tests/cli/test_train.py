@@ -69,6 +69,7 @@ def test_a_trained_model_is_a_model_like_any_other(
     monkeypatch.setenv("MF_MODELS_DIR", str(folder.parent))
     assert json.loads(mf("list-models", "--pretraining", "own", "--format", "jsonl").out)["name"] == "colours"
     assert mf("predict", picture, "-m", "colours", "-q").code == 0
+    assert mf("labels", "-m", "colours", "--tree").out == "blue\ngreen\nred\n"
 
 
 def test_answers_that_are_not_to_be_trusted_are_marked(mf: Mf, tmp_path: Path) -> None:

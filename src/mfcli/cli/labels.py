@@ -52,8 +52,8 @@ def labels(
         if tree:
             for branch in task.make_tree(classes):
                 size = "" if branch.classes is None else f" ({branch.classes})"
-                name = escape_control_characters(branch.label.name)
-                stream.write(f"{'  ' * branch.depth}{name}{size}  {branch.label.wnid}\n")
+                wnid = "" if branch.label.wnid is None else f"  {branch.label.wnid}"
+                stream.write(f"{'  ' * branch.depth}{escape_control_characters(branch.label.name)}{size}{wnid}\n")
             return
         records = [_make_record(listed, format) for listed in classes]
         write_records(format, stream, records, optional=("class_index", "concepts"))
