@@ -129,7 +129,7 @@ class StderrProgress:
             self._bars.expand = True
             self._bars.start()
             self._tasks[_STEPS] = self._bars.add_task("", total=event.total)
-        self._bars.update(self._tasks[_STEPS], completed=event.done, description=event.description)
+        self._bars.update(self._tasks[_STEPS], completed=event.done, description=event.description, refresh=True)
 
 
 def _make_bars(*columns: "str | ProgressColumn") -> "Bars":
