@@ -156,7 +156,7 @@ def test_help_ends_with_three_examples(mf: Callable[..., Ran], name: str) -> Non
             COMMANDS[words[0]].make_context(words[0], words[1:])
 
 
-ATTRIBUTES, KITTY = b"\x1b[c", b"\x1b_Gi="
+ATTRIBUTES, KITTY = b"\x1b[c", b",a=q,"
 COLOURS = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
 GRAPHICS: dict[str, tuple[Answers, str]] = {
     "half blocks": ({}, r"\x1b\[38;2;\d+;\d+;\d+;48;2;\d+;\d+;\d+m▀"),
