@@ -28,6 +28,8 @@ HEADERS_TIMEOUT_S = 60.0
 """For the headers of a file, redirects included, however a server drips them."""
 MAX_TRIES = 5
 """Consecutive tries without progress after which a source is given up."""
+UNKNOWN_HOST_TRIES = 3
+"""The same where the host's name does not resolve: mostly there is no network, and a person waits."""
 BACKOFF_S = 0.5
 """The first wait between tries; each further one is twice as long, with jitter."""
 MAX_WAIT_S = 60.0
@@ -111,8 +113,12 @@ class Backoff:
         """Reset the count of tries, after one that made progress."""
         self._tries = 0
 
-    def wait(self, reason: RetryReason) -> None:
+    def wait(self, reason: RetryReason, max_tries: int | None = None) -> None:
         """Wait after a failed try.
+
+        Args:
+            reason: why it failed.
+            max_tries: the last try; by default MAX_TRIES.
 
         Raises:
             UnreachableError: it was the last one.
@@ -122,7 +128,7 @@ class Backoff:
             raise UnreachableError(
                 f"cannot request {redact_url(self._url)}: {reason.message}", "run mf doctor and see its network section"
             )
-        if self._tries >= MAX_TRIES:
+        if self._tries >= (max_tries or MAX_TRIES):
             raise UnreachableError(f"gave up on {redact_url(self._url)} after {self._tries} tries: {reason.message}")
         backoff_s = BACKOFF_S * 2 ** (self._tries - 1) * random.uniform(0.5, 1.5)
         wait_s = min(MAX_WAIT_S, max(backoff_s, reason.wait_s or 0))
@@ -151,7 +157,8 @@ def resolve_url(session: requests.Session, url: str, progress: Progress, *, is_p
             backoff.wait(later.reason)
         except requests.RequestException as error:
             reason = classify_error(error)
-            backoff.wait(reason if is_patient else replace(reason, is_final=True))
+            max_tries = UNKNOWN_HOST_TRIES if isinstance(error.__cause__, UnknownHostError) else None
+            backoff.wait(reason if is_patient else replace(reason, is_final=True), max_tries)
 
 
 def _resolve_once(session: requests.Session, url: str, watching: Watch) -> RemoteFileInfo:

@@ -277,6 +277,17 @@ def test_a_known_digest_is_compared_before_the_body_is_requested(hub: Hub, tmp_p
     assert hub.sent == 0
 
 
+def test_an_unknown_host_is_given_up_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    told: list[Any] = []
+    with pytest.raises(UnreachableError, match="after 3 tries: no connection"):
+        fetch("https://hub.example" + PATH, tmp_path, told.append)
+    assert len(told) == 2
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_is_not_retried(status: int, hub: Hub, tmp_path: Path) -> None:
     hub.behaviour = Behaviour(busy=2, busy_status=status)
