@@ -163,6 +163,25 @@ def test_empty_and_unknown_bytes() -> None:
     assert failure_of(pointer).message == "is a pointer of Git LFS, not the picture itself: git lfs pull"
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"%PDF-1.7\n", "is a PDF document, not a picture"),
+        (b"<!DOCTYPE html>\n<title>404</title>", "is a web page, not a picture"),
+        (b"\n<html></html>", "is a web page, not a picture"),
+        (b'<?xml version="1.0"?><svg></svg>', "is SVG or other XML, not pixels"),
+        (b"\0\0\0\x10ftypmp42\0\0\0\0", "is a video, not a picture"),
+        (b"\0\0\0\x10ftypqt  \0\0\0\0", "is a video, not a picture"),
+        (b"\x1aE\xdf\xa3webm", "is a video, not a picture"),
+        (b"RIFF\x04\0\0\0AVI ", "is a video, not a picture"),
+        (b"RIFF\x04\0\0\0WAVE", "is not a picture in a format that is decoded here"),
+    ],
+)
+def test_files_that_are_often_taken_for_pictures_are_named(data: bytes, message: str) -> None:
+    error = failure_of(data)
+    assert (error.code, error.message) == (FailureCode.UNSUPPORTED, message)
+
+
 def test_damaged_bytes_raise_nothing_but_picture_errors() -> None:
     whole = encoded(picture(64, 64), "PNG").getvalue()
     generator = np.random.RandomState(0)

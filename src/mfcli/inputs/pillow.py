@@ -17,6 +17,13 @@ _PREFIX_BYTES = 16
 _PNG_SIGNATURE = b"\x89PNG"
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 """What follows `ftyp` in a HEIF file; AVIF has brands of its own, or mif1 with an AVIF brand after it."""
+_OTHER_KINDS = (
+    (rb"%PDF-", "a PDF document, not a picture"),
+    (rb"\s*(?i:<!doctype html|<html)", "a web page, not a picture"),
+    (rb"\s*<(?:svg|\?xml)", "SVG or other XML, not pixels"),
+    (rb"....ftyp(?:iso|mp4|avc1|qt  |M4V |3g[2p]|MSNV|dash)|\x1aE\xdf\xa3|RIFF....AVI ", "a video, not a picture"),
+)
+"""How files begin that are often taken for pictures, and what they are."""
 _SAYS_TRUNCATED = ("truncated", "unexpected end", "not enough image data")
 """What the messages of decoders contain if a file lacks its end."""
 _MAX_PNG_TEXT = 2**26
@@ -117,6 +124,9 @@ def _explain_unidentified(file: BinaryIO) -> tuple[FailureCode, str]:
         accept = Image.OPEN[name][1] if name in Image.OPEN else None  # checks the first bytes only
         if accept is not None and accept(prefix):
             return FailureCode.UNSUPPORTED, f"is {name}, which is decoded only on request: formats={name.lower()}"
+    for beginning, kind in _OTHER_KINDS:
+        if re.match(beginning, prefix, re.DOTALL):
+            return FailureCode.UNSUPPORTED, f"is {kind}"
     return FailureCode.UNSUPPORTED, "is not a picture in a format that is decoded here"
 
 
