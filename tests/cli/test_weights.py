@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -327,6 +328,11 @@ def test_the_row_of_a_failed_model_names_its_source(mf: Mf, hub: Hub, own_cache:
         assert (other.code, json.loads(other.out)[0]["status"]) == (4, "failed")
         assert "but the requested digest is 1111" in other.err
     assert not hub.gets
+
+
+def test_the_errors_of_several_models_come_in_their_order(mf: Mf) -> None:
+    names = ["poolformerv2_s12", "poolformerv2_s24", "poolformerv2_s36"]
+    assert re.findall("error: the weights of ([^ ]*)", mf("download", *names, "--offline").err) == names
 
 
 def test_a_dry_run_fails_where_the_download_would(mf: Mf, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

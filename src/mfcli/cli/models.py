@@ -173,7 +173,7 @@ def download(
             f"{len(partial)} unfinished downloads are in the cache: the same mf download goes on with each, and "
             "mf cache prune deletes them"
         )
-    for error in failed[1:]:
+    for error in failed[:-1]:
         fail(error.message, error.hint)
     if failed:
-        raise failed[0]
+        raise failed[-1]
