@@ -52,6 +52,18 @@ def test_patterns(mf: Mf, pattern: str, names: list[str]) -> None:
         assert f"no class of convformer_t8_64 matches {pattern!r}" in ran.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "model"),
+    [
+        (["gold"], "convformer_t8_64"),
+        (["CAFormer_s18"], "caformer_s18"),
+        (["x", "-m", "poolformer_s12"], "poolformer_s12"),
+    ],
+)
+def test_the_hint_names_the_model_that_is_meant(mf: Mf, arguments: list[str], model: str) -> None:
+    assert mf("labels", *arguments).err.endswith(f"\nhint: all classes of {model}: mf labels --model {model}\n")
+
+
 def test_the_tree(mf: Mf) -> None:
     assert mf("labels", "retriever", "--tree").out.splitlines() == [
         "animal (2)  n00015388",

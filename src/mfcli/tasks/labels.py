@@ -2,8 +2,10 @@
 
 import fnmatch
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mfcli.artifact.ensure import load_labels
@@ -11,7 +13,7 @@ from mfcli.errors import ModelError
 from mfcli.files import is_glob
 from mfcli.models.concepts import HeadConcepts, ancestors, load_hierarchy, shorten
 from mfcli.models.meanings import find_meanings
-from mfcli.models.registry import Variant
+from mfcli.models.registry import Variant, find_variant
 from mfcli.results import Label
 from mfcli.settings import Settings
 
@@ -56,11 +58,17 @@ def list_classes(variant: Variant, pattern: str | None, settings: Settings) -> t
     above = _list_concepts(concepts)
     wanted = range(len(labels)) if pattern is None else sorted(_match(pattern, labels, concepts))
     if not wanted:
-        raise ModelError(f"no class of {variant.name} matches {pattern!r}", "see mf labels")
+        raise ModelError(f"no class of {variant.name} matches {pattern!r}", _suggest(variant, pattern or ""))
     return tuple(
         ListedClass(index, labels[index], tuple(c for c in above[index] if c.wnid != labels[index].wnid))
         for index in wanted
     )
+
+
+def _suggest(variant: Variant, pattern: str) -> str:
+    with suppress(ModelError):
+        variant = find_variant(pattern)  # mf info and mf download take the model's name in this place
+    return f"all classes of {variant.name}: mf labels model={shlex.quote(variant.name)}"
 
 
 def _list_concepts(concepts: HeadConcepts) -> dict[int, list[Label]]:
