@@ -159,7 +159,10 @@ def test_exit_codes_count_failures(mf: Mf, bad: dict[str, Path], coffee: Path, f
         (["predict", "x.jpg", "-m", "s36"], "did you mean caformer_s36 or "),
         (["find", "sports car"], "mf find 'sports car' photos"),
         (["find", "cat", "x.jpg", "-o", "found"], "-o found.csv, or --format, one of json, jsonl,"),
-        (["predict"], "mf predict cat.jpg; names on standard input: --files-from -"),
+        (["predict"], "mf predict cat.jpg; a picture on standard input: -, names: --files-from -"),
+        (["predict", "x.jpg", "--json"], "--format json\n"),
+        (["list-models", "--csv"], "--format csv\n"),
+        (["completion", "bash", "--json"], "mf completion --help"),
     ],
 )
 def test_hints(mf: Mf, arguments: list[str], hint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,5 +247,10 @@ def _usage_hint(error: typer.TyperException, message: str, argv: Sequence[str]) 
     named = ["mf", *[name for name in _COMMANDS if argv[:1] == [name]]]
     command = f"{context.command_path if context else ' '.join(named)} --help"
     if message.startswith("No such option"):
+        from mfcli.outputs.writer import FormatName
+
+        name = message.split()[3].removeprefix("--")
+        if context and name in set(FormatName) and any(option.name == "format" for option in context.command.params):
+            return f"--format {name}"
         return f"{command}; a file that begins with a dash comes after --"
     return command

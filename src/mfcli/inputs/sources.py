@@ -100,7 +100,7 @@ def _check_usage(arguments: list[str], stdin: BinaryIO | None, files_from: str |
         raise UsageError("nul=True is about the names in a list, and there is no list", "files_from=FILE")
     stdin_problem = _find_stdin_problem(stdin)
     if not arguments and files_from is None:
-        hint = "mf predict cat.jpg" + ("" if stdin_problem else "; names on standard input: files_from=-")
+        hint = "mf predict cat.jpg" + ("" if stdin_problem else "; a picture on standard input: -, names: files_from=-")
         raise NoInputsError("nothing to classify", hint)
     if arguments.count(STDIN) > 1:
         raise UsageError("'-' stands for one picture on standard input and can be given once", _FROM_STDIN)
