@@ -60,14 +60,8 @@ def embed(
     left_out = LeftOut()
     with StderrProgress(note, quiet, with_bar=True) as progress:
         sources = request.open(left_out)
-        predictor = ModelRequest(
-            model=model,
-            running=running,
-            decoding=decoding,
-            column=inputs.column,
-            confidence=None,
-            features=True,
-        ).load(settings, progress)
+        model_request = ModelRequest(model=model, running=running, decoding=decoding, confidence=None, features=True)
+        predictor = model_request.load(settings, progress, request.selection)
         with destination.open(predictor, compact=True, quiet=quiet) as sink:
             summary = predict(
                 predictor,

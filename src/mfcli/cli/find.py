@@ -120,7 +120,6 @@ def find(
             decoding=decoding,
             overrides=overrides,
             decode=decode,
-            column=inputs.column,
             query=Query(tuple(word.strip() for word in concepts.split(",")), min_prob, all_, invert),
         ),
         destination=Destination.parse(path, layout, existing),

@@ -81,8 +81,6 @@ def predict(
             decoding=decoding,
             overrides=overrides,
             decode=decode,
-            column=inputs.column,
-            keep=keep,
             top_k=None if top_k is None else parse_top_k(top_k),
             confidence=confidence,
             abstain=abstain,

@@ -58,7 +58,8 @@ def run(request: PredictRequest) -> Summary:
     sources = inputs.open(left_out)  # checks the usage before a model is loaded
     with StderrProgress(note, quiet) as loading:  # its bars are gone before the first row
         renderer = _load_renderer(loading) if request.show else None
-        predictor = request.model.load(request.settings, loading, None if renderer is None else _THUMBNAIL_SIDE)
+        thumbnail_side = None if renderer is None else _THUMBNAIL_SIDE
+        predictor = request.model.load(request.settings, loading, inputs.selection, thumbnail_side=thumbnail_side)
         for target in predictor.targets:
             what = target.label if target.wnid is None else f"{target.label} ({target.wnid})"
             loading(f"looking for {what}: {len(target.members)} of {len(predictor.labels)} classes")

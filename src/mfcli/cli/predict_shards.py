@@ -128,7 +128,7 @@ class _ShardPredictor:
 
         self._request, self._plan, self._parts, self._progress = request, plan, parts, progress
         with StderrProgress(note, request.quiet) as loading:
-            self._predictor = request.model.load(request.settings, loading)
+            self._predictor = request.model.load(request.settings, loading, request.inputs.selection)
         parts.claim(plan.digest, self._predictor.settings)
         self._limits = request.model.describe_limits(self._predictor)
 

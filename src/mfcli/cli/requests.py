@@ -118,8 +118,6 @@ class ModelRequest:
     decoding: DecodingOptions
     overrides: OverrideOptions = field(default_factory=OverrideOptions)
     decode: DecodeMode = DecodeMode.EXACT
-    column: str | None = None
-    keep: list[str] | None = None
     top_k: int | Literal["all"] | None = None
     confidence: float | None = DEFAULT_CONFIDENCE
     abstain: Abstain | None = Abstain.OFF
@@ -128,8 +126,25 @@ class ModelRequest:
     features: bool = False
     logits: bool = False
 
-    def load(self, settings: Settings, progress: "Progress", thumbnail_side: int | None = None) -> "Predictor":
-        """Load the model."""
+    def load(
+        self,
+        settings: Settings,
+        progress: "Progress",
+        selection: Selection = Selection(),  # noqa: B008 - frozen
+        *,
+        thumbnail_side: int | None = None,
+    ) -> "Predictor":
+        """Load the model.
+
+        Args:
+            settings: locate the cache.
+            progress: told notes and downloads.
+            selection: that of the pictures, whose columns are part of the run.
+            thumbnail_side: see `load_predictor`.
+
+        Raises:
+            MfError: of any kind.
+        """
         from mfcli.inference.model_loading import load_predictor
 
         running, decoding, overrides = self.running, self.decoding, self.overrides
@@ -155,8 +170,8 @@ class ModelRequest:
             max_pixels=decoding.max_pixels,
             decode_timeout_s=decoding.decode_timeout,
             formats=decoding.split_formats(),
-            column=self.column,
-            keep=dict.fromkeys(self.keep or ()),
+            column=selection.column,
+            keep=selection.keep,
             features=self.features,
             logits=self.logits,
             query=self.query,
