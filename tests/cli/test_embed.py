@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import mfcli
 from conftest import CHECKOUT, Ran
@@ -123,6 +124,19 @@ def test_overwrite_replaces_only_at_the_end(mf: Mf, tmp_path: Path) -> None:
     assert mf("embed", ORANGE, "-o", out, "--overwrite", "-q").code == 0
     assert np.load(out)["features"].shape == (1, 320)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".there.npz.run", "there.npz"]
+
+
+def test_the_list_of_inputs_is_not_overwritten(mf: Mf, tmp_path: Path) -> None:
+    listed = tmp_path / "list.npz"
+    listed.write_text(f"{ORANGE}\n")
+    ran = mf("embed", "--files-from", listed, "-o", listed, "--overwrite")
+    assert (ran.code, f"{listed} is an input" in ran.err, listed.read_text()) == (8, True, f"{ORANGE}\n")
+
+
+def test_rows_name_the_commands_own_options(mf: Mf, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.ico")
+    assert mf("embed", tmp_path / "x.ico", "-o", tmp_path / "x.npz").code == 6
+    assert np.load(tmp_path / "x.npz")["error_message"][0].endswith(": --formats ico")
 
 
 def test_parquet_without_pyarrow(mf: Mf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

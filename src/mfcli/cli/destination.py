@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,8 @@ from mfcli.cli.streams import note, standard_output
 from mfcli.errors import OutputError, UsageError
 from mfcli.files import exists, is_file
 from mfcli.inputs.arguments import is_input_name
-from mfcli.outputs.writer import FormatName, Writer
+from mfcli.outputs.writer import FormatName, MappingWriter, Writer
+from mfcli.results import PictureResult
 from mfcli.settings import Settings
 from mfcli.store_urls import find_store_url
 
@@ -63,6 +64,11 @@ class Sink:
     writer: Writer
     journal: "Journal | None" = None
     retry_writer: Writer | None = None
+
+    def map(self, function: Callable[[PictureResult], PictureResult]) -> "Sink":
+        """Return a sink that passes each result through a function first."""
+        retry_writer = None if self.retry_writer is None else MappingWriter(self.retry_writer, function)
+        return Sink(MappingWriter(self.writer, function), self.journal, retry_writer)
 
 
 @dataclass(frozen=True, slots=True)

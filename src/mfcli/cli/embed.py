@@ -7,6 +7,7 @@ import typer
 
 from mfcli.cli import predict_options as option
 from mfcli.cli.destination import Destination, name_leftovers
+from mfcli.cli.flags import name_flags_of_error
 from mfcli.cli.layouts import FeatureLayout
 from mfcli.cli.option_groups import DecodingOptions, FileOptions, InputOptions, ModelOptions, RunningOptions
 from mfcli.cli.options import Offline, Quiet, parse_batch_size
@@ -52,17 +53,18 @@ def embed(
     if destination.upload is None:
         check_folder(output)
     settings = Settings.from_environ(offline=offline)
-    destination.check([*map(str, inputs.inputs or ())], offline=settings.offline)
+    request = InputRequest.parse(inputs, decoding, settings)
+    destination.check(request.all_names, offline=settings.offline)
     if not quiet:
         name_leftovers(destination.path)
     batch_size = parse_batch_size(running.batch_size)
-    request = InputRequest.parse(inputs, decoding, settings)
     left_out = LeftOut()
     with StderrProgress(note, quiet, with_bar=True) as progress:
         sources = request.open(left_out)
         model_request = ModelRequest(model=model, running=running, decoding=decoding, confidence=None, features=True)
         predictor = model_request.load(settings, progress, request.selection)
         with destination.open(predictor, compact=True, quiet=quiet) as sink:
+            sink = sink.map(name_flags_of_error)
             summary = predict(
                 predictor,
                 sources,

@@ -25,7 +25,7 @@ from mfcli.cli.streams import note, say
 from mfcli.errors import ExitCode, NoInputsError, UsageError, escape_control_characters
 from mfcli.inputs.codecs import DecodeMode
 from mfcli.outputs.writer import FormatName, Writer
-from mfcli.results import Query
+from mfcli.results import PictureResult, Query
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def find(
     model knows. Exit code 0: found, 10: nothing found, 5: some pictures failed, 6: all failed.
     """
     from mfcli.models.meanings import AmbiguousWordError
-    from mfcli.outputs.names import MatchCounter
+    from mfcli.outputs.names import is_match
 
     if not inputs.inputs and not inputs.lists:
         raise NoInputsError(f"no pictures to find {concepts!r} in", f"mf find {shlex.quote(concepts)} photos")
@@ -106,11 +106,12 @@ def find(
     path = parse_output(output)
     layout = _parse_layout(path, format, count=count, nul=nul)
     settings = Settings.from_environ(offline=offline)
-    counters: list[MatchCounter] = []
+    found = 0
 
-    def count_matches(writer: Writer) -> Writer:
-        counters.append(MatchCounter(writer))
-        return counters[-1]
+    def count_match(result: PictureResult) -> PictureResult:
+        nonlocal found
+        found += is_match(result)
+        return result
 
     request = PredictRequest(
         inputs=InputRequest.parse(inputs, decoding, settings),
@@ -128,7 +129,7 @@ def find(
         max_failures=MaxFailures.parse(max_failures),
         settings=settings,
         quiet=quiet,
-        wrap=count_matches,
+        observe=count_match,
     )
     try:
         summary = run(request)
@@ -136,7 +137,6 @@ def find(
         for meaning in error.meanings:
             say(escape_control_characters(f"{meaning.choice}  {meaning.wnid}  {meaning.names}: {meaning.gloss}"))
         raise
-    found = sum(counter.matches for counter in counters)
     if path is not None and not quiet:
         note(f"{summary.in_words()}; {found} found; {request.destination.name}")
     code = exit_code(summary, allow_failures=allow_failures)

@@ -5,6 +5,9 @@ Errors and notes of the library speak of its parameters (`top_k=0`); a person wh
 
 import re
 import sys
+from dataclasses import replace
+
+from mfcli.results import PictureResult
 
 FLAGS = {
     "abstain": "--abstain",
@@ -83,6 +86,13 @@ _ASSIGNMENT = re.compile(r"(?<![\w./&?-])([a-z][a-z0-9_]*)=('[^']*'|\"[^\"]*\"|[
 def name_flags(text: str) -> str:
     """Return a message of the library with `parameter=value` written as the command line's option and value."""
     return _ASSIGNMENT.sub(_name_flag, text)
+
+
+def name_flags_of_error(result: PictureResult) -> PictureResult:
+    """Return a result whose error speaks of options, not of parameters."""
+    if result.error is None:
+        return result
+    return replace(result, error=replace(result.error, message=name_flags(result.error.message)))
 
 
 def _name_flag(match: re.Match[str]) -> str:

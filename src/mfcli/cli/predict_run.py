@@ -5,18 +5,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from mfcli.cli.destination import Sink, name_leftovers
-from mfcli.cli.flags import name_flags
+from mfcli.cli.flags import name_flags_of_error
 from mfcli.cli.requests import MAX_MISSING, PredictRequest, find_near
 from mfcli.cli.streams import is_terminal, note
 from mfcli.errors import MfError, UsageError
 from mfcli.inputs.arguments import ArgumentKind
 from mfcli.inputs.left_out import LeftOut
-from mfcli.outputs.writer import MappingWriter, Writer
 from mfcli.results import PictureResult
 from mfcli.runs import Summary
 from mfcli.settings import usable_cores
@@ -46,8 +44,7 @@ def run(request: PredictRequest) -> Summary:
     from mfcli.cli.progress import StderrProgress
 
     inputs, destination, quiet = request.inputs, request.destination, request.quiet
-    names = [*inputs.names, *([inputs.files_from] if inputs.files_from else [])]
-    destination.check(names, offline=request.settings.offline)
+    destination.check(inputs.all_names, offline=request.settings.offline)
     if not quiet:
         name_leftovers(destination.path)
     arguments = inputs.arguments
@@ -67,9 +64,9 @@ def run(request: PredictRequest) -> Summary:
     with progress, destination.open(predictor, compact=compact, quiet=quiet, renderer=renderer) as sink:
         if progress.draws_runs and all(argument.is_countable for argument in arguments):
             _count(progress, partial(inputs.open, names_only=True))
-        sink = _wrap(sink, lambda writer: MappingWriter(writer, name_flags_of_error))
-        if request.wrap is not None:
-            sink = _wrap(sink, request.wrap)
+        sink = sink.map(name_flags_of_error)
+        if request.observe is not None:
+            sink = sink.map(request.observe)
         if not quiet and (limits := request.model.describe_limits(predictor)):
             sink = _notify_before_first_doubt(sink, partial(progress, limits[0]), limits[1])
         is_few = not many and (len(arguments) == 1 or all(a.kind is ArgumentKind.FILE for a in arguments))
@@ -141,19 +138,7 @@ def _notify_before_first_doubt(sink: Sink, say: Callable[[], None], below: float
             once()
         return result
 
-    return _wrap(sink, lambda writer: MappingWriter(writer, notify))
-
-
-def name_flags_of_error(result: PictureResult) -> PictureResult:
-    """Return a result whose error speaks of options, not of parameters."""
-    if result.error is None:
-        return result
-    return replace(result, error=replace(result.error, message=name_flags(result.error.message)))
-
-
-def _wrap(sink: Sink, wrap: Callable[[Writer], Writer]) -> Sink:
-    retry_writer = None if sink.retry_writer is None else wrap(sink.retry_writer)
-    return Sink(wrap(sink.writer), sink.journal, retry_writer)
+    return sink.map(notify)
 
 
 def _count(progress: "StderrProgress", sources: "Callable[[], Iterator[Source]]") -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfcli.cli.destination import refuse_offline
-from mfcli.cli.predict_run import name_flags_of_error
+from mfcli.cli.flags import name_flags_of_error
 from mfcli.cli.requests import ModelRequest, PredictRequest
 from mfcli.cli.streams import mute_libraries, note
 from mfcli.errors import OutputError, UsageError

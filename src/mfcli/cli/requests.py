@@ -21,8 +21,7 @@ from mfcli.inputs.codecs import DecodeMode, formats_with, suffixes_of
 from mfcli.inputs.left_out import LeftOut
 from mfcli.inputs.selection import DEFAULT_TIMEOUT_S, Selection
 from mfcli.models.registry import find_variant
-from mfcli.outputs.writer import Writer
-from mfcli.results import Abstain, Query
+from mfcli.results import Abstain, PictureResult, Query
 from mfcli.runs import Summary
 from mfcli.settings import DEFAULT_CONFIDENCE, DEFAULT_MAX_ERROR, Settings
 
@@ -81,6 +80,11 @@ class InputRequest:
             keep=tuple(dict.fromkeys(keep or ())),
         )
         return cls(tuple(options.inputs or ()), lists[0] if lists else None, options.null, selection)
+
+    @property
+    def all_names(self) -> list[str]:
+        """The inputs and the list of inputs, as given."""
+        return [*self.names, *([] if self.files_from is None else [self.files_from])]
 
     @property
     def arguments(self) -> list[Argument]:
@@ -223,7 +227,7 @@ class ModelRequest:
 class PredictRequest:
     """Everything that one `mf predict` or `mf find` was asked for, checked as far as it can be without reading a file.
 
-    `wrap` is put around each writer of the results.
+    Each result passes through `observe` before it is written.
     """
 
     inputs: InputRequest
@@ -235,7 +239,7 @@ class PredictRequest:
     settings: Settings
     quiet: bool
     show: bool = False
-    wrap: Callable[[Writer], Writer] | None = None
+    observe: Callable[[PictureResult], PictureResult] | None = None
 
 
 def find_near(name: str) -> str | None:

@@ -4,30 +4,13 @@ import base64
 from typing import TextIO
 
 from mfcli.errors import escape_control_characters
-from mfcli.outputs.writer import Writer
 from mfcli.results import PictureResult
 from mfcli.runs import RunInfo, Summary
 
 
-class MatchCounter:
-    """Passes everything on to a writer, and counts the pictures that match."""
-
-    def __init__(self, writer: Writer, matches: int = 0) -> None:
-        self._writer = writer
-        self.matches = matches
-
-    def begin(self, run: RunInfo) -> None:
-        """Pass it on."""
-        self._writer.begin(run)
-
-    def write(self, result: PictureResult) -> None:
-        """Count it, and pass it on."""
-        self.matches += result.match is not None and result.match.matches
-        self._writer.write(result)
-
-    def end(self, summary: Summary) -> None:
-        """Pass it on."""
-        self._writer.end(summary)
+def is_match(result: PictureResult) -> bool:
+    """Return whether a picture was searched for and matches."""
+    return result.match is not None and result.match.matches
 
 
 class NameWriter:
@@ -43,7 +26,7 @@ class NameWriter:
 
     def write(self, result: PictureResult) -> None:
         """Write a name, flushed."""
-        if result.match is None or not result.match.matches:
+        if not is_match(result):
             return
         if self._stream.isatty():
             name = escape_control_characters(result.shown_name).encode()
@@ -70,7 +53,7 @@ class CountWriter:
 
     def write(self, result: PictureResult) -> None:
         """Count it."""
-        self._matches += result.match is not None and result.match.matches
+        self._matches += is_match(result)
 
     def end(self, summary: Summary) -> None:  # noqa: ARG002
         """Write the number."""
