@@ -1,6 +1,7 @@
 """mf evaluate: figures from pictures and from rows, restricted heads, and everything that would give wrong figures."""
 
 import csv
+import io
 import json
 import shutil
 import signal
@@ -21,7 +22,9 @@ import mfcli
 from conftest import CHECKOUT, Ran
 from mfcli.errors import UsageError
 from mfcli.models.labels import load_imagenet_labels
-from mfcli.tasks.evaluate import EvaluateRequest, evaluate
+from mfcli.outputs.reader import StoredResults
+from mfcli.settings import Settings
+from mfcli.tasks.evaluate import EvaluateRequest, evaluate, evaluate_results
 
 Mf = Callable[..., Ran]
 ORANGE, LEMON, BEACON, BASSET = "n07747607", "n07749582", "n02814860", "n02088238"
@@ -279,6 +282,19 @@ def test_rows_of_an_unfinished_run_are_said_to_be(mf: Mf, folder: Path, tmp_path
     rows.write_bytes(rows.read_bytes()[:-200])
     ran = mf("evaluate", rows)
     assert (ran.code, "is of an unfinished run: the figures are of its 3 rows" in ran.err) == (0, True), ran.err
+
+
+def test_rows_that_are_added_meanwhile_are_left_for_later(mf: Mf, folder: Path) -> None:
+    row = mf("predict", folder / ORANGE / "orange.jpg", "--format", "jsonl").out.encode()
+    file = io.BytesIO(2 * row)
+
+    def add_row(_: object) -> None:
+        file.seek(0, io.SEEK_END)
+        file.write(row)
+
+    results = StoredResults(file, "it")
+    evaluation = evaluate_results(results, EvaluateRequest(Path("it")), Settings.from_environ(), add_row)
+    assert (evaluation.summary.inputs, file.getvalue().count(b"\n") > 2) == (2, True)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])

@@ -60,16 +60,18 @@ class Survey:
 
     Attributes:
         run: theirs.
+        pictures: the name of each, for people.
         labels: the dataset's name of the class of each; empty for failed ones.
         seen: the classes that were given.
     """
 
     run: RunInfo
+    pictures: Sequence[str]
     labels: Sequence[str]
     seen: Mapping[int, Label]
 
     @property
-    def names(self) -> set[str]:
+    def class_names(self) -> set[str]:
         """The dataset's names of classes."""
         return set(self.labels) - {""}
 
@@ -83,13 +85,13 @@ class Survey:
             UsageError: the ground truth has no class for a picture.
         """
         runs: set[RunInfo] = set()
+        pictures: list[str] = []
         labels: list[str] = []
-        names: list[str] = []
         seen: dict[int, Label] = {}
         for row in iter_rows(results):
             runs.add(row.result.run)
-            names.append(row.result.shown_name)
-            folder = PurePath(row.result.shown_name).parent.name
+            pictures.append(row.result.shown_name)
+            folder = PurePath(pictures[-1]).parent.name
             labels.append("" if row.result.error else row.truth if isinstance(row.truth, str) else folder)
             seen |= {p.class_index: Label(p.wnid, p.label) for p in row.result.predictions}
         if not runs:
@@ -97,8 +99,8 @@ class Survey:
         if len(runs) > 1:
             raise OutputError(f"{results.name} holds the results of {len(runs)} runs", "evaluate one run at a time")
         if ground_truth is not None:
-            labels = [label and own for label, own in zip(labels, ground_truth.label(names), strict=True)]
-        return cls(runs.pop(), labels, seen)
+            labels = [label and own for label, own in zip(labels, ground_truth.label(pictures), strict=True)]
+        return cls(runs.pop(), pictures, labels, seen)
 
     def check(self, labels: Sequence[Label]) -> Sequence[Label]:
         """Return labels that the caller gives; raise UsageError if they are too few."""

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -38,7 +38,7 @@ from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.result_file import ResultFile
 from mfcli.outputs.training import read_learned
 from mfcli.results import Label, PictureResult, Progress, Tally
-from mfcli.runs import RunSettings, Summary
+from mfcli.runs import RunInfo, RunSettings, Summary
 from mfcli.settings import Settings
 from mfcli.signals import defer_signals
 
@@ -108,25 +108,13 @@ def evaluate(predictor: Predictor, request: EvaluateRequest, progress: Progress 
     judged = [picture for picture in pictures if truth.find(picture.label) is not None]
     coverage = _describe_coverage([picture.label for picture in pictures], truth, progress)
     chosen = judged if request.limit is None else spread(judged, request.limit)
-    if request.real_labels is not None:
-        names = [picture.source.shown_name for picture in chosen]
-        truth = replace(truth, real=_map_real_labels(read_real_labels(request.real_labels, names), labels))
-    if predictor.artifact.folder is not None:
-        names = [picture.source.shown_name for picture in chosen]
-        _warn_of_learned(predictor.artifact.folder, names, progress)
+    names = [picture.source.shown_name for picture in chosen]
+    truth = replace(truth, real=_read_real_labels(request, names, labels))
+    _warn_of_learned(predictor.artifact.folder, names, progress)
     run = _Run(predictor, truth, request, progress)
     judgements = run.judge(chosen)
-    info = run.info
-    figures = {
-        "data": str(request.data),
-        "model": info.model,
-        "weights_sha256": info.weights_sha256,
-        "run": info.run,
-        "engine": info.engine,
-        "precision": info.precision,
-        **coverage,
-    }
-    return summarize(figures, judgements, truth, _find_published(info.model, request), run.images_per_s)
+    figures = _describe_run(request, run.info) | coverage
+    return summarize(figures, judgements, truth, _find_published(run.info.model, request), run.images_per_s)
 
 
 def evaluate_results(
@@ -165,42 +153,44 @@ def evaluate_results(
         progress(f"only the classes of {survey.run.model} that were given are known; model=NAME names all of them")
     labels = known or survey.list_given()
     class_map = None if request.class_map is None else read_labels(request.class_map)
-    mapping = map_classes(survey.names, labels, class_map)
+    mapping = map_classes(survey.class_names, labels, class_map)
     if known is None and mapping.outside:  # else they would be left out, and not be wrong
         raise UsageError(
             f"whether {survey.run.model} has {join_names(mapping.outside)} is unknown", "model=NAME, or labels=FILE"
         )
     if mapping.indices:
         progress(mapping.in_words(labels))
-    truth = Truth(labels, mapping)
-    if request.real_labels is not None:
-        real = read_real_labels(request.real_labels, [row.result.shown_name for row in iter_rows(results)])
-        truth = replace(truth, real=_map_real_labels(real, labels))
-    coverage = _describe_coverage(list(survey.labels), truth, progress)
-    if model is not None and (folder := find_variant(model).folder) is not None:
-        _warn_of_learned(folder, [row.result.shown_name for row in iter_rows(results)], progress)
+    truth = Truth(labels, mapping, real=_read_real_labels(request, survey.pictures, labels))
+    coverage = _describe_coverage(survey.labels, truth, progress)
+    if model is not None:
+        _warn_of_learned(find_variant(model).folder, survey.pictures, progress)
     judgements = []
-    for row, label in zip(iter_rows(results), survey.labels, strict=True):
+    for label, row in zip(survey.labels, iter_rows(results), strict=False):  # a run in progress may have added more
         if row.result.error is not None:
             judgements.append(FAILED)
         elif (target := truth.find(label)) is not None:
             judgements.append(judge_row(row.result, target, truth, row.judged))
-    run = survey.run
-    figures = {
+    figures = _describe_run(request, survey.run) | coverage
+    return summarize(figures, judgements, truth, _find_published(survey.run.model, request))
+
+
+def _describe_run(request: EvaluateRequest, run: RunInfo) -> dict[str, Any]:
+    return {
         "data": str(request.data),
         "model": run.model,
         "weights_sha256": run.weights_sha256,
         "run": run.run,
-        "engine": None,
-        "precision": None,
-        **coverage,
+        "engine": run.engine,
+        "precision": run.precision,
     }
-    return summarize(figures, judgements, truth, _find_published(run.model, request))
 
 
-def _warn_of_learned(folder: Path, names: Sequence[str], progress: Progress) -> None:
-    """Say how many of the pictures a model of `mf train` has learned from, as far as their paths tell."""
-    learned = read_learned(folder)
+def _warn_of_learned(folder: Path | None, names: Sequence[str], progress: Progress) -> None:
+    """Say how many of the pictures a model of `mf train` has learned from, as far as their paths tell.
+
+    `folder` is that of the model; None for other models.
+    """
+    learned = set() if folder is None else read_learned(folder)
     if count := sum(os.path.realpath(name) in learned for name in names):
         what = "was" if count == 1 else "were"
         progress(f"{count} of the {len(names)} pictures {what} learned from: these figures are too good")
@@ -236,8 +226,13 @@ def _select_allowed(request: EvaluateRequest, labels: Sequence[Label]) -> NDArra
     return None if allowed.all() else allowed
 
 
-def _map_real_labels(lists: Mapping[str, list[int]], labels: Sequence[Label]) -> dict[str, frozenset[int]]:
-    """Return the head's classes for those of ImageNet-1k."""
+def _read_real_labels(
+    request: EvaluateRequest, names: Sequence[str], labels: Sequence[Label]
+) -> dict[str, frozenset[int]] | None:
+    """Return the right classes of pictures, as the head's; None unless they are asked for."""
+    if request.real_labels is None:
+        return None
+    lists = read_real_labels(request.real_labels, names)
     classes = {label.wnid: index for index, label in enumerate(labels)}
     head = [classes.get(label.wnid, -1) for label in load_imagenet_labels(1000)]  # which all have ids
     return {name: frozenset(head[index] for index in own) - {-1} for name, own in lists.items()}
