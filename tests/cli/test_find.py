@@ -147,6 +147,25 @@ def test_rows_agree_with_the_schema(photos: Path, mf: Mf) -> None:
     assert document["run"]["query"] == ["citrus"]
 
 
+@pytest.mark.parametrize(
+    ("command", "is_noted"),
+    [
+        (["find", "citrus"], True),
+        (["find", "citrus", "-c"], True),
+        (["find", "citrus", "--format", "csv"], False),
+        (["predict", "--template", "{label}"], True),
+        (["predict", "--template", "{label}{error_message}"], False),
+    ],
+)
+def test_failures_are_noted_where_no_row_says_them(
+    command: list[str], is_noted: bool, photos: Path, mf: Mf, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.jpg").touch()
+    ran = mf(*command, photos / "lemon.jpg", tmp_path / "empty.jpg")
+    assert ran.code == 5
+    assert (f"note: {tmp_path}/empty.jpg: is empty (0 bytes)\n" in ran.err) == is_noted
+
+
 def test_failures_and_no_inputs(photos: Path, mf: Mf) -> None:
     (photos / "broken.jpg").write_bytes(b"no picture")
     assert mf("find", "citrus", photos, "-q").code == 5

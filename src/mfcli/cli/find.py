@@ -150,6 +150,11 @@ class _NameLayout(Layout):
     count: bool = False
     nul: bool = False
 
+    @property
+    def shows_errors(self) -> bool:
+        """Whether what is written of a picture that failed says why: never."""
+        return False
+
     def open_writer(self, stream: TextIO, *, compact: bool, renderer: "PictureRenderer | None" = None) -> Writer:  # noqa: ARG002
         from mfcli.outputs.names import CountWriter, NameWriter
 

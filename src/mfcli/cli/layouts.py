@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
 from mfcli.errors import UsageError
 from mfcli.outputs.writer import FeatureFormat, FormatName, LabelType, Writer
@@ -74,6 +74,11 @@ class Layout:
             raise UsageError("--label-type is about tables; csv, json and the others have all three", "leave it out")
         return cls(chosen, header, csv_safe, label_type or LabelType.NAME)
 
+    @property
+    def shows_errors(self) -> bool:
+        """Whether what is written of a picture that failed says why."""
+        return isinstance(self.format, FormatName) or self.format.shows_errors
+
     def open_writer(self, stream: TextIO, *, compact: bool, renderer: "PictureRenderer | None" = None) -> Writer:
         """Return the writer on a stream; `compact` and `renderer` are those of `outputs.open_writer`."""
         from mfcli.outputs import open_writer
@@ -94,6 +99,7 @@ class FeatureLayout:
     """How features are written."""
 
     format: FeatureFormat
+    shows_errors: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, path: Path) -> "FeatureLayout":

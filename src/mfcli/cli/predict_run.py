@@ -65,6 +65,8 @@ def run(request: PredictRequest) -> Summary:
         if progress.draws_runs and all(argument.is_countable for argument in arguments):
             _count(progress, partial(inputs.open, names_only=True))
         sink = sink.map(name_flags_of_error)
+        if not destination.layout.shows_errors:
+            sink = sink.map(partial(_note_error, progress))
         if request.observe is not None:
             sink = sink.map(request.observe)
         if not quiet and (limits := request.model.describe_limits(predictor)):
@@ -139,6 +141,12 @@ def _notify_before_first_doubt(sink: Sink, say: Callable[[], None], below: float
         return result
 
     return sink.map(notify)
+
+
+def _note_error(progress: "StderrProgress", result: PictureResult) -> PictureResult:
+    if result.error is not None:
+        progress(f"{result.shown_name}: {result.error.message}")
+    return result
 
 
 def _count(progress: "StderrProgress", sources: "Callable[[], Iterator[Source]]") -> None:

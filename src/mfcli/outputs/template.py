@@ -60,6 +60,11 @@ class Template:
         if not any(name for _, name, _ in self._parts):
             raise UsageError(f"template={text!r} names no field", "template='{input}\\t{label}\\t{prob:.2f}'")
 
+    @property
+    def shows_errors(self) -> bool:
+        """Whether the line of a picture that failed says why."""
+        return any(name in ("error_code", "error_message") for _, name, _ in self._parts)
+
     def format(self, result: PictureResult) -> str:
         """Return the line of a result, without its end; values that it does not have are empty."""
         return "".join(
