@@ -10,6 +10,7 @@ first one.
 import contextlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from mfcli.hub.bundled import REINSTALL, bundled_file, is_bundled
 from mfcli.models.own import MODEL_FILE
 from mfcli.models.preprocess import PreprocessPlan
 from mfcli.models.registry import Pretraining, Variant
-from mfcli.results import Label
+from mfcli.results import Label, Output
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
@@ -273,8 +274,20 @@ def update_sidecar(path: Path, **changes: object) -> None:
         write_atomically(sidecar, json.dumps(known | changes).encode())
 
 
-def runtime_source(path: Path) -> Path | bytes:
-    """Return what ONNX Runtime opens: a path, or the file's content if the path is not UTF-8."""
+def runtime_source(path: Path, extra: Iterable[Output] = ()) -> Path | bytes:
+    """Return what a runtime opens: a path, or the model itself if the path is not UTF-8 or there are more outputs.
+
+    Args:
+        path: the ONNX file.
+        extra: what is computed besides the logits.
+
+    Raises:
+        ModelError: outputs are to be added, and the file cannot be read, or has another graph.
+    """
+    if added := [output for output in extra if output is not Output.DISTANCE]:  # which the file has
+        from mfcli.artifact.outputs import read_with_outputs
+
+        return read_with_outputs(path, added)
     try:
         str(path).encode()
     except UnicodeEncodeError:

@@ -9,7 +9,6 @@ would take cores from the busy ones and from decoding.
 
 import threading
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +34,6 @@ from mfcli.inference.engines.base import (
     cpu_batch_size,
     pictures_per_run,
 )
-from mfcli.results import Output
 from mfcli.settings import usable_cores
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ class OnnxRuntimeEngine:
         self._free_threads = threading.BoundedSemaphore(self._threads)  # all streams together keep to `threads`
         check_threads(self._threads - 1)  # the session starts as many
         self._outputs = ["logits", *options.extra]
-        model = _model_source(artifact.path, options.extra)
+        model = runtime_source(artifact.path, options.extra)
         try:
             self._session = onnxruntime.InferenceSession(
                 model, session_options, providers=["CPUExecutionProvider"], enable_fallback=0
@@ -106,12 +104,3 @@ class OnnxRuntimeEngine:
         from concurrent.futures import ThreadPoolExecutor
 
         return ThreadPoolExecutor(self._threads, "onnxruntime")
-
-
-def _model_source(path: Path, extra: tuple[Output, ...]) -> Path | bytes:
-    """Return what the runtime opens: the file, or the model with more outputs."""
-    if added := [output for output in extra if output is not Output.DISTANCE]:  # which the file has
-        from mfcli.artifact.outputs import read_with_outputs
-
-        return read_with_outputs(path, added)
-    return runtime_source(path)

@@ -14,16 +14,14 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.artifact.file import Artifact
+from mfcli.artifact.file import Artifact, runtime_source
 from mfcli.errors import EngineError, first_line
 from mfcli.inference.engines.base import EngineName, EngineOptions, Precision, concatenate_outputs, cpu_batch_size
-from mfcli.results import Output
 from mfcli.settings import usable_cores
 
 _TOOLS = "openvino.tools.ovc"
@@ -80,7 +78,7 @@ class OpenVinoEngine:
         if self.precision is Precision.BF16 and "BF16" not in capabilities:
             raise EngineError("this CPU does not support bfloat16", "precision=fp32")
         try:
-            model = core.read_model(_model_source(artifact.path, options.extra))
+            model = core.read_model(runtime_source(artifact.path, options.extra))
             model.reshape([1, 3, *artifact.plan.crop_size])
             compiled = core.compile_model(
                 model,
@@ -124,13 +122,3 @@ class OpenVinoEngine:
             return tuple(np.array(request.get_tensor(name).data, np.float32) for name in self._outputs)
         except Exception as error:
             raise EngineError(f"OpenVINO failed: {first_line(error)}", "engine=onnxruntime") from error
-
-
-def _model_source(path: Path, extra: tuple[Output, ...]) -> Path | bytes:
-    """Return the path, or the model where it has more outputs."""
-    added = [output for output in extra if output is not Output.DISTANCE]  # which the file has
-    if not added:
-        return path
-    from mfcli.artifact.outputs import read_with_outputs
-
-    return read_with_outputs(path, added)
