@@ -13,7 +13,7 @@ from mfcli.results import PREDICT_SCHEMA, Abstain, Label, Query
 from mfcli.runs import RunSettings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFingerprint:
     """Everything that shapes the answers of a run; equal fingerprints give equal answers."""
 

@@ -74,22 +74,21 @@ class Predictor:
         self._preparer = Preparer(artifact.plan, pictures)
         self._postprocessor = post = Postprocessor(artifact, labels, answers)
         self.labels, self.targets, self.doubtful_below = post.labels, post.targets, post.doubtful_below
-        fingerprint = RunFingerprint(
-            artifact,
-            self.labels,
-            engine.name,
-            engine.precision,
-            post.top_k,
-            pictures.exif,
-            pictures.decode,
-            pictures.column,
-            pictures.keep,
-            answers.confidence,
-            answers.query,
-            post.abstentions,
+        self.settings = RunFingerprint(
+            artifact=artifact,
+            labels=self.labels,
+            engine=engine.name,
+            precision=engine.precision,
+            top_k=post.top_k,
+            exif=pictures.exif,
+            decode=pictures.decode,
+            column=pictures.column,
+            keep=pictures.keep,
+            confidence=answers.confidence,
+            query=answers.query,
+            abstention=post.abstentions,
             features=Output.FEATURES in options.extra,
-        )
-        self.settings = fingerprint.settings
+        ).settings
         self.run_info = RunInfo(
             model=artifact.variant,
             weights_sha256=artifact.weights_sha256,
