@@ -20,8 +20,6 @@ _FIRST_LAYER = re.compile(
 )
 """The stem's weights under the names of the paper's code, of timm, and of the first PoolFormer's code."""
 
-
-# timm's names on the left; `stages.0.blocks.1.` becomes `stages.0.1.`, and so on.
 _TIMM_NAMES = (
     (r"^stem\.conv\.", "downsample_layers.0.conv."),
     (r"^stem\.norm\.", "downsample_layers.0.post_norm."),
@@ -31,6 +29,7 @@ _TIMM_NAMES = (
     (r"^head\.norm\.", "norm."),
     (r"^head\.fc\.", "head."),
 )
+"""timm's names on the left: `stages.0.blocks.1.` becomes `stages.0.1.`, and so on."""
 
 
 def to_parameters(tensors: Mapping[str, _Value]) -> dict[str, _Value]:
@@ -86,7 +85,7 @@ def match_variant(file: str, shapes: Mapping[str, Shape], variant: Variant) -> t
     Raises:
         ModelError: a parameter is missing, unexpected or of another shape.
     """
-    num_classes = find_num_classes(dict(shapes)) or variant.num_classes
+    num_classes = find_num_classes(shapes) or variant.num_classes
     expected = parameter_shapes(variant.architecture, num_classes)
     found = {name: _squeeze_like(shape, expected.get(name)) for name, shape in shapes.items()}
     if found != expected:
@@ -116,7 +115,7 @@ def _squeeze_like(shape: Shape, expected: Shape | None) -> Shape:
     return expected if expected is not None and shape == (*expected, 1, 1) else shape
 
 
-def _describe_mismatch(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+def _describe_mismatch(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
     parts = []
     if missing := [name for name in expected if name not in found]:
         parts.append(f"{len(missing)} missing, first {missing[0]}")
@@ -130,7 +129,7 @@ def _describe_mismatch(found: Mapping[str, tuple[int, ...]], expected: Mapping[s
 
 def _find_fitting_architectures(shapes: Mapping[str, Shape]) -> list[Architecture]:
     """Return the architectures whose tensors have these names and shapes, with a head of as many classes."""
-    num_classes = find_num_classes(dict(shapes))
+    num_classes = find_num_classes(shapes)
     if num_classes is None:
         return []
     wanted = {name: _squeeze_1x1(shape) for name, shape in shapes.items()}
@@ -146,7 +145,7 @@ def _suggest_models(shapes: Mapping[str, Shape]) -> str:
     fitting = _find_fitting_architectures(shapes)
     if not fitting:
         return "these weights fit no model of mf list-models"
-    num_classes = find_num_classes(dict(shapes))
+    num_classes = find_num_classes(shapes)
     variants = [v for v in VARIANTS.values() if v.architecture in fitting]
     same_head = [v for v in variants if v.num_classes == num_classes]
     return f"these weights fit model={' or '.join(v.name for v in same_head or variants)}"

@@ -4,7 +4,7 @@ The names are the paper's code's, in the order of a state dict. A checkpoint is 
 artifact's graph is written from arrays that fit it; a test holds the table to the torch backbone for all variants.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from mfcli.models.registry import Architecture, Family
@@ -32,7 +32,7 @@ def parameter_shapes(architecture: Architecture, num_classes: int, in_chans: int
     return dict(_iter_parameters(architecture, num_classes, in_chans))
 
 
-def find_num_classes(shapes: dict[str, Shape]) -> int | None:
+def find_num_classes(shapes: Mapping[str, Shape]) -> int | None:
     """Return how many outputs the head in a table of shapes has; None where there is no head, or an empty one."""
     shape = shapes.get("head.fc2.weight", shapes.get("head.weight"))
     return shape[0] if shape and shape[0] > 0 else None
