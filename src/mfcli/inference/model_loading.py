@@ -1,6 +1,5 @@
 """From a name, a checkpoint or a folder, and the options of a run, to a predictor."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -30,7 +29,7 @@ from mfcli.settings import (
 if TYPE_CHECKING:
     from mfcli.models.label_files import Labels
 
-Name = TypeVar("Name", bound=StrEnum)
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 def load_predictor(
@@ -113,13 +112,12 @@ def load_predictor(
         TypeError: labels are neither names nor a path.
     """
     settings = settings or Settings.from_environ()
+    # all options are checked before anything is downloaded or prepared
     overrides = PreprocessOverrides.parse(
         mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation, input_size=input_size
     )
-    shown = None if abstain is None else _parse_choice(Abstain, abstain, "abstain")
-    answers = PostprocessOptions(
-        top_k, confidence, query, shown, max_error, logits
-    )  # checked, as all of these, before anything is downloaded or prepared
+    abstain = None if abstain is None else _parse_choice(Abstain, abstain, "abstain")
+    answers = PostprocessOptions(top_k, confidence, query, abstain, max_error, logits)
     pictures = PictureOptions(
         exif=exif,
         decode=_parse_choice(DecodeMode, decode, "decode"),
@@ -171,10 +169,10 @@ def _ensure_preprocessing(variant: Variant, weights: Path | None, settings: Sett
     if variant.folder is not None:
         return ensure_artifact(variant, weights, settings, progress)
     row = find_variant(variant.name).with_input_size(*variant.input_size[1:])
-    return dataclasses.replace(ensure_artifact(row, weights, settings, progress), plan=make_preprocess_plan(variant))
+    return replace(ensure_artifact(row, weights, settings, progress), plan=make_preprocess_plan(variant))
 
 
-def _parse_choice(kind: type[Name], value: str, what: str) -> Name:
+def _parse_choice(kind: type[_Choice], value: str, what: str) -> _Choice:
     try:
         return kind(value)
     except ValueError as error:
