@@ -21,6 +21,8 @@ from mfcli.inputs.walk import walk_folder
 from mfcli.results import Progress
 from mfcli.store_urls import find_url
 
+NO_PICTURES = "class has no pictures and is left out", "classes have no pictures and are left out"
+"""What `count_names` says of classes."""
 _LAYOUTS = "DIR/CLASS/*.jpg, DIR/{train,val}/CLASS/*.jpg, or a CSV file with the columns path,label"
 Value = TypeVar("Value")
 _MAX_NAMED = 5
@@ -125,25 +127,28 @@ def read_judged(
     if ground_truth is None:
         path = next((folder for folder in (path, path / "val") if (folder / _ANNOTATIONS).is_file()), path)
         ground_truth = path / _ANNOTATIONS if (path / _ANNOTATIONS).is_file() else None
-    if ground_truth is None:
-        found = _find_classes(path)
-        pictures = _list_labelled(path, found)
-        counts = Counter(picture.source.argument for picture in pictures)
-        if twice := [name for name, count in counts.items() if count > 1]:
-            raise UsageError(f"{path} has {len(twice)} pictures twice: {join_names(twice)}", "keep one row of each")
-        splits = {picture.split for picture in pictures}
-        chosen = next(split for split in (Split.VAL, Split.TEST, Split.TRAIN) if split in splits)
-        if empty := [label for label, split, sources in found if split is chosen and not sources]:
-            progress(
-                count_names(empty, "class has no pictures and is left out", "classes have no pictures and are left out")
-            )
-        return tuple(picture for picture in pictures if picture.split is chosen)
-    if not path.is_dir():
-        _refuse_addresses(path)
-        raise UsageError(f"{path} is not a folder", "ground_truth=FILE gives the classes of the pictures in a folder")
-    sources = _list_pictures(path)
+    if ground_truth is not None:
+        return _read_annotated(path, ground_truth)
+    found = _find_classes(path)
+    pictures = _list_labelled(path, found)
+    counts = Counter(picture.source.argument for picture in pictures)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UsageError(f"{path} has {len(twice)} pictures twice: {join_names(twice)}", "keep one row of each")
+    splits = {picture.split for picture in pictures}
+    chosen = next(split for split in (Split.VAL, Split.TEST, Split.TRAIN) if split in splits)
+    if empty := [label for label, split, sources in found if split is chosen and not sources]:
+        progress(count_names(empty, *NO_PICTURES))
+    return tuple(picture for picture in pictures if picture.split is chosen)
+
+
+def _read_annotated(folder: Path, ground_truth: Path) -> tuple[LabelledPicture, ...]:
+    """Return the pictures of a folder with the classes that a file gives them."""
+    if not folder.is_dir():
+        _refuse_addresses(folder)
+        raise UsageError(f"{folder} is not a folder", "ground_truth=FILE gives the classes of the pictures in a folder")
+    sources = _list_pictures(folder)
     if not sources:
-        raise NoInputsError(f"no pictures in {path}", _LAYOUTS)
+        raise NoInputsError(f"no pictures in {folder}", _LAYOUTS)
     labels = GroundTruth.read(ground_truth).label([source.input for source in sources])
     return tuple(LabelledPicture(*pair, Split.VAL) for pair in zip(sources, labels, strict=True))
 

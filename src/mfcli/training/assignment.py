@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mfcli.inputs.dataset import Dataset, LabelledPicture, Split, count_names
+from mfcli.inputs.dataset import NO_PICTURES, Dataset, LabelledPicture, Split, count_names
 from mfcli.models.head import FEW, TrainingSet, count_divisions
 from mfcli.models.splits import divide, group_duplicates
 from mfcli.results import Failure
@@ -129,9 +129,7 @@ def list_notes(dataset: Dataset, pictures: Sequence[AssignedPicture]) -> list[st
             notes.append(count_names(names, f"picture {verbs[0]} {what}", f"pictures {verbs[1]} {what}"))
     counts = Counter(own.label for own in pictures if own.split is not None)
     if gone := [name for name in (*dataset.classes, *dataset.empty) if not counts[name]]:
-        notes.append(
-            count_names(gone, "class has no pictures and is left out", "classes have no pictures and are left out")
-        )
+        notes.append(count_names(gone, *NO_PICTURES))
     fewer = f"fewer than {FEW} pictures"
     if few := [name for name, count in sorted(counts.items()) if count < FEW]:
         notes.append(count_names(few, f"class has {fewer}", f"classes have {fewer}"))
