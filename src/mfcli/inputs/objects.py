@@ -14,10 +14,10 @@ from typing import IO, BinaryIO
 
 from mfcli import stores
 from mfcli.errors import FailureCode, PictureError
-from mfcli.files import is_glob, is_url, url_scheme
+from mfcli.files import is_url, url_scheme
 from mfcli.inputs.read_ahead import Download
 from mfcli.inputs.selection import OFFLINE, Selection
-from mfcli.inputs.walk import FileState, FoundPath, compile_member_glob, open_file
+from mfcli.inputs.walk import FileState, FoundPath, compile_member_glob, find_wildcard, open_file
 from mfcli.results import Failure
 from mfcli.store_urls import HUB_SCHEME, split_store_url
 from mfcli.stores import StoredObject
@@ -53,8 +53,7 @@ def match_keys(url: str, selection: Selection) -> Iterator[FoundPath]:
     """Yield what a glob matches, by the rules of `walk_glob`, and the object of exactly this name."""
     _, pattern = split_store_url(url)
     matches = compile_member_glob(pattern, selection)
-    start = next(at for at, character in enumerate(pattern) if is_glob(character))
-    yield from _find(url, pattern[:start], lambda key: key == pattern or matches(key), selection)
+    yield from _find(url, pattern[: find_wildcard(pattern)], lambda key: key == pattern or matches(key), selection)
 
 
 def _find(url: str, prefix: str, takes: Callable[[str], bool], selection: Selection) -> Iterator[FoundPath]:

@@ -61,8 +61,7 @@ def iter_parquet(file: BinaryIO, takes: Callable[[str], bool], selection: Select
 
 
 def _check_ends(file: BinaryIO) -> None:
-    is_whole = file.read(len(_MAGIC)) == _MAGIC
-    if not is_whole:
+    if file.read(len(_MAGIC)) != _MAGIC:
         raise PictureError(FailureCode.DECODE, "is not a Parquet file")
     file.seek(-len(_MAGIC), os.SEEK_END)
     if file.read() != _MAGIC:

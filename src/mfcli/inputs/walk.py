@@ -149,7 +149,7 @@ def walk_glob(pattern: str, selection: Selection) -> Iterator[FoundPath]:
     only a part that begins with a dot. If the last part consists of `*` and `?` alone, only files with a picture's
     suffix are taken, as from a folder; otherwise any suffix will do.
     """
-    split = pattern.rfind("/", 0, _find_wildcard(pattern)) + 1
+    split = pattern.rfind("/", 0, find_wildcard(pattern)) + 1
     top, rest = pattern[:split], pattern[split:]
     texts = [part for part in rest.split("/") if part not in ("", ".")]
     glob, depth, any_depth = compile_glob(rest), len(texts), "**" in texts
@@ -200,7 +200,8 @@ def compile_member_glob(pattern: str, selection: Selection) -> Callable[[str], b
     return takes
 
 
-def _find_wildcard(pattern: str) -> int:
+def find_wildcard(pattern: str) -> int:
+    """Return the position of the first wildcard in a glob."""
     return next(at for at, character in enumerate(pattern) if is_glob(character))
 
 
