@@ -70,9 +70,9 @@ def is_folder(path: Path) -> bool:
 
 
 def list_files(folder: Path, pattern: str) -> list[Path]:
-    """Return what matches a glob in a folder and is no folder, dangling links included, sorted.
+    """Return what matches a glob in a folder, sorted: all but folders, dangling links included.
 
-    It is nothing if the folder is missing or may not be entered.
+    The list is empty if the folder is missing or may not be entered.
     """
     with contextlib.suppress(OSError):
         return sorted(path for path in folder.glob(pattern) if not is_folder(path))

@@ -1,6 +1,6 @@
 """From a model's name to its artifact: found by its checkpoint's digest, or built from the checkpoint.
 
-What is needed beyond an artifact that is there, is imported on use: the bundled model answers without it.
+What is needed only where an artifact is missing is imported on use: the bundled model answers without it.
 """
 
 import contextlib

@@ -268,7 +268,7 @@ class _Writer:
     # Token mixers: input and output have the stage's layout.
 
     def write_token_mixer(self, x: Feature, name: str) -> Feature:
-        """Write the token mixer whose parameters are there; without any it is pooling or the identity."""
+        """Write the token mixer whose parameters exist; without any it is pooling or the identity."""
         if f"{name}.random_matrix" in self._weights:
             return self.write_random_mixing(x, name)
         if f"{name}.dwconv.weight" in self._weights:

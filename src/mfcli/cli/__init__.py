@@ -128,10 +128,10 @@ def _options(
 
 
 def make_app(name: str | None = None) -> typer.Typer:
-    """Return the command line with one command alone, whose module is then the only one that is imported.
+    """Return the command line with a single command, so that only that command's module is imported.
 
     Args:
-        name: the command; if there is none of this name, all are there.
+        name: the command; all commands if it is None or unknown.
     """
     app = typer.Typer(
         name="mf",

@@ -1,4 +1,4 @@
-"""mf convert."""
+"""The command `mf convert`."""
 
 import contextlib
 import dataclasses

@@ -34,10 +34,10 @@ def parse_output(output: Path | None) -> Path | None:
 
 
 def refuse_offline(path: Path | str, *, offline: bool) -> None:
-    """Refuse what is in an object store while there is to be no connection.
+    """Check that nothing in an object store is used while offline.
 
     Raises:
-        OutputError: it is.
+        OutputError: the path is in one, and connections are not allowed.
     """
     if offline and (url := find_store_url(path)):
         raise OutputError(f"{url} cannot be used while offline", "name a local file or folder, or leave out --offline")
@@ -73,13 +73,13 @@ class Sink:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where results go, and what happens to a file that is there.
+    """Where results go, and what happens to an existing file.
 
     Attributes:
         path: the file; None for standard output.
         layout: how results are written.
-        overwrite: whether a file that is there is replaced.
-        resume: whether a file that is there, or what an unfinished run has left of it, is continued.
+        overwrite: whether an existing file is replaced.
+        resume: whether an existing file, or what an unfinished run has left of it, is continued.
         retry_failed: whether its failed inputs are classified again.
         upload: makes an object of the file, where one was named; None for others.
     """
@@ -100,7 +100,7 @@ class Destination:
 
     @classmethod
     def parse(cls, path: Path | None, layout: "Layout | FeatureLayout", existing: "FileOptions") -> "Destination":
-        """Read the options about a file that is there.
+        """Read the options about an existing file.
 
         Args:
             path: the file; None for standard output.

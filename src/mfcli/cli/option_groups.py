@@ -57,7 +57,7 @@ class OverrideOptions(NamedTuple):
 
 
 class FileOptions(NamedTuple):
-    """What becomes of a file of results that is there."""
+    """What happens to an existing file of results."""
 
     overwrite: option.Overwrite = False
     resume: option.Resume = False

@@ -49,7 +49,7 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_device(incomplete: str) -> list[str]:
-    """Return the devices that begin so; whether they are there is not asked, because that takes torch."""
+    """Return the devices that begin so; whether the machine has them is not checked, because that takes torch."""
     return [name for name in ("auto", "cpu", "cuda", "mps") if name.startswith(incomplete)]
 
 

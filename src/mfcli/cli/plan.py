@@ -1,4 +1,4 @@
-"""The commands of `mf plan`, and mf predict for the shards of a plan."""
+"""The commands of `mf plan`: create, status, finish."""
 
 import os
 import shlex

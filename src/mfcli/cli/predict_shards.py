@@ -1,4 +1,4 @@
-"""Mf predict for the shards of a plan: in this process, or in the actors of a Ray cluster."""
+"""`mf predict` for the shards of a plan: in this process, or in the actors of a Ray cluster."""
 
 import math
 import time
@@ -34,7 +34,7 @@ def predict_shards(
     ray: str | None,
     ray_timeout_s: float,
 ) -> Summary:
-    """Classify the shards of a plan whose parts are not there, and return the counts of all that were chosen.
+    """Classify the chosen shards of a plan whose parts are missing, and return the counts of all chosen ones.
 
     Raises:
         MfError: of any kind.
@@ -70,7 +70,7 @@ def predict_shards(
             else:
                 from mfcli.tasks.distribute import distribute
 
-                # a part that is there shows whether it is of this run
+                # if all parts exist, one of them shows whether they are of this run
                 if left := missing or chosen[:1]:
                     make_actor = partial(_make_actor, request, plan, parts)
                     with mute_libraries(), redirect_stdout(StringIO()):  # Ray writes to both
@@ -101,11 +101,11 @@ def _make_cluster(address: str, timeout_s: float, model: ModelRequest) -> "Clust
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What was made of a shard.
+    """The outcome of a shard.
 
     Attributes:
         limits: what the reader of its answers has to know about the model, if anything.
-        summary: the counts of its part; None for one that was there.
+        summary: the counts of its part; None if the part existed already.
         words: the same as text.
     """
 
@@ -164,13 +164,13 @@ class _ShardPredictor:
 
 
 def _make_actor(request: PredictRequest, plan: "Plan", parts: "PartFolder", threads: int) -> _ShardPredictor:
-    """Load the model in a process that has these threads."""
+    """Load the model in the process of an actor, which may use this many threads."""
     model = replace(request.model, running=request.model.running._replace(threads=threads))
     return _ShardPredictor(replace(request, model=model, workers=request.workers or threads, quiet=True), plan, parts)
 
 
 class _Report:
-    """Says what was made."""
+    """Reports the outcome of each shard."""
 
     def __init__(self, progress: "StderrProgress") -> None:
         self._progress = progress

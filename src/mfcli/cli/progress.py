@@ -45,7 +45,7 @@ class StderrProgress:
         self._muted = ExitStack()
 
     def __enter__(self) -> Self:
-        if self._quiet and not is_memory_limited():  # the C library says so itself where memory ends in it
+        if self._quiet and not is_memory_limited():  # a C library that runs out of memory says so on stderr
             self._muted.enter_context(mute_libraries())
         return self
 

@@ -93,7 +93,7 @@ class InputRequest:
         return [*map(classify, self.names), *listed]
 
     def list_missing(self) -> list[str]:
-        """Return the arguments that name a file that there is not."""
+        """Return the arguments that name a file that does not exist."""
         return [
             argument.name
             for argument in map(classify, self.names)

@@ -50,7 +50,7 @@ class FetchOptions:
         origin: an address or a file to take it from, instead of the model's published sources.
         expect_sha256: the digest it must have.
         keep: whether the checkpoint itself must be in the cache, not only its record, by which its artifact is found.
-        pin: whether it is to be pinned; with `force`, another one than the pinned one may be.
+        pin: whether it is to be pinned; with `force`, in place of the checkpoint that is pinned.
         pinned: what the lock file says of it, which `resolve` finds out.
     """
 

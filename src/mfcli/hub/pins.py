@@ -77,7 +77,7 @@ def write_pin(stored: "StoredWeights", name: str, settings: Settings) -> None:
 
     Raises:
         OutputError: the file cannot be written.
-        UsageError: the file that is there is not a lock file.
+        UsageError: the existing file is not a lock file.
     """
     url = stored.url
     if url is not None and settings.endpoint and url.startswith(f"{settings.endpoint.rstrip('/')}/"):

@@ -42,7 +42,7 @@ class OutOfMemoryError(MemoryError):
 
 @dataclass(frozen=True, slots=True)
 class LoadedPicture:
-    """What became of a picture.
+    """A loaded picture, or why it could not be loaded.
 
     Attributes:
         width: pixels, upright; None if it could not be decoded.
@@ -154,7 +154,7 @@ def is_short_of_memory(pixels: int | None) -> bool:
 
 
 def make_timeout(timeout_s: float) -> LoadedPicture:
-    """Return what becomes of a picture that takes too long."""
+    """Return the failure of a picture that takes too long."""
     return LoadedPicture(
         failure=Failure(FailureCode.TIMEOUT, f"decoding takes longer than decode_timeout_s={timeout_s:g}")
     )

@@ -34,7 +34,7 @@ class ArgumentKind(Enum):
     """A picture or a folder in an archive, or a glob over its members."""
     URL = auto()
     OBJECT = auto()
-    """In a store: a prefix as a folder, or else an object whose name has not the suffix of a picture."""
+    """In a store: a prefix as a folder, or else an object whose name lacks the suffix of a picture."""
     STDIN = auto()
     LIST = auto()
     """A regular file that lists further arguments."""

@@ -57,7 +57,7 @@ def _parse_page(body: bytes) -> list[StoredObject]:
     """Return the files in a page of a listing.
 
     Raises:
-        PictureError: it is none, as a proxy may send.
+        PictureError: it is something else, such as the page of a proxy.
     """
     try:
         files = [entry for entry in json.loads(body) if entry["type"] == "file"]

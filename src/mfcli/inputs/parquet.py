@@ -36,7 +36,7 @@ def iter_parquet(file: BinaryIO, takes: Callable[[str], bool], selection: Select
     Raises:
         EngineError: pyarrow is not installed.
         EOFError: it is truncated, as may be any exception of pyarrow for one that is damaged.
-        PictureError: it is no Parquet file, or has not the columns.
+        PictureError: it is not a Parquet file, or lacks the columns.
     """
     parquet = import_parquet()
     with file:

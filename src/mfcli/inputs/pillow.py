@@ -37,7 +37,7 @@ def open_picture(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
     """Open a picture, within `guard_globals` and `translate_errors`.
 
     Args:
-        file: binary and seekable, at its begin.
+        file: binary and seekable, at its start.
         formats: the formats to try, by Pillow's names. HEIF's decoder is in a package of its own, imported when a file
             needs it.
     """

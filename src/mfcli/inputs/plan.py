@@ -1,7 +1,7 @@
 """A plan: the names of the pictures of a big job, listed once and divided into shards, for any number of machines.
 
-A folder with `shard-00000.jsonl` and so on, and `plan.json`, which is written last: a folder without it is no plan. A
-line of a shard has a name as rows of results have it, and the state of the file or archive when it was listed.
+A folder with `shard-00000.jsonl` and so on, and `plan.json`, which is written last: without it, a folder is not a plan.
+A line of a shard has a name as rows of results have it, and the state of the file or archive when it was listed.
 """
 
 import base64
@@ -257,7 +257,7 @@ def select_shards(count: int, *, shard: str | None = None, shards: str | None = 
         shards: numbers and ranges, `3,7-9`.
 
     Raises:
-        UsageError: both are given, one is nothing of this kind, or names a shard that there is not.
+        UsageError: both are given, one is not of this form, or names a shard that does not exist.
     """
     if shard is not None and shards is not None:
         raise UsageError(f"shard={shard} and shards={shards} exclude each other", "leave out one of them")

@@ -34,7 +34,7 @@ class Download:
             _tasks.put(partial(self._run, self._answer))
 
     def __call__(self) -> BinaryIO:
-        """Return the bytes, once they are there.
+        """Return the bytes, once they have arrived.
 
         Raises:
             PictureError: they cannot be fetched.

@@ -21,7 +21,7 @@ MAX_NAME = 4096
 """Characters of a member's name: the limit of a path on Linux."""
 
 OFFLINE = Failure(FailureCode.NETWORK, "not fetched while offline (offline=True, MF_OFFLINE or HF_HUB_OFFLINE)")
-"""What becomes of a picture elsewhere."""
+"""The failure of a picture that would have to be fetched."""
 
 _DIGITS = re.compile(r"[0-9]+")
 _ANY_DEPTH = "**"

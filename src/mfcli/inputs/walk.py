@@ -234,7 +234,7 @@ class _Walk:
         """Yield the files, and a failure for each folder that cannot be read.
 
         Args:
-            is_optional: whether a missing `top` is no failure.
+            is_optional: whether `top` may be missing.
         """
         try:
             self._push(self._top, "")
@@ -285,7 +285,7 @@ def _kernel_devices() -> frozenset[int]:
 
 
 def _list_folder(path: str, folder: _Folder, takes: Callable[[str], bool], enters: Callable[[str], bool]) -> None:
-    """Enter the wanted names of a folder and their file types in it; nothing but the listing is read."""
+    """Fill in the names of a folder that are wanted, and their file types; nothing but the listing is read."""
     prefix = f"{folder.relative}/" if folder.relative else ""
     names: list[str] = []
     with os.scandir(path) as entries:

@@ -228,7 +228,7 @@ def prove_checkpoint(path: Path, variant: Variant) -> None:
 
 
 def prove_beginning(file: str, beginning: bytes, variant: Variant) -> bool:
-    """Check the same as soon as the header of a .safetensors file is there.
+    """Check, as `prove_checkpoint` does, what the header of a .safetensors file says, as soon as it has arrived.
 
     Args:
         file: how messages name the file.

@@ -21,7 +21,7 @@ _COVERAGES = (0.5, 0.8, 0.9, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class ClassFigures:
-    """The figures of one class; None where nothing is to be divided.
+    """The figures of one class; None where the divisor would be 0.
 
     Attributes:
         name: the class.

@@ -1,8 +1,7 @@
 """Output formats and files: results are written row by row, and read back.
 
 One module per format, imported only when it is chosen. A new format is a module here, a member of `FormatName`, and a
-case in `open_writer`. The journal of resumable runs, the output file and the
-reader of results belong here too.
+case in `open_writer`. The journal of resumable runs, the output file and the reader of results belong here too.
 """
 
 from typing import TYPE_CHECKING, TextIO

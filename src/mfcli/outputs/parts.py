@@ -1,6 +1,6 @@
 """The results of a plan: a folder with a part for each shard, written beside its name and renamed once it is whole.
 
-A part that is there is done: nothing else is needed to go on, on any machine. `_job.json` says which plan and which run
+A part that exists is done: nothing else is needed to go on, on any machine. `_job.json` says which plan and which run
 the parts belong to, `_part-00042.json` the counts of a part, and `_SUCCESS` that all parts have been checked.
 """
 
@@ -26,7 +26,7 @@ _ANOTHER = "name another folder: output=FOLDER"
 
 @dataclass(frozen=True, slots=True)
 class PartCounts:
-    """What a part says of its making.
+    """The counts of a part, and what it took to make it.
 
     Attributes:
         inputs: rows.
@@ -90,7 +90,7 @@ class PartFolder:
             raise OutputError(f"{self.folder} may not be written", _ANOTHER)
 
     def claim(self, plan_digest: str, settings: RunSettings) -> None:
-        """Make it the folder of a plan and a run, of which the first process says which.
+        """Make it the folder of a plan and a run; the first process to do so decides of which.
 
         Raises:
             OutputError: it is that of another, has other files, or cannot be written.
@@ -113,7 +113,7 @@ class PartFolder:
         return self.folder / f"part-{shard:05}.{self._format}"
 
     def list_done(self, shards: int) -> set[int]:
-        """Return which of so many parts are there, from one listing.
+        """Return which of so many parts exist, from one listing.
 
         Raises:
             OutputError: the folder cannot be listed.
@@ -123,7 +123,7 @@ class PartFolder:
         return {shard for shard in range(shards) if self.path(shard) in found}
 
     def is_done(self, shard: int) -> bool:
-        """Return whether a part is there, and so whole."""
+        """Return whether a part exists, and so is complete."""
         return self.path(shard).is_file()
 
     @contextlib.contextmanager

@@ -36,10 +36,10 @@ class Upload:
         """Check before any work that the object can be written.
 
         Args:
-            replace: whether there may be one.
+            replace: whether an existing object may be replaced.
 
         Raises:
-            OutputError: it cannot, or there is one.
+            OutputError: it cannot, or it exists and may not be replaced.
         """
         with self._translate_errors("name another object: output=FILE", unreachable=None):
             is_there = has_object(self.url, _TIMEOUT_S)
@@ -55,8 +55,8 @@ class Upload:
         """Upload the file at the end, if the body has made it, and then delete it.
 
         Args:
-            resume: whether the body may go on with an object that is there; its file is there then.
-            replace: whether an object that is there at the end may be replaced.
+            resume: whether the body may go on with an existing object, which is then downloaded first.
+            replace: whether an object that exists at the end may be replaced.
 
         Raises:
             OutputError: it cannot be read or written, or was created meanwhile.

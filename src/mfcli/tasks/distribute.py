@@ -179,7 +179,7 @@ def _map(
 
 
 def _watch(rows: Iterator[dict[str, Any]], address: str) -> Iterator[dict[str, Any]]:
-    """Yield rows, which are read in a thread, as long as the cluster's head is there: Ray ends a process without it.
+    """Yield rows, read in a thread, while the cluster's head can be reached: Ray ends a process that has lost it.
 
     Raises:
         EngineError: it is not.
@@ -280,7 +280,7 @@ def _initialize(ray: Any, address: str, **limits: int) -> None:
 
 
 def _await_room(ray: Any, resources: dict[str, int], cluster: Cluster, deadline: float) -> None:
-    """Wait until a machine has room for an actor, and check that this program is there."""
+    """Wait until a machine has room for an actor, and check that this version of mfcli is installed there."""
     waiting = ray.remote(_get_version).options(**resources).remote()
     try:
         theirs = ray.get(waiting, timeout=max(deadline - time.monotonic(), _PAUSE_S))

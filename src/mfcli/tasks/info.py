@@ -43,7 +43,7 @@ def _describe_weights(have: StoredWeights | None) -> dict[str, Any] | None:
 
 
 def _describe_plan(variant: Variant, settings: Settings, has_artifact: bool) -> str:
-    """Return what the next prediction does for the checkpoint, whose record is enough where its artifact is there."""
+    """Return how the next prediction gets the checkpoint, of which the record is enough if there is an artifact."""
     from mfcli.http import redact_url
 
     try:

@@ -16,7 +16,7 @@ class PlanStatus:
     Attributes:
         inputs: names in the plan.
         shards: of the plan.
-        done: shards whose part is there.
+        done: shards whose part exists.
         missing_shards: the others, as `select_shards` takes them.
         ok: pictures in the parts that were classified.
         failed: the other rows.

@@ -33,7 +33,7 @@ def train(request: TrainRequest, settings: Settings, progress: Progress = lambda
         EngineError: the engine fails.
         ModelError: the base model is unknown or cannot be obtained.
         NoInputsError: no picture can be read.
-        OutputError: the folder is there, or cannot be written.
+        OutputError: the folder exists, or cannot be written.
         UsageError: the dataset is not usable, see `inputs.dataset.read_dataset`.
     """
     started = time.monotonic()

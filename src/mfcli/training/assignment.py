@@ -55,7 +55,7 @@ class AssignedPicture:
 def assign_pictures(dataset: Dataset, views: Sequence[Views | Failure], seed: int) -> list[AssignedPicture]:
     """Decide what each picture is used for.
 
-    Left out are unreadable pictures, and those that are there under two labels. Without pictures to judge by, a fifth
+    Left out are unreadable pictures, and those that occur under two labels. Without pictures to judge by, a fifth
     of each class is set aside.
 
     Args:

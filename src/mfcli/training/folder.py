@@ -31,10 +31,10 @@ STATE_FILE = "last.pt"
 
 
 def check_name(request: TrainRequest) -> None:
-    """Check what can be known before anything is there.
+    """Check the request before anything is written.
 
     Raises:
-        UsageError: the name is that of another model or of an object, or is none, or the folder is to be both replaced
+        UsageError: the name is empty, or that of another model or of an object, or the folder is to be both replaced
             and kept.
     """
     name = request.output.name
@@ -47,10 +47,10 @@ def check_name(request: TrainRequest) -> None:
 
 
 def read_finished(request: TrainRequest) -> dict[str, Any] | None:
-    """Return the figures of a finished training that is to be resumed; None where there is nothing yet.
+    """Return the figures of a finished training that is to be resumed; None if the folder is missing or empty.
 
     Raises:
-        OutputError: something is there that may not be replaced.
+        OutputError: the folder may not be replaced.
         UsageError: it comes from other arguments.
     """
     folder = request.output

@@ -81,8 +81,8 @@ class TrainRequest:
         finetune: how the whole backbone is trained; None for a head alone.
         time_limit_s: when no further strength is tried, and no further epoch begun; None for no limit.
         decode_timeout_s: seconds that decoding a picture may take.
-        overwrite: whether a folder that is there is replaced.
-        resume: whether a folder that is there is kept if it comes from the same arguments.
+        overwrite: whether an existing folder is replaced.
+        resume: whether an existing folder is kept if it comes from the same arguments.
     """
 
     data: Path

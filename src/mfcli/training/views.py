@@ -121,7 +121,7 @@ def _find_index(sources: Sequence[Source], settings: Settings | None) -> Path | 
 
 
 def _identify(source: Source) -> list[int] | None:
-    """Return what changes whenever a file does, as git takes it; None for what is no file."""
+    """Return what changes whenever a file does, as in git's index; None for what is not a file."""
     if source.opener is not None:
         return None
     with contextlib.suppress(OSError):
@@ -189,7 +189,7 @@ class _Store:
         self._thread_lock = threading.Lock()
 
     def read(self, wanted: Iterable[bytes]) -> dict[bytes, Views]:
-        """Return the views that are there, by digest."""
+        """Return the stored views, by digest."""
         if self._path is None or not is_file(self._path):
             return {}
         wanted = set(wanted)
