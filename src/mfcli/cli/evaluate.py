@@ -1,7 +1,7 @@
 """The command `mf evaluate`."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -192,10 +192,7 @@ def evaluate(
                 "--limit": limit,
                 "--predictions": predictions,
             }
-            if needless := [flag for flag, value in computing.items() if value is not None]:
-                raise UsageError(
-                    f"{data} holds results, for which nothing is computed", f"leave out {', '.join(needless)}"
-                )
+            _refuse_given(computing, f"{data} holds results, for which nothing is computed")
             given = None if overrides.labels is None else read_labels(overrides.labels)
             evaluation = task.evaluate_results(stored, request, settings, progress, labels=given, model=model.model)
         else:
@@ -241,6 +238,16 @@ def _check_outputs(confusion: Path | None, predictions: Path | None, *, overwrit
         raise UsageError(f"the suffix of {predictions} is not .jsonl", "--predictions rows.jsonl")
     if not (overwrite or resume):
         refuse_existing(predictions, resumable=True)
+
+
+def _refuse_given(options: Mapping[str, object], problem: str) -> None:
+    """Check that none of some options is given.
+
+    Raises:
+        UsageError: one is.
+    """
+    if given := [flag for flag, value in options.items() if value is not None]:
+        raise UsageError(problem, f"leave out {', '.join(given)}")
 
 
 def _announce_unfinished(predictions: Path | None, quiet: bool) -> contextlib.AbstractContextManager[None]:
