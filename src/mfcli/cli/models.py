@@ -15,6 +15,7 @@ from mfcli.outputs.writer import RecordFormat
 from mfcli.settings import Settings
 
 if TYPE_CHECKING:
+    from mfcli.tasks.download import DownloadResult
     from mfcli.tasks.list_models import ListedModel
 
 
@@ -151,18 +152,7 @@ def download(
         work = task.plan if dry_run else task.download
         results = work(models, settings, fetch, progress)
     with standard_output() as stream:
-        records = [
-            {
-                "name": result.name,
-                "status": result.status.value,
-                "size_bytes": result.size_bytes,
-                "sha256": result.sha256,
-                "path": result.path,
-                "url": result.url,
-                "error": name_flags(result.error.message) if result.error else None,
-            }
-            for result in results
-        ]
+        records = [_make_download_record(result) for result in results]
         if format is RecordFormat.TABLE:
             columns = ("name", "status", "size_bytes", "url", "path")
             records = [{column: record[column] for column in columns} for record in records]
@@ -177,3 +167,15 @@ def download(
         fail(error.message, error.hint)
     if failed:
         raise failed[-1]
+
+
+def _make_download_record(result: "DownloadResult") -> dict[str, Any]:
+    return {
+        "name": result.name,
+        "status": result.status.value,
+        "size_bytes": result.size_bytes,
+        "sha256": result.sha256,
+        "path": result.path,
+        "url": result.url,
+        "error": name_flags(result.error.message) if result.error else None,
+    }
