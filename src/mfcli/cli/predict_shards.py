@@ -41,21 +41,12 @@ def predict_shards(
     """
     from mfcli.cli.progress import StderrProgress
     from mfcli.inputs.plan import Plan, select_shards
-    from mfcli.outputs.parts import PartFolder
 
     refuse_offline(folder, offline=request.settings.offline)
     plan = Plan.read(folder)
     chosen = select_shards(len(plan.sha256), shard=shard, shards=shards)
-    out, format = request.destination.name, request.destination.layout.format
-    if out is None or format not in (FormatName.JSONL, FormatName.PARQUET):
-        raise UsageError("a plan has a folder of parts in jsonl or parquet", "-o OUT --format parquet")
-    refuse_offline(out, offline=request.settings.offline)
-    suffix = Path(out).suffix.removeprefix(".")
-    if suffix != format and suffix in (*FormatName, "gz") and not Path(out).is_dir():
-        hint = f"-o {out.removesuffix(f'.{suffix}')}"
-        raise UsageError(f"{out} is to be a folder of parts in {format}, not a file", hint)
+    parts = _name_parts(request)
     cluster = None if ray is None else _make_cluster(ray, ray_timeout_s, request.model)
-    parts = PartFolder(Path(out), str(format))
     parts.prepare()
     done = parts.list_done(len(plan.sha256))
     missing = [number for number in chosen if number not in done]
@@ -79,13 +70,33 @@ def predict_shards(
         parts.drop_unfinished()
     if lost := set(chosen) - parts.list_done(len(plan.sha256)):
         raise OutputError(
-            f"{len(lost)} parts were made, but are not in {out} on this machine",
+            f"{len(lost)} parts were made, but are not in {parts.folder} on this machine",
             "name a folder that all machines share: output=FOLDER",
         )
     counts = [parts.read_counts(number) for number in chosen]
     failed = sum(count.failed for count in counts)
     inputs = sum(count.inputs for count in counts)
     return Summary(inputs, inputs - failed, failed, complete=True)
+
+
+def _name_parts(request: PredictRequest) -> "PartFolder":
+    """Return the folder of parts that a request names; nothing is created yet.
+
+    Raises:
+        OutputError: it is in an object store, and connections are not allowed.
+        UsageError: it is not the name of a folder of parts, or the format is not one of parts.
+    """
+    from mfcli.outputs.parts import PartFolder
+
+    out, format = request.destination.name, request.destination.layout.format
+    if out is None or format not in (FormatName.JSONL, FormatName.PARQUET):
+        raise UsageError("a plan has a folder of parts in jsonl or parquet", "-o OUT --format parquet")
+    refuse_offline(out, offline=request.settings.offline)
+    suffix = Path(out).suffix.removeprefix(".")
+    if suffix != format and suffix in (*FormatName, "gz") and not Path(out).is_dir():
+        hint = f"-o {out.removesuffix(f'.{suffix}')}"
+        raise UsageError(f"{out} is to be a folder of parts in {format}, not a file", hint)
+    return PartFolder(Path(out), str(format))
 
 
 def _make_cluster(address: str, timeout_s: float, model: ModelRequest) -> "Cluster":
