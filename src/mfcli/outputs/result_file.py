@@ -83,10 +83,11 @@ class ResultFile:
         with atomic_output(self._path) as stream:
             writer = self._open_writer(stream)
             writer.begin(self._run)
-            ok = failed = 0
+            inputs = failed = 0
             for result in self.journal.results():
                 writer.write(result)
-                ok, failed = ok + (result.error is None), failed + (result.error is not None)
-            counts = dataclasses.replace(summary, inputs=ok + failed, ok=ok, failed=failed, finished_before=0)
+                inputs += 1
+                failed += result.error is not None
+            counts = dataclasses.replace(summary, inputs=inputs, ok=inputs - failed, failed=failed, finished_before=0)
             writer.end(counts)
         self.journal.discard(self._path)

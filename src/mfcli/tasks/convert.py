@@ -19,12 +19,13 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
         OutputError: it holds no results, those of several runs, or something else.
     """
     runs: set[RunInfo] = set()
-    ok = failed = top_k = 0
+    inputs = failed = top_k = 0
     query: tuple[str, ...] = ()
     keep: dict[str, None] = {}
     for result in results:
         runs.add(result.run)
-        ok, failed = ok + (result.error is None), failed + (result.error is not None)
+        inputs += 1
+        failed += result.error is not None
         top_k = max(top_k, len(result.predictions))
         if result.match is not None:
             query = tuple(concept.label for concept in result.match.concepts)
@@ -50,7 +51,7 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
         query=query if len(words) < len(query) else tuple(words),
         keep=tuple(known.get("keep", ())) or tuple(keep),
     )
-    return info, Summary(ok + failed, ok, failed, results.complete, results.left_out)
+    return info, Summary(inputs, inputs - failed, failed, results.complete, results.left_out)
 
 
 def convert(results: StoredResults, run: RunInfo, summary: Summary, writer: Writer) -> None:
