@@ -1,6 +1,8 @@
 """List the models of the registry that match a filter."""
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from mfcli.errors import ModelError, UsageError
 from mfcli.files import is_file, is_glob
@@ -73,20 +75,18 @@ def list_models(wanted: ModelFilter, settings: Settings) -> tuple[ListedModel, .
 def _measure_sizes(settings: Settings) -> dict[str, int]:
     """Return the size of each model's own checkpoint and artifact; artifacts of other weights are not included."""
     sizes = {}
-    cache: Settings | None = settings
-    try:
-        _ = settings.cache_dir
-    except UsageError:  # no cache directory
-        cache = None
+    cache_dir: Path | None = None
+    with contextlib.suppress(UsageError):  # no cache directory
+        cache_dir = settings.cache_dir
     for variant in list_own_variants(settings.models_dir):
         assert variant.folder is not None
         sizes[variant.reference] = (variant.folder / MODEL_FILE).stat().st_size
     for variant in list_variants():
         if variant.pretraining is Pretraining.BUNDLED:
             sizes[variant.name] = bundled_file(f"{variant.name}.onnx").stat().st_size
-        elif cache and (have := ModelCache(cache.cache_dir, variant).find()):
+        elif cache_dir and (have := ModelCache(cache_dir, variant).find()):
             from mfcli.artifact.file import locate_artifact  # imports NumPy: only if something was downloaded
 
-            paths = (have.path, locate_artifact(variant, have.sha256, cache))
+            paths = (have.path, locate_artifact(variant, have.sha256, settings))
             sizes[variant.name] = sum(path.stat().st_size for path in paths if is_file(path))
     return sizes
