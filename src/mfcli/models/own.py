@@ -16,6 +16,7 @@ MODEL_FILE, ARGS_FILE = "model.onnx", "args.json"
 """The artifact, and what it was trained with."""
 HEAD_FILE, CHECKPOINT_FILE = "head.safetensors", "model.safetensors"
 """The head with what distances are computed by, and all weights of a fine-tuned model."""
+_HINT = "name a folder that mf train wrote, or a model: mf list-models"
 
 
 def read_own_variant(folder: Path) -> Variant:
@@ -49,9 +50,6 @@ def read_base(folder: Path) -> tuple[Variant, Path | None]:
     return VARIANTS[args["base"]], Path(checkpoint) if isinstance(checkpoint, str) else None
 
 
-_HINT = "name a folder that mf train wrote, or a model: mf list-models"
-
-
 def find_own_variant(name: str) -> Variant | None:
     """Return the row of a model by the path of its folder, or by its name in the folder of models; None without one.
 
@@ -69,11 +67,8 @@ def list_similar_folders(name: str) -> list[str]:
     """Return the names of models of `mf train` that are like a path, or like a name in the folder of models."""
     import difflib
 
-    parent = Path(name).parent
-    folders = [*list_files(parent, f"*/{ARGS_FILE}")]
-    known = {str(path.parent) for path in folders} | {
-        own.name for own in list_own_variants(Settings.from_environ().models_dir)
-    }
+    known = {str(path.parent) for path in list_files(Path(name).parent, f"*/{ARGS_FILE}")}
+    known |= {own.name for own in list_own_variants(Settings.from_environ().models_dir)}
     return difflib.get_close_matches(os.path.normpath(name), sorted(known), n=2)
 
 
