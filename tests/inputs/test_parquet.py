@@ -253,11 +253,11 @@ def test_predict(mf: Mf, dataset: Path, tmp_path: Path) -> None:
     ]
     files = [json.loads(line) for line in mf("predict", ORANGE, LEMON, "--format", "jsonl", "-q").out.splitlines()]
     assert [row["predictions"] for row in rows] == [*(row["predictions"] for row in files), []]
-    for suffix in ("csv", "parquet", "json"):
+    for suffix in ("csv", "parquet", "json", "jsonl"):
         assert mf(*command, "-o", tmp_path / f"a.{suffix}").code == 5
-    (tmp_path / "a.jsonl").write_text(ran.out)
-    assert mf("convert", tmp_path / "a.jsonl", "--format", "csv").out == (tmp_path / "a.csv").read_text()
-    assert mf("convert", tmp_path / "a.parquet", "--format", "csv").out == (tmp_path / "a.csv").read_text()
+    (tmp_path / "piped.jsonl").write_text(ran.out)
+    for name in ("a.jsonl", "piped.jsonl", "a.parquet", "a.json"):  # of these, the first has settings beside it
+        assert mf("convert", tmp_path / name, "--format", "csv").out == (tmp_path / "a.csv").read_text()
     table = parquet.read_table(tmp_path / "a.parquet").to_pylist()
     assert [row["kept"] for row in table] == [
         {"id": "a", "label": "950"},

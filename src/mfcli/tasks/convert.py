@@ -38,8 +38,10 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
         raise OutputError(f"{results.name} holds the results of {len(runs)} runs", "convert one run at a time")
     (run,) = runs
     known = dict(results.run) or (settings.values if settings is not None and settings.run == run.run else {})
-    words = known.get("query", ())
+    words, names = known.get("query", ()), known.get("keep", ())
     words = words["words"] if isinstance(words, dict) else words  # settings have all of the query
+    if isinstance(names, str):  # settings have the names joined by commas
+        names = keep or names.split(",")
     info = RunInfo(
         model=run.model,
         weights_sha256=run.weights_sha256,
@@ -49,7 +51,7 @@ def survey(results: StoredResults, settings: RunSettings | None) -> tuple[RunInf
         top_k=max(known.get("top_k", 0), top_k),
         confidence=known.get("confidence"),
         query=query if len(words) < len(query) else tuple(words),
-        keep=tuple(known.get("keep", ())) or tuple(keep),
+        keep=tuple(names) or tuple(keep),
     )
     return info, Summary(inputs, inputs - failed, failed, results.complete, results.left_out)
 
