@@ -251,6 +251,15 @@ def make_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return Terminal()
 
 
+@pytest.mark.parametrize(("compact", "line"), [(False, "a.jpg  9x8"), (True, "a.jpg")])
+def test_a_result_without_predictions_is_a_name(compact: bool, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = make_terminal(80, monkeypatch)
+    open_writer(FormatName.TABLE, stream, compact=compact).write(
+        PictureResult("a.jpg", None, None, 9, 8, (), None, RUN)
+    )
+    assert without_styles(stream) == [line]
+
+
 @pytest.mark.parametrize("columns", [1, 12, 20, 40, 63, 64, 80])
 def test_a_narrow_terminal_folds_labels(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = make_terminal(columns, monkeypatch)

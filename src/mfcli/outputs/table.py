@@ -77,7 +77,8 @@ class TableWriter:
                 self._console.print(self._place_beside(self._renderer(result.thumbnail), result, name + size))
             else:
                 self._console.print(name + size)
-                self._console.print(self._make_body(result, self._console.width))
+                if result.predictions:  # features have none
+                    self._console.print(self._make_body(result, self._console.width))
 
     def _place_beside(self, picture: RenderableType, result: PictureResult, title: Text) -> RenderableType:
         """Return the picture beside its table, above it in a narrow terminal."""
@@ -140,7 +141,7 @@ class LineWriter:
         if result.error:
             parts = [(Text(""), Text(f"  {escape_control_characters(result.error.message)}", "red"))]
         else:
-            parts = [self._format_prediction(p) for p in result.predictions]
+            parts = [self._format_prediction(p) for p in result.predictions] or [(Text(""), Text(""))]
             if result.abstained:
                 label, prob = parts[0]
                 parts[0] = (label, prob + Text(f" {result.abstained}", "yellow"))
