@@ -4,6 +4,7 @@ Plain frozen dataclasses: inference/ creates them, outputs/ writes them.
 """
 
 import base64
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -309,9 +310,7 @@ class PictureResult:
             kept=None if row.get("kept") is None else dict(row["kept"]),
             features=_decode_features(row["features"]) if "features" in row else None,
         )
-        texts = [result.input, *(p.label for p in result.predictions), *(p.wnid or "" for p in result.predictions)]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a name is not text")
+        _check_types(result)
         if row["schema"] != PREDICT_SCHEMA or row["status"] != result.status:
             raise ValueError("not a row of this schema")
         return result
@@ -332,6 +331,34 @@ class PictureResult:
             return f"<p><b>{name}</b>: {self.error.code}, {escape(self.error.message)}</p>"
         rows = "".join(_HTML_ROW.format(label=escape(p.label), percent=100 * p.prob) for p in self.predictions)
         return f"<table><caption>{name}, {self.width} x {self.height}</caption>{rows}</table>"
+
+
+def _check_types(result: PictureResult) -> None:
+    """Check the values of a result that was read.
+
+    Raises:
+        TypeError: one is of another type.
+        ValueError: a probability is NaN or infinite.
+    """
+    run, predictions, match = result.run, result.predictions, result.match
+    texts = [
+        result.input,
+        run.model,
+        *(p.label for p in predictions),
+        *([result.error.message] if result.error else []),
+    ]
+    optional = [result.input_b64, result.member, run.weights_sha256, run.run, *(p.wnid for p in predictions)]
+    optional += [concept.wnid for concept in (result.concept, *(match.concepts if match else ())) if concept]
+    numbers = [result.width or 0, result.height or 0, *(n for p in predictions for n in (p.rank, p.class_index))]
+    is_row = (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(text, str | None) for text in optional)
+        and all(isinstance(number, int | float) for number in numbers)
+    )
+    if not is_row:
+        raise TypeError("a value is of another type")
+    if not all(math.isfinite(p.prob) for p in predictions):
+        raise ValueError("a probability is not finite")
 
 
 @dataclass(frozen=True, slots=True)
