@@ -75,6 +75,8 @@ def list_objects(url: str, timeout_s: float) -> Iterator[StoredObject]:
             pages = obstore.list(store, folder or None, offset=last, chunk_size=_PAGE)
             while page := _take(pages):
                 for found in page:
+                    if found["path"] == folder:
+                        continue  # the object that stands for the folder: its key ended with a slash
                     if not found["path"].startswith(prefix):
                         return
                     last = found["path"]
