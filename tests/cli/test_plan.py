@@ -58,10 +58,12 @@ def merged(out: Path) -> str:
 
 
 def test_the_parts_are_the_rows_of_one_run(mf: Mf, folder: Path) -> None:
+    Path("photos/clip.mp4").touch()
     ran = mf("plan", *INPUTS, "-o", "plan", "--shard-size", "4")
     assert (ran.code, ran.out) == (0, "")
     assert ran.err.splitlines() == [
         "note: no such file, and planned all the same: missing.jpg",
+        "note: left out: 1 .mp4",
         "note: 14 pictures in 4 shards; mf predict --plan plan -o OUT",
     ]
     assert mf("predict", "--plan", "plan", "-o", "out", "--shards", "0,2-3", "-q").code == 5

@@ -84,19 +84,23 @@ def create(
     No picture is opened. Names stay as they are given: relative ones are those of the folder in which mf predict runs.
     """
     from mfcli.cli.progress import StderrProgress
+    from mfcli.inputs.left_out import LeftOut
     from mfcli.inputs.plan import make_plan
 
     decoding = DecodingOptions(formats=formats)
     settings = Settings.from_environ(offline=offline)
     refuse_offline(output, offline=settings.offline)
     request = InputRequest.parse(inputs, decoding, settings)
-    sources = request.open(names_only=True)
+    left_out = LeftOut()
+    sources = request.open(left_out, names_only=True)
     with StderrProgress(note, quiet, with_bar=True) as progress:
         _check_missing(request, progress)
         plan = make_plan(sources, output, shard_size, progress)
+        if words := left_out.in_words():
+            progress(words)
     if not quiet:
         counts = f"{count(plan.inputs, 'picture')} in {count(len(plan.sha256), 'shard')}"
-        note(f"{counts}; mf predict --plan {output} -o OUT")
+        note(f"{counts}; mf predict --plan {shlex.quote(str(plan.folder))} -o OUT")
 
 
 def _check_missing(request: InputRequest, progress: Progress) -> None:
