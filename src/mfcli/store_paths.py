@@ -6,15 +6,18 @@ Where an operation fails, it raises an OSError, as with a file.
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from io import BufferedRandom
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 from mfcli import files, stores
 from mfcli.errors import FailureCode, PictureError
 from mfcli.store_urls import find_store_url, split_store_url
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _TIMEOUT_S = 30.0
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
@@ -94,6 +97,26 @@ def list_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
     if isinstance(folder, Path):
         return list[AnyPath](files.list_files(folder, pattern))
     return [path for path in folder.iterdir() if path.parent == folder and fnmatchcase(path.name, pattern)]
+
+
+def map_files(
+    folder: AnyPath, function: Callable[[Item], Result], items: Iterable[Item], *, at_once: int
+) -> Iterator[Result]:
+    """Yield what a function that reads files of a folder returns for each item, in order.
+
+    Args:
+        folder: whose files are read.
+        function: called in other threads, if the folder is in a store: most of its time goes by with waiting.
+        items: its arguments.
+        at_once: calls under way in a store; in a local folder it is one.
+    """
+    if isinstance(folder, Path):
+        yield from map(function, items)
+        return
+    from concurrent.futures import ThreadPoolExecutor  # takes a few milliseconds
+
+    with ThreadPoolExecutor(at_once) as threads:
+        yield from threads.map(function, items)
 
 
 @contextlib.contextmanager

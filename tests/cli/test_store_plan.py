@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,18 @@ def test_status_lists_once(planned: ObjectStore, mf: Callable[..., Ran]) -> None
     paths = [path for _, path in planned.requests]
     assert len([path for path in paths if "list-type" in path]) == 1
     assert not [path for path in paths if "part-0000" in path and not path.startswith("/photos/out/_part")]
+
+
+def test_counts_and_parts_are_read_at_once(planned: ObjectStore, mf: Callable[..., Ran]) -> None:
+    assert mf("predict", "--plan", PLAN, "-o", OUT).code == 0
+    both = threading.Barrier(2)
+
+    def wait_for_the_other(path: str) -> None:
+        if re.search("/out/_?part-", path):
+            both.wait(30)
+
+    planned.fault = wait_for_the_other
+    assert mf("plan", "finish", PLAN, OUT).code == 0
 
 
 @pytest.mark.usefixtures("planned")

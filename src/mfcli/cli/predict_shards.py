@@ -73,7 +73,7 @@ def predict_shards(
             f"{len(lost)} parts were made, but are not in {parts.folder} on this machine",
             "name a folder that all machines share: output=FOLDER",
         )
-    counts = [parts.read_counts(number) for number in chosen]
+    counts = parts.read_counts(chosen)
     failed = sum(count.failed for count in counts)
     inputs = sum(count.inputs for count in counts)
     return Summary(inputs, inputs - failed, failed, complete=True)

@@ -7,7 +7,7 @@ the parts belong to, `_part-00042.json` the counts of a part, and `_SUCCESS` tha
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,10 +17,21 @@ from mfcli.outputs.files import open_text, translate_write_errors
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import Writer
 from mfcli.runs import RunSettings, Summary
-from mfcli.store_paths import AnyPath, create, find_path, is_writable, list_files, open_atomically, write_atomically
+from mfcli.store_paths import (
+    AnyPath,
+    create,
+    find_path,
+    is_writable,
+    list_files,
+    map_files,
+    open_atomically,
+    write_atomically,
+)
 
 _JOB, _SUCCESS = "_job.json", "_SUCCESS"
 _MAX_ATTEMPTS = 10
+_REQUESTS = 64
+"""Requests for counts that are under way at once."""
 _ANOTHER = "name another folder: output=FOLDER"
 
 
@@ -166,12 +177,15 @@ class PartFolder:
         with translate_write_errors(self.folder):
             write_atomically(self._counts_path(shard), json.dumps(asdict(counts)).encode())
 
-    def read_counts(self, shard: int) -> PartCounts:
-        """Return the counts of a part.
+    def read_counts(self, shards: Iterable[int]) -> list[PartCounts]:
+        """Return the counts of parts.
 
         Raises:
-            OutputError: it cannot be read.
+            OutputError: one cannot be read.
         """
+        return list(map_files(self.folder, self._read_counts, shards, at_once=_REQUESTS))
+
+    def _read_counts(self, shard: int) -> PartCounts:
         with contextlib.suppress(TypeError):
             return PartCounts(**_read_json(self._counts_path(shard)))
         failed = [row["error"] is not None for row in self.rows(shard)]

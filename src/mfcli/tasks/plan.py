@@ -1,12 +1,17 @@
 """Where the parts of a plan stand, and the check that they are whole."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 
 from mfcli.errors import CheckError, OutputError
 from mfcli.inputs.plan import Plan, format_shards, parse_name
 from mfcli.outputs.parts import PartCounts, PartFolder
 from mfcli.results import Progress, Tally, join_member
+from mfcli.store_paths import map_files
+
+_CHECKS = 8
+"""Parts of a store that are checked at once, each from a copy on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ def get_status(plan: Plan, parts: PartFolder) -> PlanStatus:
     shards = range(len(plan.sha256))
     done = parts.list_done(len(shards))
     missing = [shard for shard in shards if shard not in done]
-    counts = [parts.read_counts(shard) for shard in shards if shard in done]
+    counts = parts.read_counts(sorted(done))
     return PlanStatus(
         inputs=plan.inputs,
         shards=len(shards),
@@ -81,8 +86,8 @@ def finish(plan: Plan, parts: PartFolder, progress: Progress = lambda _: None) -
             f"{status.shards - status.done} of {status.shards} parts are missing",
             f"mf predict plan={plan.folder} output={parts.folder} shards={status.missing_shards}",
         )
-    for shard in range(status.shards):
-        _check_part(plan, parts, shard)
+    checks = map_files(parts.folder, partial(_check_part, plan, parts), range(status.shards), at_once=_CHECKS)
+    for shard, _ in enumerate(checks):
         progress(Tally(min(plan.inputs, (shard + 1) * plan.shard_size), 0, 0, plan.inputs))
     counts = {"inputs": plan.inputs, "ok": status.ok, "failed": status.failed, "changed": status.changed}
     parts.finish({"plan": plan.digest} | counts)
