@@ -197,15 +197,15 @@ def test_another_run_plan_or_format_is_refused(mf: Mf, folder: Path) -> None:
     command = ["predict", "--plan", "plan-photos", "-o", "out"]
     assert mf(*command, "-q").code == 5
     before = merged(folder / "out")
-    for other, what in (
-        ([*command, "-k", "2"], "another run, with other settings"),
-        ([*command, "--format", "parquet"], "another format"),
-        (["predict", "--plan", "plan-a.zip", "-o", "out"], "another plan"),
-        (["plan", "status", "plan-a.zip", "out"], "another plan"),
-        (["plan", "finish", "plan-a.zip", "out"], "another plan"),
+    for other, what, hint in (
+        ([*command, "-k", "2"], "of another run: --top-k 5 instead of --top-k 2", "use the settings that"),
+        ([*command, "--format", "parquet"], "in jsonl", "--format jsonl, or another folder: --output FOLDER"),
+        (["predict", "--plan", "plan-a.zip", "-o", "out"], "of another plan", "name another folder"),
+        (["plan", "status", "plan-a.zip", "out"], "of another plan", "name another folder"),
+        (["plan", "finish", "plan-a.zip", "out"], "of another plan", "name another folder"),
     ):
         ran = mf(*other)
-        assert (ran.code, ran.err.splitlines()[0]) == (8, f"error: out has parts of {what}")
+        assert (ran.code, ran.err.startswith(f"error: out has parts {what}\nhint: {hint}")) == (8, True), ran.err
     ran = mf("predict", "--plan", "plan-photos", "-o", "photos")
     assert (ran.code, ran.err.splitlines()[0]) == (8, "error: photos has other files")
     assert merged(folder / "out") == before

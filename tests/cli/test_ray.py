@@ -74,7 +74,8 @@ def test_a_local_ray_that_is_interrupted_goes_on(mf: Mf, mf_process: Mf, folder:
     parts = "".join(path.read_text() for path in sorted(out.glob("part-*")))
     assert parts == mf("predict", "--files-from", "names", "--format", "jsonl").out
     ran = mf_process(*COMMAND, "-k", "2")
-    assert (ran.code, ran.err.splitlines()[0]) == (8, "error: out has parts of another run, with other settings")
+    difference = "--top-k 5 instead of --top-k 2"
+    assert (ran.code, ran.err.splitlines()[0]) == (8, f"error: out has parts of another run: {difference}")
 
 
 @pytest.mark.usefixtures("folder")

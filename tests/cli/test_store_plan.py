@@ -95,7 +95,10 @@ def test_what_is_refused(mf: Callable[..., Ran]) -> None:
     assert (missing.code, missing.err.splitlines()[0]) == (3, "error: s3://photos/none is not a complete plan")
     assert mf("predict", "--plan", PLAN, "-o", OUT, "--top-k", "3").code == 0
     other = mf("predict", "--plan", PLAN, "-o", OUT)
-    assert (other.code, other.err.splitlines()[0]) == (8, f"error: {OUT} has parts of another run, with other settings")
+    assert (other.code, other.err.splitlines()[0]) == (
+        8,
+        f"error: {OUT} has parts of another run: --top-k 3 instead of --top-k 5",
+    )
 
 
 def test_an_output_that_may_not_be_written(planned: ObjectStore, mf: Callable[..., Ran]) -> None:

@@ -24,6 +24,7 @@ FLAGS = {
     "exclude": "--exclude",
     "expect_sha256": "--expect-sha256",
     "files_from": "--files-from",
+    "format": "--format",
     "formats": "--formats",
     "ground_truth": "--ground-truth",
     "include": "--include",

@@ -10,10 +10,10 @@ import json
 import os
 import stat
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from mfcli.errors import OutputError
 from mfcli.files import write_atomically
@@ -241,14 +241,7 @@ class Journal:
         kept = read_settings(path)
         if kept is not None and kept.run == row.fields["run"]:
             theirs = kept.values
-        ours = self._settings.values
-        for name, meaning in _COARSE_SETTINGS.items():
-            if name in theirs and theirs[name] != ours.get(name):
-                return meaning.format(theirs=theirs[name], ours=ours.get(name), model=ours.get("model"))
-        different = [name for name, value in theirs.items() if ours.get(name) != value]
-        fine = [f"{name}={theirs[name]} instead of {name}={ours.get(name)}" for name in different if name != "labels"]
-        fine += ["other labels"] if "labels" in different else []
-        return ", ".join(fine) or "other settings, or another version of mf"
+        return describe_difference(theirs, self._settings.values)
 
     def _merge(self) -> None:
         """Put retried rows into the places of the failed rows of the same inputs; see `drop_failed`.
@@ -298,6 +291,22 @@ _COARSE_SETTINGS = {
     "artifact": "another version of mf",
 }
 """Settings of which the first that differs explains the rest."""
+
+
+def describe_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Name the settings of another run that differ from those of this one.
+
+    Args:
+        theirs: as many as are known, by parameter.
+        ours: all of them.
+    """
+    for name, meaning in _COARSE_SETTINGS.items():
+        if name in theirs and theirs[name] != ours.get(name):
+            return meaning.format(theirs=theirs[name], ours=ours.get(name), model=ours.get("model"))
+    different = [name for name, value in theirs.items() if ours.get(name) != value]
+    fine = [f"{name}={theirs[name]} instead of {name}={ours.get(name)}" for name in different if name != "labels"]
+    fine += ["other labels"] if "labels" in different else []
+    return ", ".join(fine) or "other settings, or another version of mf"
 
 
 def _settings_path(path: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from mfcli.errors import EngineError, OutputError, hint_at_permissions
 from mfcli.outputs.files import open_text, translate_write_errors
+from mfcli.outputs.journal import describe_difference
 from mfcli.outputs.reader import StoredResults
 from mfcli.outputs.writer import Writer
 from mfcli.runs import RunSettings, Summary
@@ -33,6 +34,7 @@ _MAX_ATTEMPTS = 10
 _REQUESTS = 64
 """Requests for counts that are under way at once."""
 _ANOTHER = "name another folder: output=FOLDER"
+_OR_ANOTHER = "or another folder: output=FOLDER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +117,17 @@ class PartFolder:
                     raise OutputError(f"{self.folder} has other files", _ANOTHER)
                 create(path, json.dumps(job).encode())
         found = _read_json(path)
-        for name, what in (("plan", "plan"), ("run", "run, with other settings"), ("format", "format")):
-            if found.get(name) != job[name]:
-                raise OutputError(f"{self.folder} has parts of another {what}", _ANOTHER)
+        if found.get("plan") != plan_digest:
+            raise OutputError(f"{self.folder} has parts of another plan", _ANOTHER)
+        if (format := found.get("format")) != self._format:
+            raise OutputError(f"{self.folder} has parts in {format}", f"format={format}, {_OR_ANOTHER}")
+        if found.get("run") != settings.run:
+            theirs = found.get("settings")
+            difference = describe_difference(theirs if isinstance(theirs, dict) else {}, settings.values)
+            raise OutputError(
+                f"{self.folder} has parts of another run: {difference}",
+                f"use the settings that it was begun with, {_OR_ANOTHER}",
+            )
 
     def path(self, shard: int) -> AnyPath:
         """Return the path of a part."""
