@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from mfcli.errors import UsageError
 from mfcli.files import url_scheme
 
 SCHEMES = ("s3", "gs", "az")
@@ -26,6 +27,16 @@ def find_store_url(path: str | Path) -> str | None:
     """Return the URL of an object that can be written, likewise; None for any other path."""
     url = find_url(path)
     return url if url is not None and url_scheme(url) in SCHEMES else None
+
+
+def refuse_addresses(path: str | Path, hint: str = "copy it to a local folder") -> None:
+    """Refuse a path that is an address, or was made from one, where only local files are read or written.
+
+    Raises:
+        UsageError: it is.
+    """
+    if url := find_url(path):
+        raise UsageError(f"{url}: object stores and addresses are not supported here", hint)
 
 
 def split_store_url(url: str) -> tuple[str, str]:

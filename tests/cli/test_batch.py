@@ -252,6 +252,16 @@ def test_a_run_that_stops_early_leaves_no_final_file(suffix: str, mf: Mf, many: 
     assert mf("predict", *many, "-q", "--format", suffix).out == path.read_text()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [(["s3://bucket/a.jsonl"], "copy it to a local file"), (["-", "-o", "s3://bucket/a.csv"], "name a local file")],
+)
+def test_convert_takes_no_addresses(arguments: list[str], hint: str, mf: Mf) -> None:
+    ran = mf("convert", *arguments)
+    message = f"error: {arguments[-1]}: object stores and addresses are not supported here\nhint: {hint}\n"
+    assert (ran.code, ran.err) == (2, message)
+
+
 def test_a_document_on_standard_output_says_that_it_is_not_complete(mf: Mf, many: list[Path]) -> None:
     stopped = mf("predict", *many, "-q", "--format", "json", "--max-failures", "0")
     assert json.loads(stopped.out)["summary"] == {"inputs": 6, "ok": 5, "failed": 1, "complete": False, "left_out": {}}

@@ -17,6 +17,7 @@ from mfcli.cli.options import Quiet
 from mfcli.cli.streams import note, standard_input, standard_output
 from mfcli.errors import NoInputsError
 from mfcli.outputs.writer import Writer
+from mfcli.store_urls import refuse_addresses
 
 
 def convert(
@@ -43,6 +44,8 @@ def convert(
     from mfcli.tasks import convert as task
 
     path = parse_output(output)
+    if path is not None:
+        refuse_addresses(path, "name a local file")
     layout = Layout.parse(path, format, template, header=not no_header, csv_safe=csv_safe, label_type=label_type)
     if path is not None and not overwrite:
         refuse_existing(path)
@@ -68,6 +71,7 @@ def _open_input(name: str) -> Iterator[BinaryIO]:
         try:
             file = stream or stack.enter_context(Path(name).open("rb"))
         except OSError as error:
+            refuse_addresses(name, "copy it to a local file")
             raise NoInputsError(f"cannot read {name}: {error.strerror}", "name a file that mf predict wrote") from error
         if not file.seekable():
             copy = stack.enter_context(tempfile.TemporaryFile())

@@ -19,7 +19,7 @@ from mfcli.inputs.selection import Selection, is_hidden
 from mfcli.inputs.source import Source
 from mfcli.inputs.walk import walk_folder
 from mfcli.results import Progress
-from mfcli.store_urls import find_url
+from mfcli.store_urls import refuse_addresses
 
 NO_PICTURES = "class has no pictures and is left out", "classes have no pictures and are left out"
 """What `count_names` says of classes."""
@@ -144,7 +144,7 @@ def read_judged(
 def _read_annotated(folder: Path, ground_truth: Path) -> tuple[LabelledPicture, ...]:
     """Return the pictures of a folder with the classes that a file gives them."""
     if not folder.is_dir():
-        _refuse_addresses(folder)
+        refuse_addresses(folder)
         raise UsageError(f"{folder} is not a folder", "ground_truth=FILE gives the classes of the pictures in a folder")
     sources = _list_pictures(folder)
     if not sources:
@@ -181,17 +181,11 @@ def _find_classes(path: Path) -> list[tuple[str, Split, list[Source]]]:
     elif path.is_file():
         found = [(label, split, [source]) for label, split, source in _read_csv(path)]
     else:
-        _refuse_addresses(path)
+        refuse_addresses(path)
         raise UsageError(f"{path} is neither a folder nor a file", _LAYOUTS)
     if not found:
         raise UsageError(f"{path} has no folders with pictures", _LAYOUTS)
     return found
-
-
-def _refuse_addresses(path: Path) -> None:
-    """Refuse a path that was made from an address, which has joined its slashes."""
-    if url := find_url(path):
-        raise UsageError(f"{url}: object stores and addresses are not supported here", "copy it to a local folder")
 
 
 def _list_labelled(path: Path, found: list[tuple[str, Split, list[Source]]]) -> tuple[LabelledPicture, ...]:
