@@ -371,6 +371,19 @@ def test_the_progress_has_a_total(photos: Path) -> None:
     assert tallies[-1] == Tally(26, 0, 10, 36)
 
 
+@pytest.mark.parametrize("digest", [None, "zz", ""])
+def test_a_damaged_index_of_digests_is_replaced(digest: str | None, photos: Path) -> None:
+    sources = [picture.source for picture in read_dataset(photos).pictures]
+    settings = Settings.from_environ()
+    compute_views(mfcli.load_predictor(features=True), sources, settings)
+    (index,) = (settings.cache_dir / "digests").glob("pictures-*.json")
+    known = index.read_text()
+    damaged = {name: [*recorded[:-1], digest] for name, recorded in json.loads(known).items()}
+    index.write_text("5" if digest is None else json.dumps(damaged))
+    assert all(isinstance(own, Views) for own in compute_views(mfcli.load_predictor(features=True), sources, settings))
+    assert index.read_text() == known
+
+
 def test_batches_are_halved_where_memory_is_short(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [picture.source for picture in read_dataset(photos).pictures]
     predictor = mfcli.load_predictor(features=True)

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,8 @@ from mfcli.inputs.source import Source
 from mfcli.models.splits import hash_pictures
 from mfcli.results import Failure, Progress, Tally
 from mfcli.settings import Settings, usable_cores
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +90,16 @@ def _list_digests(sources: Sequence[Source], settings: Settings | None) -> list[
     """Return the digests of files: those in the cache where device, inode, size and both times are as they were."""
     index = _find_index(sources, settings)
     known: dict[str, list[Any]] = {}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):  # not there, or damaged
         known = dict(read_json(index)) if index else {}
     identities = [_identify(source) for source in sources]
 
     def get(source: Source, identity: list[int] | None) -> bytes | Failure:
         recorded = known.get(source.argument)
         if identity and isinstance(recorded, list) and recorded[:-1] == identity:
-            return bytes.fromhex(recorded[-1])
+            digest = str(recorded[-1])
+            if _SHA256.fullmatch(digest):
+                return bytes.fromhex(digest)
         return _read_digest(source)
 
     with ThreadPoolExecutor(2 * usable_cores()) as pool:
