@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import zipfile
@@ -110,7 +111,10 @@ def test_lists_and_filters(store: ObjectStore, tmp_path: Path) -> None:
     assert read("s3://photos/", selection=Selection(exclude=("c",))) == {"s3://photos/a?1.jpg": b"a?1.jpg"}
 
 
-def test_archives(store: ObjectStore, tmp_path: Path) -> None:
+def test_archives(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     packed, tarred = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("in/1.jpg", b"one")
@@ -124,6 +128,7 @@ def test_archives(store: ObjectStore, tmp_path: Path) -> None:
         "s3://photos/a.zip/in/1.jpg": b"one",
         "s3://photos/b.tar/2.jpg": b"two",
     }
+    assert list(temporary.iterdir()) == []  # a program that is killed leaves no copy
     store.requests.clear()
     names = tmp_path / "names"
     names.write_text("s3://photos/b.tar/2.jpg\ns3://photos/a.zip/in\ns3://photos/a.zip/in/1.jpg\n")

@@ -4,13 +4,15 @@ A prefix that ends with a slash is a folder. Objects come in the order of their 
 order would need all names first. Archives are copied to a temporary file, which is kept for the next member.
 """
 
+import io
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from types import ModuleType
-from typing import IO, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from mfcli import stores
 from mfcli.errors import FailureCode, PictureError
@@ -21,6 +23,9 @@ from mfcli.inputs.walk import FileState, FoundPath, compile_member_glob, find_wi
 from mfcli.results import Failure
 from mfcli.store_urls import HUB_SCHEME, split_store_url
 from mfcli.stores import StoredObject
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
 def _get_client(url: str) -> ModuleType:
@@ -113,7 +118,33 @@ def _open_copy(client: ModuleType, name: str, timeout_s: float) -> BinaryIO:
     with _lock:
         if version not in _copies:
             _copies.clear()
-            file = tempfile.NamedTemporaryFile(prefix="mf-")  # noqa: SIM115 - it stays
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - without a name, it ends with the process, however that ends
             client.download_object(name, file, timeout_s)
             _copies[version] = file
-        return Path(_copies[version].name).open("rb")
+        return io.BufferedReader(_Reader(_copies[version]))
+
+
+class _Reader(io.RawIOBase):
+    """Reads a file from a position of its own, and keeps it open."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._position = file, 0
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: os.fstat(self.fileno()).st_size}
+        self._position = base[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        read = os.preadv(self.fileno(), [buffer], self._position)
+        self._position += read
+        return read
