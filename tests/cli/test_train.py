@@ -64,7 +64,16 @@ def test_a_trained_model_is_a_model_like_any_other(
     assert row["predictions"][0]["prob"] > 0.6
     assert "bundled" not in mf("predict", picture, "--model", folder).err
     assert mfcli.load_predictor(str(folder)).predict(picture).label == "green"
-    assert json.loads(mf("info", folder, "--format", "json").out)["num_classes"] == 3
+    told = json.loads(mf("info", folder, "--format", "json").out)
+    assert (told["num_classes"], told["training"]["base"], told["training"]["judged_by"]) == (
+        3,
+        "convformer_t8_64",
+        "val",
+    )
+    assert (told["training"]["judged_pictures"], told["training"]["top1"]) == (val["pictures"], val["top1"])
+    assert f"training_top1 {round(val['top1'], 4)} " in " ".join(mf("info", folder).out.split())
+    (folder / "metrics.json").write_text("[]")
+    assert json.loads(mf("info", folder, "--format", "json").out)["training"] is None
     assert mf("embed", picture, "-m", folder, "-o", tmp_path / "f.npz", "-q").code == 0
     monkeypatch.setenv("MF_MODELS_DIR", str(folder.parent))
     assert json.loads(mf("list-models", "--pretraining", "own", "--format", "jsonl").out)["name"] == "colours"

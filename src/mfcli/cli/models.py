@@ -97,7 +97,11 @@ def info(
             stream.write(format_document(fields))
             return
         artifacts, weights = fields.pop("artifacts"), fields.pop("weights") or {}
+        training = fields.pop("training") or {}
         fields |= {f"weights_{key}": value for key, value in weights.items()}
+        fields |= {
+            f"training_{key}": round(value, 4) if isinstance(value, float) else value for key, value in training.items()
+        }
         fields |= {f"artifact_{key}": value for artifact in artifacts[:1] for key, value in artifact.items()}
         fields["other_artifacts"] = [artifact["path"] for artifact in (*artifacts[1:], *fields["other_artifacts"])]
         rows = [{"field": name, "value": value} for name, value in fields.items() if value not in (None, [], {})]

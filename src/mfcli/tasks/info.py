@@ -1,14 +1,18 @@
 """Describe one model: its row in the registry, and its files on this machine."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from mfcli.artifact.file import Artifact, find_artifacts, locate_artifact
 from mfcli.errors import MfError
+from mfcli.files import read_json
 from mfcli.hub.acquire import Copy, Fetch, FetchOptions, Missing, Use, resolve
 from mfcli.hub.bundled import is_bundled
 from mfcli.hub.cache import ModelCache, StoredWeights
+from mfcli.models.own import ARGS_FILE
 from mfcli.models.registry import Variant
+from mfcli.outputs.training import METRICS_FILE
 from mfcli.settings import Settings
 
 
@@ -31,6 +35,7 @@ def describe(variant: Variant, settings: Settings) -> dict[str, Any]:
         "plan": _describe_plan(variant, settings, has_artifact=bool(own)) if cache else None,
         "artifacts": [_describe_artifact(artifact) for artifact in own],
         "other_artifacts": [_describe_artifact(artifact) for artifact in artifacts if artifact not in own],
+        "training": _describe_training(variant.folder) if variant.folder else None,
     }
 
 
@@ -40,6 +45,28 @@ def _describe_weights(have: StoredWeights | None) -> dict[str, Any] | None:
     fields = {**dataclasses.asdict(have), "path": str(have.path), "is_here": have.is_here}
     del fields["identity"]  # internal
     return fields
+
+
+def _describe_training(folder: Path) -> dict[str, Any] | None:
+    """Return what a model of `mf train` learned from, and how good it is; None if its figures cannot be read.
+
+    `top1` and the others are of the pictures set aside, or of the folds where there are none.
+    """
+    try:
+        args, metrics = read_json(folder / ARGS_FILE), read_json(folder / METRICS_FILE)
+        judged_by = next((kind for kind in ("val", "out_of_fold") if metrics[kind]), None)
+        figures = metrics[judged_by] if judged_by else {}
+        names = ("top1", "log_loss", "calibration_error")
+        return {
+            "base": args["base"],
+            "data": args["data"],
+            "pictures": metrics["pictures"]["train"],
+            "judged_by": judged_by,
+            "judged_pictures": figures.get("pictures"),
+            **{name: figures.get(name) for name in names},
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _describe_plan(variant: Variant, settings: Settings, has_artifact: bool) -> str:
