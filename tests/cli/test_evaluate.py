@@ -243,11 +243,21 @@ def test_answers_that_abstain_are_counted(mf: Mf, folder: Path, tmp_path: Path) 
     assert (figures["abstained"], figures["kept_top1"]) == (0.25, pytest.approx(2 / 3))
 
 
+UNUSABLE = "has no classes with probabilities for"
+
+
 @pytest.mark.parametrize(
-    "damage", [[], [{"prob": float("nan")}], [{"prob": 7}], [{"class_index": -1}], [{"class_index": 10**12}]]
+    ("damage", "problem"),
+    [
+        ([], UNUSABLE),
+        ([{"prob": float("nan")}], "is not a row of mf predict"),
+        ([{"prob": 7}], UNUSABLE),
+        ([{"class_index": -1}], UNUSABLE),
+        ([{"class_index": 10**12}], UNUSABLE),
+    ],
 )
 def test_rows_without_usable_answers_are_refused(
-    mf: Mf, folder: Path, tmp_path: Path, damage: list[dict[str, object]]
+    mf: Mf, folder: Path, tmp_path: Path, damage: list[dict[str, object]], problem: str
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     assert mf("predict", folder, "-k", "1", "-o", rows).code == 0
@@ -255,7 +265,7 @@ def test_rows_without_usable_answers_are_refused(
     first["predictions"] = [first["predictions"][0] | own for own in damage]
     rows.write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
     ran = mf("evaluate", rows)
-    assert (ran.code, "has no classes with probabilities for" in ran.err) == (8, True), ran.err
+    assert (ran.code, problem in ran.err) == (8, True), ran.err
 
 
 def test_the_classes_of_a_head_that_rows_do_not_show(mf: Mf, folder: Path, tmp_path: Path) -> None:
