@@ -24,14 +24,15 @@ from mfcli.errors import UsageError
 from mfcli.hub.bundled import bundled_file
 from mfcli.inference.engines.base import Precision
 from mfcli.inputs.dataset import read_dataset
-from mfcli.inputs.source import Source
 from mfcli.models.metaformer import create_model
 from mfcli.models.registry import find_variant
+from mfcli.results import Step
 from mfcli.settings import Settings
 from mfcli.tasks.train import train
 from mfcli.training import finetune
-from mfcli.training.augmentation import AS_IT_IS, AugmentedPictures, make_loader
+from mfcli.training.augmentation import AugmentedPictures, make_loader
 from mfcli.training.candidates import Candidate
+from mfcli.training.decoding import DecodedPictures
 from mfcli.training.request import FinetuneOptions, OptimizerName, TrainRequest
 
 Mf = Callable[..., Ran]
@@ -103,16 +104,6 @@ def learn(lessons: finetune.Lessons, state: Path, epochs: int = 1, **options: An
     plan, chosen = mfcli.load_predictor().artifact.plan, FinetuneOptions(epochs, batch_size=4, device="cpu", **options)
     finetune.finetune(find_variant("bundled").architecture, weights, plan, lessons, chosen, 0, state, "fingerprint")
     return dict(torch.load(state / "last.pt")["ema"])
-
-
-@pytest.mark.parametrize("processes", [0, 1])
-def test_a_picture_that_can_no_longer_be_read(processes: int, tmp_path: Path) -> None:
-    gone = Source(str(tmp_path / "gone.jpg"))
-    pictures = AugmentedPictures([gone], mfcli.load_predictor().artifact.plan, 0)
-    (error,) = make_loader(pictures, [[(0, 0), (0, 0)]], processes)
-    assert isinstance(error, UsageError)
-    assert error.message == f"{gone.argument} can no longer be read: no such file"
-    assert error.hint == "put it back"
 
 
 def test_pictures_that_are_held_out_teach_nothing(photos: Path, tmp_path: Path) -> None:
@@ -283,25 +274,64 @@ def test_learning_rates_fall_towards_the_stem() -> None:
     assert sorted({group["lr_scale"] for group in optimizer.param_groups}) == [0.5**layer for layer in range(9, -1, -1)]
 
 
-def test_the_same_key_gives_the_same_picture(photos: Path) -> None:
-    plan = mfcli.load_predictor().artifact.plan
-    pictures = AugmentedPictures(make_lessons(photos).sources, plan, 0)
-    twice = [pictures[key] for key in ((3, 1), (4, 1), (AS_IT_IS, 1)) for _ in range(2)]
-    first, again, other, _, as_it_is, as_it_was = [own for own in twice if isinstance(own, torch.Tensor)]
+def test_the_same_epoch_gives_the_same_picture(photos: Path) -> None:
+    lessons, plan = make_lessons(photos), mfcli.load_predictor().artifact.plan
+    pictures = DecodedPictures(lessons.sources, lessons.held_out, plan, 20, print)
+    loader, loaded = make_loader(AugmentedPictures(plan, 0), pictures, 0), []
+    for epoch in (3, 3, 4):
+        pictures.request(epoch, [np.array([0, 1])])
+        loaded += [pixels for _, pixels in loader]
+    first, again, other = loaded
+    assert lessons.held_out[:2].tolist() == [True, False]
     assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert torch.equal(as_it_is, as_it_was)
+    assert torch.equal(first[0], other[0])
+    assert not torch.equal(first[1], other[1])
 
 
 @pytest.mark.slow
 def test_processes_load_the_same_pictures(photos: Path) -> None:
-    plan = mfcli.load_predictor().artifact.plan
-    pictures = AugmentedPictures(make_lessons(photos).sources, plan, 0)
+    lessons, plan = make_lessons(photos), mfcli.load_predictor().artifact.plan
+    pictures = DecodedPictures(lessons.sources, lessons.held_out, plan, 20, print)
     loaded = []
     for processes in (0, 2):
-        batches: list[list[tuple[int, int]]] = []
-        loader = make_loader(pictures, batches, processes)
+        loader = make_loader(AugmentedPictures(plan, 0), pictures, processes)
         for epoch in range(2):
-            batches[:] = [[(epoch, 0), (epoch, 1)], [(epoch, 2), (AS_IT_IS, 3)]]
-            loaded.append(torch.cat(list(loader)))
+            pictures.request(epoch, [np.array([0, 1]), np.array([2, 3])])
+            loaded.append(torch.cat([pixels for _, pixels in loader]))
     assert torch.equal(torch.cat(loaded[:2]), torch.cat(loaded[2:]))
+
+
+def test_an_odd_number_of_pictures_in_a_batch(photos: Path, tmp_path: Path) -> None:
+    lessons = make_lessons(photos)
+    learned = np.flatnonzero(~lessons.held_out)
+    Path(lessons.sources[learned[0]].argument).unlink()
+    assert all(torch.isfinite(tensor).all() for tensor in learn(lessons, tmp_path / "a").values())
+
+
+def lose_pictures(photos: Path, output: Path, names: str) -> tuple[Any, list[str]]:
+    """Train while pictures are removed after the first step; return the figures, and the notes."""
+    notes: list[str] = []
+
+    def progress(news: object) -> None:
+        if isinstance(news, Step):
+            for path in photos.glob(names):
+                path.unlink()
+        elif isinstance(news, str):
+            notes.append(news)
+
+    request = TrainRequest(photos, output, finetune=FinetuneOptions(1, batch_size=8, device="cpu"))
+    return train(request, Settings.from_environ(), progress), notes
+
+
+@pytest.mark.usefixtures("keep_finetuned")
+def test_pictures_that_are_lost_while_others_are_learned_are_left_out(photos: Path, tmp_path: Path) -> None:
+    lost = sorted(photos.glob("red/*"))[0]
+    metrics, notes = lose_pictures(photos, tmp_path / "m", f"red/{lost.name}")
+    assert f"1 picture can no longer be read and is left out: {lost}" in notes
+    assert (sum(metrics["pictures"].values()), metrics["pictures"]["left_out"]) == (24, 1)
+    assert f"{lost},red,left_out,,not_found: no such file" in (tmp_path / "m" / "split.csv").read_text()
+
+
+def test_a_class_that_is_lost_while_others_are_learned(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"too few pictures can be read again: 8 pictures can no longer be read"):
+        lose_pictures(photos, tmp_path / "m", "red/*")

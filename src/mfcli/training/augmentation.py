@@ -4,7 +4,7 @@ torch and timm take long to import: import this module inside functions only.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,8 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mfcli.errors import PictureError, UsageError
-from mfcli.inputs.decode import decode
-from mfcli.inputs.sources import Source
 from mfcli.models.preprocess import PreprocessPlan
-
-AS_IT_IS = -1
-"""The epoch of pictures that are not changed."""
-Key = tuple[int, int]
-"""The epoch and the index of a picture."""
+from mfcli.training.decoding import Lesson
 
 _MIN_CROP = 0.35
 """Share of the area that a random crop has at least."""
@@ -29,20 +22,18 @@ _AUGMENT = "rand-m7-mstd0.5-inc1-mmax9"
 """At magnitude 10 timm posterizes to 0 bits, which Pillow refuses."""
 
 
-class AugmentedPictures(Dataset[Tensor | UsageError]):
-    """Normalised pictures, float32 (3, H, W), by epoch and index; the same key always gives the same tensor.
+class AugmentedPictures(Dataset[tuple[int, Tensor]]):
+    """Decoded pictures, by themselves: their indices, and normalised pixels, float32 (3, H, W).
 
-    Of a picture that can no longer be read it gives the error: torch would make a text with a traceback of one that is
-    raised in another process.
+    The same picture is changed in the same way whenever it comes in the same epoch; what is held out is not changed.
 
     Args:
-        sources: the pictures.
         plan: the preprocessing.
         seed: another one gives other changes.
     """
 
-    def __init__(self, sources: Sequence[Source], plan: PreprocessPlan, seed: int) -> None:
-        self._sources, self._plan, self._seed = sources, plan, seed
+    def __init__(self, plan: PreprocessPlan, seed: int) -> None:
+        self._seed = seed
         self._transform = create_transform(
             (3, *plan.crop_size),
             is_training=True,
@@ -54,19 +45,12 @@ class AugmentedPictures(Dataset[Tensor | UsageError]):
             std=plan.std,
         )
 
-    def __getitem__(self, key: Key) -> Tensor | UsageError:
-        epoch, index = key
-        source, is_changed = self._sources[index], epoch != AS_IT_IS
-        try:
-            with source.open() as file:  # a crop of half the side is not enlarged
-                picture = decode(file, least_side=2 * max(self._plan.crop_size) if is_changed else None).rgb
-        except PictureError as error:
-            return UsageError(f"{source.shown_name} can no longer be read: {error.message}", "put it back")
-        if not is_changed:
-            return torch.from_numpy(self._plan.apply(picture))
+    def __getitem__(self, lesson: Lesson) -> tuple[int, Tensor]:
+        epoch, index, picture = lesson
+        if isinstance(picture, np.ndarray):
+            return index, torch.from_numpy(picture)
         seed_generators(self._seed, epoch, index)
-        pixels: Tensor = self._transform(picture)
-        return pixels
+        return index, self._transform(picture)
 
 
 def seed_generators(*numbers: int) -> None:
@@ -78,19 +62,14 @@ def seed_generators(*numbers: int) -> None:
 
 
 def make_loader(
-    pictures: AugmentedPictures, batches: list[list[Key]], processes: int
-) -> "DataLoader[Tensor | UsageError]":
-    """Return what loads the batches that are in the list when it is iterated over, or the first error in each.
+    pictures: AugmentedPictures, batches: Iterable[list[Lesson]], processes: int
+) -> "DataLoader[tuple[int, Tensor]]":
+    """Return what yields, of each batch, the indices, int64 (N,), and the pixels, float32 (N, 3, H, W).
 
     Args:
-        pictures: the pictures.
-        batches: the keys of each.
-        processes: that load; 0 for this one.
+        pictures: augments them.
+        batches: of decoded pictures; each pass over the loader iterates over them, in this process.
+        processes: that augment; 0 for this one.
     """
     more: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True} if processes else {}
-    return DataLoader(pictures, batch_sampler=batches, num_workers=processes, collate_fn=_stack, **more)
-
-
-def _stack(loaded: Sequence[Tensor | UsageError]) -> Tensor | UsageError:
-    error = next((own for own in loaded if isinstance(own, UsageError)), None)
-    return error or torch.stack([own for own in loaded if isinstance(own, Tensor)])
+    return DataLoader(pictures, batch_sampler=batches, num_workers=processes, **more)

@@ -21,7 +21,7 @@ from mfcli.inference.engines import choose_engine, load_engine
 from mfcli.inference.engines.base import EngineName, EngineOptions
 from mfcli.inference.predictor import Predictor
 from mfcli.inference.preparation import PictureOptions
-from mfcli.inputs.dataset import LabelledPicture, Split
+from mfcli.inputs.dataset import Split
 from mfcli.models.abstention import Familiarity, Thresholds, fit_familiarity, list_error_bounds
 from mfcli.models.calibration import fit_temperature, log_loss
 from mfcli.models.head import FittedHead, Head, Method, TrainingSet, fit_head
@@ -30,9 +30,10 @@ from mfcli.models.metrics import Answers, compute_figures, judge
 from mfcli.models.own import make_own_variant
 from mfcli.models.preprocess import PreprocessPlan
 from mfcli.models.registry import Variant, find_variant
-from mfcli.results import Label, Output, Progress
+from mfcli.results import Failure, Label, Output, Progress
 from mfcli.settings import Settings
-from mfcli.training.assignment import AssignedPicture, index_labels, make_training_set
+from mfcli.training.assignment import AssignedPicture, index_labels, list_classes, make_training_set
+from mfcli.training.decoding import describe_lost
 from mfcli.training.folder import NewFolder
 from mfcli.training.request import FinetuneOptions, TrainRequest
 from mfcli.training.views import Views, compute_views
@@ -180,12 +181,14 @@ def finetune_backbone(
         _fingerprint(probe, request),
         is_over,
         progress,
+        request.decode_timeout_s,
     )
     digest = sha256_of(tuned.path)
     weights = read_checkpoint(tuned.path, variant, digest).weights
     backbone = _load_backbone(variant, tuned.path, digest, base.plan, request, make_class_labels(classes), settings)
     pictures = _recompute(backbone, probe.pictures, progress)
     training = make_training_set(pictures, classes, request.class_weight, request.seed)
+    held_out = training.folds == _HELD_OUT_FOLD
     training = replace(training, folds=np.where(held_out, _HELD_OUT_FOLD, -1), other_folds=())
     fitted = _calibrate(Head(weights["head.weight"], weights["head.bias"]), training)
     limits = _make_limits(training, fitted, *fit_familiarity(training))
@@ -249,15 +252,32 @@ def _fingerprint(probe: Candidate, request: TrainRequest) -> str:
 def _recompute(
     backbone: Predictor, pictures: Sequence[AssignedPicture], progress: Progress
 ) -> Sequence[AssignedPicture]:
-    """Return the pictures with the features of another backbone."""
+    """Return the pictures with the features of another backbone; those that can no longer be read are left out.
+
+    Raises:
+        UsageError: of a class, of those held out or of a split none can be read.
+    """
     used = [own for own in pictures if own.split is not None]
     views = compute_views(backbone, [own.labelled.source for own in used], None, progress)
-    known: dict[LabelledPicture, Views] = {}
-    for own, found in zip(used, views, strict=True):
-        if not isinstance(found, Views):
-            raise UsageError(f"{own.labelled.source.shown_name} can no longer be read: {found.message}", "put it back")
-        known[own.labelled] = found
-    return [replace(own, views=known.get(own.labelled)) for own in pictures]
+    found = dict(zip((own.labelled for own in used), views, strict=True))
+    recomputed = [_replace_views(own, found.get(own.labelled)) for own in pictures]
+    if lost := [own.labelled.source for own in used if isinstance(found[own.labelled], Failure)]:
+        progress(describe_lost(lost))
+    if _list_needed(recomputed) != _list_needed(pictures):
+        raise UsageError(f"too few pictures can be read again: {describe_lost(lost)}", "put them back")
+    return recomputed
+
+
+def _replace_views(picture: AssignedPicture, views: Views | Failure | None) -> AssignedPicture:
+    if isinstance(views, Failure):
+        return AssignedPicture(picture.labelled, None, None, f"{views.code}: {views.message}")
+    return replace(picture, views=views)
+
+
+def _list_needed(pictures: Sequence[AssignedPicture]) -> tuple[object, ...]:
+    """Return the classes and the splits that have pictures, and whether any are held out."""
+    splits = {own.split for own in pictures} | {None}
+    return list_classes(pictures), splits, any(own.fold == _HELD_OUT_FOLD for own in pictures)
 
 
 def _calibrate(head: Head, training: TrainingSet) -> FittedHead:

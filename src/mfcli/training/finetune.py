@@ -9,7 +9,7 @@ import io
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,9 @@ from mfcli.models.metaformer import build_model
 from mfcli.models.preprocess import PreprocessPlan
 from mfcli.models.registry import Architecture
 from mfcli.results import Progress, Step
-from mfcli.settings import usable_cores
-from mfcli.training.augmentation import AS_IT_IS, AugmentedPictures, Key, make_loader, seed_generators
+from mfcli.settings import DEFAULT_DECODE_TIMEOUT_S, usable_cores
+from mfcli.training.augmentation import AugmentedPictures, make_loader, seed_generators
+from mfcli.training.decoding import DecodedPictures
 from mfcli.training.folder import STATE_FILE
 from mfcli.training.request import FinetuneOptions
 
@@ -96,6 +97,7 @@ def finetune(
     fingerprint: str,
     is_over: Callable[[], bool] = lambda: False,
     progress: Progress = lambda _: None,
+    decode_timeout_s: float = DEFAULT_DECODE_TIMEOUT_S,
 ) -> FinetunedWeights:
     """Train a backbone and its head, or go on with a training that was interrupted.
 
@@ -109,17 +111,19 @@ def finetune(
         state: the folder of `last.pt` and `best.safetensors`.
         fingerprint: of everything above; a state with another one is not continued.
         is_over: asked after each epoch whether the time is over.
-        progress: told the steps, and the figures of each epoch.
+        progress: told the steps, the figures of each epoch, and the pictures that can no longer be read.
+        decode_timeout_s: seconds that decoding a picture may take.
 
     Raises:
         DivergedError: the loss becomes NaN or infinite.
         EngineError: the device cannot be used, or has too little memory.
         OutputError: the state is damaged, or cannot be written.
-        UsageError: a picture can no longer be read, or the state has another fingerprint.
+        UsageError: the pictures can no longer be read, or the state has another fingerprint.
     """
     device = find_device(options.device)
     try:
-        run = _Run(architecture, weights, plan, lessons, options, seed, device)
+        pictures = DecodedPictures(lessons.sources, lessons.held_out, plan, decode_timeout_s, progress)
+        run = _Run(architecture, weights, plan, lessons, pictures, options, seed, device)
         run.restore(state, fingerprint)
         while not run.is_finished and not (run.epoch and is_over()):
             figures = run.train_epoch(progress)
@@ -154,6 +158,7 @@ class _Run:
         weights: Mapping[str, NDArray[np.float32]],
         plan: PreprocessPlan,
         lessons: Lessons,
+        pictures: DecodedPictures,
         options: FinetuneOptions,
         seed: int,
         device: torch.device,
@@ -186,9 +191,9 @@ class _Run:
         )
         self._mixup = Mixup(_MIXUP_ALPHA, prob=_MIXUP_PROB, label_smoothing=_SMOOTHING, num_classes=num_classes)
         self._class_weights = torch.from_numpy(lessons.class_weights).float().to(self._device)
-        self._batches: list[list[Key]] = []
+        self._pictures = pictures
         loaders = 0 if self._device.type == "cpu" else min(usable_cores(), _MAX_LOADERS)
-        self._loader = make_loader(AugmentedPictures(lessons.sources, plan, self._seed), self._batches, loaders)
+        self._loader = make_loader(AugmentedPictures(plan, self._seed), pictures, loaders)
 
     @property
     def epoch(self) -> int:
@@ -213,11 +218,11 @@ class _Run:
         order = np.random.default_rng((self._seed, self.epoch)).permutation(self._learned)
         batches = order[: self._steps * self._batch_size].reshape(self._steps, self._batch_size)
         started, losses = time.monotonic(), []
-        for step, pixels in enumerate(self._load(batches, self.epoch)):
+        for step, (indices, pixels) in enumerate(self._load(list(batches))):
             update = self.epoch * self._steps + step
             self._schedule.step_update(update + 1)
             seed_generators(self._seed, self.epoch, step)
-            losses.append(self._learn(pixels, batches[step], update))
+            losses.append(self._learn(pixels, indices, update))
             rate = (step + 1) * self._batch_size / (time.monotonic() - started)
             words = (
                 f"epoch {self.epoch + 1} of {self._options.epochs}, loss {np.mean(losses):.3f}, {rate:.1f} pictures/s"
@@ -227,15 +232,16 @@ class _Run:
         self.history.append({"loss": float(np.mean(losses)), "lr": lr} | self._judge())
         return self.history[-1]
 
-    def _load(self, batches: Iterable[NDArray[np.intp]], epoch: int) -> Iterator[Tensor]:
-        self._batches[:] = [[(epoch, int(index)) for index in batch] for batch in batches]
-        for pixels in self._loader:
-            if isinstance(pixels, UsageError):
-                raise pixels
-            yield pixels.to(self._device, memory_format=torch.channels_last)
+    def _load(self, batches: Sequence[NDArray[np.intp]]) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
+        """Yield the indices and the pixels of the pictures in each batch that can be read."""
+        self._pictures.request(self.epoch, batches)
+        for indices, pixels in self._loader:
+            yield indices.numpy(), pixels.to(self._device, memory_format=torch.channels_last)
 
     def _learn(self, pixels: Tensor, indices: NDArray[np.intp], update: int) -> float:
         """Take a step, and return the loss before it."""
+        if len(indices) % 2:  # mixup takes pairs
+            indices, pixels = np.append(indices, indices[0]), torch.cat([pixels, pixels[:1]])
         targets = torch.from_numpy(self._lessons.targets[indices]).to(self._device)
         pixels, mixed = self._mixup(pixels, targets)
         with self._autocast():
@@ -252,8 +258,9 @@ class _Run:
         """Return how good the average is on the pictures held out, after the temperature that suits them."""
         batches = np.array_split(self._judged, math.ceil(len(self._judged) / self._options.batch_size))
         with torch.inference_mode(), self._autocast():
-            parts = [self._ema.module(pixels).float().cpu().double() for pixels in self._load(batches, AS_IT_IS)]
-        logits, targets = torch.cat(parts).numpy(), self._lessons.targets[self._judged]
+            parts = [(own, self._ema.module(pixels).float().cpu().double()) for own, pixels in self._load(batches)]
+        indices = np.concatenate([own for own, _ in parts])
+        logits, targets = torch.cat([part for _, part in parts]).numpy(), self._lessons.targets[indices]
         self._check(float(np.abs(logits).max()))
         weights = self._lessons.class_weights[targets]
         loss = log_loss(logits / fit_temperature(logits, targets, weights), targets, weights)
